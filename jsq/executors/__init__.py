@@ -1,4 +1,4 @@
-"""Where a task's function runs: on the loop, in a thread, or in a process of its own."""
+"""Executors run the functions of tasks: on the event loop, in a thread, or in a child process."""
 
 from jsq.executors.base import Execution, Executor, Judged, Raised, Returned
 from jsq.executors.loop import LoopExecutor

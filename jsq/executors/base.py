@@ -47,10 +47,10 @@ class Execution(Protocol):
 
 
 def ignore_end() -> None:
-    """The callback of a caller that needs none."""
+    """The callback of a caller that does not need the call."""
 
 
 class Executor(Protocol):
-    """Starts functions. `ended` is called on the loop when one has ended, just before its `end` is done."""
+    """Starts functions. `ended` is called on the loop when one has ended, just before `end` is done."""
 
     def start(self, function: Callable[[], Any], ended: Callable[[], None] = ignore_end) -> Execution: ...

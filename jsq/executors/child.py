@@ -72,11 +72,12 @@ class ImportRequest:
 
 
 def serve(number: int, level: int) -> None:
-    """Run the requests of the socket with this file descriptor until it is closed: the main program of a
-    child.
+    """Run the requests from a socket until it is closed; this is the main program of a child.
+
+    `number` is the file descriptor of the socket, `level` the log level.
     """
     wire = socket.socket(fileno=number)
-    wire.set_inheritable(False)  # processes that a task starts shall not keep it open
+    wire.set_inheritable(False)  # processes that a task starts must not keep it open
     ChildServer(wire).serve(level)
 
 
@@ -96,7 +97,8 @@ class ChildServer:
         self._files = StandardFiles()
 
     def serve(self, level: int) -> None:
-        # The worker ends this process. A handler is not inherited by processes that a task starts.
+        # Only the worker ends this process. Unlike SIG_IGN, a handler is not inherited by processes of a
+        # task.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, self._interrupted)
         logging.basicConfig(level=level, handlers=[Forward(self.send)], force=True)
@@ -170,7 +172,7 @@ class ChildServer:
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self._running:
             self._running = False
-            raise KeyboardInterrupt("the attempt is to end")
+            raise KeyboardInterrupt("the attempt must end")
 
     def _read_messages(self) -> None:
         while (message := receive_message(self._wire)) is not None:
@@ -226,7 +228,7 @@ def judge_error(error: BaseException, request: CallRequest, policy: RetryPolicy)
 def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature, Predicate | None]:
     """The function at a location, and the `retry_if` predicate of its task.
 
-    Raises `UsageError`, and what its module raises while it is imported.
+    Raises `UsageError`, and the exceptions of its module's import.
     """
     found: Any = main_of(place.file) if place.file else importlib.import_module(place.module)
     for part in place.name.split("."):
@@ -234,13 +236,15 @@ def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature,
     function = found.function if isinstance(found, Task) else found
     if not callable(function):
         where = place.file or place.module
-        raise UsageError(f"the child process finds no function {place.name} in {where}: name it so there")
+        raise UsageError(
+            f"the child process finds no function {place.name} in {where}; define it under this name"
+        )
     when = found.declaration.retry.retry_if if isinstance(found, Task) else None
     return function, Signature(function, skip=int(takes_context(function))), when
 
 
 def import_functions(places: tuple[FunctionLocation, ...]) -> None:
-    """Import functions ahead of their calls. What goes wrong is raised again by the call."""
+    """Import functions ahead of their calls. The call raises the errors of an import again."""
     for place in places:
         with contextlib.suppress(BaseException):  # the code of a user's module may raise anything
             function_at(place)
@@ -248,7 +252,7 @@ def import_functions(places: tuple[FunctionLocation, ...]) -> None:
 
 @functools.cache
 def main_of(file: str) -> dict[str, Any]:
-    """The names that a file defines which the worker runs as its main module."""
+    """The names that are defined by the file which the worker runs as its main module."""
     sys.path.insert(0, str(Path(file).parent))
     return runpy.run_path(file, run_name=CHILD_MAIN)
 

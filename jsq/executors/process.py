@@ -27,7 +27,7 @@ log = logging.getLogger("jsq.worker")
 MEGABYTE = 1_000_000
 
 EXIT_SECONDS = 2.0
-"""Seconds that a child which is no longer needed gets to exit by itself."""
+"""Seconds in which an unneeded child may exit by itself."""
 
 START = "import sys; sys.path[:] = {path!r}; from jsq.executors.child import serve; serve({number}, {level})"
 
@@ -39,10 +39,10 @@ KeepWork = Callable[[str, str, bytes], Awaitable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class ChildCallbacks:
-    """What the worker does while a function runs in a child.
+    """The worker's callbacks while a function runs in a child.
 
-    `progress` takes the progress that it reports, `began` is called when the child calls it, `ended` when it
-    has ended. `keep` stores its checkpoints; a function that takes no `Context` has none.
+    `progress` receives the reported progress, `began` is called when the child calls the function, `ended`
+    when the function has ended. `keep` stores checkpoints; a function that takes no `Context` has none.
     """
 
     progress: ReportProgress = lambda *_: None
@@ -97,7 +97,7 @@ class ChildProcess:
                 os.kill(self.process.pid, signal.SIGKILL)
 
     async def reap(self) -> int:
-        """Wait for the exit of the child, or kill it in the end.
+        """Wait for the exit of the child, and kill it if it does not exit in time.
 
         Returns the exit code, negative for a signal.
         """
@@ -289,7 +289,7 @@ class ProcessExecutor:
             self._spare = None
 
     def _forget(self, child: ChildProcess) -> None:
-        """Replace a child that has exited. One that exits unused is not: the next might do the same."""
+        """Replace a child that has exited, unless it was unused: the next one might exit too."""
         self._children.discard(child)
         if child in self._idle:
             self._idle.remove(child)
@@ -331,7 +331,7 @@ def write_log_record(record: dict[str, Any]) -> None:
 
 
 def describe_exit(code: int) -> str:
-    """How a child ended, for the user."""
+    """The reason why a child ended, for the error of the job."""
     if code >= 0:
         return f"the child process ended with exit code {code} while it ran the task"
     try:

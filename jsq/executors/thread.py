@@ -1,7 +1,7 @@
 """Runs plain functions in threads.
 
 The threads are daemons, so a function that never ends does not keep the worker from exiting, as the standard
-pool would. A thread cannot be interrupted; the function may look at `Context.cancelled`.
+pool would. A thread cannot be interrupted; the function may check `Context.cancelled`.
 """
 
 import asyncio

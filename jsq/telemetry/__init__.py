@@ -1,1 +1,1 @@
-"""What a worker shows of itself: metrics for Prometheus, probes for Kubernetes, and log lines."""
+"""Metrics for Prometheus, probes for Kubernetes, and log lines of a worker."""

@@ -1,4 +1,4 @@
-"""Log lines: one for each turn of a job's life, as text or as JSON, inert in a terminal."""
+"""Log lines: one for each change of a job, as text or as JSON, without control characters."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any, Literal, TextIO
 Format = Literal["text", "json"]
 
 MAX_WAITING_LINES = 1_000
-"""Lines that may wait for the end of a turn."""
+"""Lines that may wait for the end of a turn of the event loop."""
 
 _empty_record = vars(logging.makeLogRecord({}))
 _first_extra = len(_empty_record)
@@ -20,7 +20,7 @@ _record_fields = frozenset(_empty_record) | {"message", "asctime", "taskName"}
 
 
 def log_to_stderr(form: Format, level: str) -> None:
-    """Write our log lines, and those of tasks, to stderr: one line each."""
+    """Write the log records of jsq and of tasks to stderr, one line each."""
     handler = LineHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -28,33 +28,33 @@ def log_to_stderr(form: Format, level: str) -> None:
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Writes lines to stderr: those of one turn of the loop together at its end, a warning at once."""
+    """Writes lines to stderr: those of one turn of the event loop together at its end, warnings at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lines: list[str] = []
-        self._loop: asyncio.AbstractEventLoop | None = None  # the one that will flush
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop that will flush
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._lines.append(self.format(record) + self.terminator)
-        except Exception:  # what a record holds is the caller's
+        except Exception:  # a record may hold any value
             self.handleError(record)
             return
-        if record.levelno >= logging.WARNING or not self._put_off():
+        if record.levelno >= logging.WARNING or not self._defer():
             self.flush()
 
     def flush(self) -> None:
         with self.lock or contextlib.nullcontext():
             text, self._lines, self._loop = "".join(self._lines), [], None
             if text and self.stream is not None:
-                # A reader of ours that has gone (a broken pipe) is no reason to stop working.
+                # A worker must not stop because the reader of its log has gone (a broken pipe).
                 with contextlib.suppress(OSError, ValueError):
                     self.stream.write(text)
                     self.stream.flush()
 
-    def _put_off(self) -> bool:
-        """Have the lines written at the end of this turn of the loop, if there is a loop here."""
+    def _defer(self) -> bool:
+        """Write the lines at the end of this turn of the event loop, if this thread runs one."""
         if self._loop is not None and not self._loop.is_closed():
             return len(self._lines) < MAX_WAITING_LINES
         try:
@@ -66,7 +66,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
 
 def extras(record: logging.LogRecord) -> list[tuple[str, Any]]:
-    """What a line is about: it stands behind what every record has."""
+    """The extras of a record: the attributes that only this record has."""
     return [
         item
         for item in itertools.islice(vars(record).items(), _first_extra, None)
@@ -78,18 +78,18 @@ class TextLines(logging.Formatter):
     """`2026-01-31T12:00:00.000Z INFO job started job=... task=...`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = " ".join([f"{name}={format_value(value)}" for name, value in extras(record)])
+        fields = " ".join([f"{name}={format_value(value)}" for name, value in extras(record)])
         head = f"{format_moment(record)} {record.levelname} {printable(record.getMessage())}"
-        line = f"{head} {told}" if told else head
+        line = f"{head} {fields}" if fields else head
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `at`, `level`, `logger`, `message`, and what the line is about."""
+    """One JSON object a line: `time`, `level`, `logger`, `message`, and the extras of the record."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "at": format_moment(record),
+            "time": format_moment(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -97,7 +97,8 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        text = json.dumps(line, default=str, ensure_ascii=False)
+        return text if text.isprintable() else json.dumps(line, default=str)
 
 
 def format_moment(record: logging.LogRecord) -> str:
@@ -118,9 +119,9 @@ def format_value(value: object) -> str:
     if text.isalnum():
         return text
     text = printable(text)
-    return json.dumps(text) if " " in text or '"' in text or not text else text
+    return json.dumps(text, ensure_ascii=False) if " " in text or '"' in text or not text else text
 
 
 def printable(text: str) -> str:
-    """Text without what moves a terminal's cursor or reading direction."""
+    """Text without characters that move the cursor or change the reading direction of a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""A worker's numbers, for Prometheus."""
+"""The metrics of a worker, for Prometheus."""
 
 import functools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800, 720
 
 
 class Metrics(Observer):
-    """A worker's numbers, under the names that are usual in the field."""
+    """The metrics of a worker, named by the conventions of Prometheus."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, about: str, *labels: str) -> Counter:
@@ -31,9 +31,11 @@ class Metrics(Observer):
 
         self._started = counter("jobs_started", "Attempts started.", "queue", "task")
         self._finished = counter("jobs_finished", "Attempts by their outcome.", "queue", "task", "outcome")
-        self._reclaimed = counter("jobs_reclaimed", "Jobs reclaimed from a silent worker.", "queue", "task")
+        self._reclaimed = counter(
+            "jobs_reclaimed", "Jobs reclaimed from a dead or stalled worker.", "queue", "task"
+        )
         self._leases_lost = counter(
-            "leases_lost", "Attempts that lost their lease: their outcome is refused.", "queue", "task"
+            "leases_lost", "Attempts whose outcome was refused without a lease.", "queue", "task"
         )
         self._back = counter("deliveries_handed_back", "Deliveries handed back before they started.", "queue")
         self._ran = Histogram(
@@ -56,9 +58,7 @@ class Metrics(Observer):
         self._lag = gauge("event_loop_lag_seconds", "Seconds by which the event loop is late.", "livemax")
         self._reconnects = counter("reconnects", "Reconnections to the server.")
         self._known_reconnects = 0
-        self._abandoned = counter(
-            "jobs_abandoned", "Functions abandoned because they do not end.", "queue", "task"
-        )
+        self._abandoned = counter("jobs_abandoned", "Abandoned functions, which do not end.", "queue", "task")
         self._abandoned_running = gauge("abandoned_running", "Abandoned functions that still run.")
         self._blocked = counter(
             "event_loop_blocked", "Times that a task blocked the event loop for 1 s.", "task"
@@ -79,7 +79,7 @@ class Metrics(Observer):
         waits.observe(waited)
 
     def finished(self, job: Job, outcome: Outcome, ran: float) -> None:
-        # A name that is no task of ours may be anything: it makes no label.
+        # The name of an unknown task may be any text, so it is not used as a label.
         unknown = isinstance(outcome, (Failed, TryAgain)) and outcome.reason == "unknown_task"
         task = "unknown" if unknown else job.task
         finished, runs = self._of_end(job.queue, task, state_of(outcome))

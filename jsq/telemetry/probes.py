@@ -1,7 +1,7 @@
 """Metrics and probes over HTTP.
 
-`/livez` tells whether the event loop turns, and does not depend on NATS: restarting a worker does not mend a
-server. `/readyz` tells whether it takes jobs.
+`/livez` is 200 if the event loop runs. It does not depend on NATS, because the restart of a worker does not
+repair a server. `/readyz` is 200 if the worker takes jobs.
 """
 
 import threading
@@ -15,7 +15,7 @@ from jsq.errors import BadOption
 
 
 class Probes:
-    """Serves `/metrics`, `/livez` and `/readyz` from a thread, so that a blocked loop can still be told."""
+    """Serves `/metrics`, `/livez` and `/readyz` from a thread, even while the event loop is blocked."""
 
     def __init__(
         self,
@@ -26,8 +26,8 @@ class Probes:
         ready: Callable[[], bool],
     ) -> None:
         host, port = read_address(address)
-        looks = {"registry": registry, "alive": staticmethod(alive), "ready": staticmethod(ready)}
-        handler = type("Handler", (_Handler,), looks)
+        members = {"registry": registry, "alive": staticmethod(alive), "ready": staticmethod(ready)}
+        handler = type("Handler", (_Handler,), members)
         try:
             self._server = ThreadingHTTPServer((host, port), handler)
         except OSError as error:
@@ -51,7 +51,7 @@ class Probes:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers the three paths, and nothing else."""
+    """Answers requests for the three paths."""
 
     registry: CollectorRegistry
     alive: Callable[[], bool]
@@ -70,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, b"not found\n")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the library's name
-        """Probes come every second: they are no news."""
+        """Log nothing: probes come every second."""
 
     def _say(self, well: bool) -> None:
         self._answer(200 if well else 503, b"ok\n" if well else b"no\n")

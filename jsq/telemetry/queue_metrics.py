@@ -1,4 +1,4 @@
-"""What queues hold, for Prometheus: read from the server by each worker, so that the last reading holds."""
+"""The metrics of queues, for Prometheus. Each worker reads them from the server; the last reading counts."""
 
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -8,7 +8,7 @@ from jsq.model.throughput import Throughput
 
 
 class QueueMetrics:
-    """The gauges of queues. All workers of a queue report the same: take the maximum, not the sum."""
+    """The gauges of queues. All workers of a queue report the same values: use the maximum, not the sum."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, about: str, *labels: str) -> Gauge:
@@ -21,12 +21,14 @@ class QueueMetrics:
             )
 
         self._depth = gauge("depth", "Jobs that wait for a worker.", "priority")
-        self._waiting_for_key = gauge("waiting_for_key", "Jobs that wait for the turn of their key.")
+        self._waiting_for_key = gauge("waiting_for_key", "Jobs that wait in the group of their key.")
         self._running = gauge("running", "Jobs that workers hold.")
         self._scheduled = gauge("scheduled", "Jobs that are not due yet.")
         self._oldest = gauge("oldest_job_age_seconds", "Seconds that the oldest waiting job has waited.")
-        self._arrivals = gauge("arrivals_per_second", "Jobs that came each second, over a minute.")
-        self._departures = gauge("departures_per_second", "Jobs that left each second, over a minute.")
+        self._arrivals = gauge("arrivals_per_second", "Jobs that arrived each second, over a minute.")
+        self._departures = gauge(
+            "departures_per_second", "Jobs that ended or left each second, over a minute."
+        )
         self._dead = gauge("dead_letters", "Dead letters, counted once a minute.")
         self._records = gauge("records", "Revisions of records, two for most jobs; counted once a minute.")
 

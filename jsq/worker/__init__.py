@@ -1,4 +1,4 @@
-"""A worker pulls deliveries, runs their tasks, and records what they came to."""
+"""A worker pulls deliveries, runs their tasks, and records the outcomes."""
 
 from jsq.worker.observer import Observer
 from jsq.worker.worker import Worker

@@ -1,4 +1,4 @@
-"""One delivery, from its message to its end: the heart of a worker, as a list of steps.
+"""One delivery, from its message to its end: the core of a worker, as a list of steps.
 
 An outcome is recorded before the delivery is settled. After a crash between the two, the delivery comes back,
 finds the record, and is settled without a run. An attempt whose lease has lapsed starts nothing, and records
@@ -30,14 +30,14 @@ from jsq.worker.start import decode_delivery, reject, start_attempt
 
 log = logging.getLogger("jsq.job")
 
-STALLED = "it lapsed: this process did not run for that long, or another worker has the job"
+STALLED = "the lease expired: this process stalled, or another worker has the job"
 
 
 class Attempt(StagedAttempt):
     """A delivery that this worker holds."""
 
     async def run(self) -> None:
-        """Take the delivery to its end. Raises nothing that one job could cause."""
+        """Take the delivery to its end. Raises no error that one job could cause."""
         await self.carry_out(self.steps)
 
     async def steps(self) -> None:
@@ -57,7 +57,7 @@ class Attempt(StagedAttempt):
         self.task, self.options, self.stages, self.success_ttl, self.option_member = plan
 
     async def carry_out(self, steps: Callable[[], Awaitable[None]]) -> None:
-        """Take some steps. Raises nothing that one job could cause."""
+        """Run some steps. Raises no error that one job could cause."""
         try:
             await steps()
         except LeaseLost:
@@ -97,14 +97,14 @@ class Attempt(StagedAttempt):
         return True
 
     async def close(self, stage: Stage) -> None:
-        """Close one stage. An error of it is logged, so that the others are closed too."""
+        """Close one stage. Its error is logged, so that the other stages are closed too."""
         try:
             await stage.close(self)
         except Exception:
             log.exception("stage not closed", extra=self.log_fields(stage=type(stage).__name__))
 
     async def perform(self) -> Outcome:
-        """Run the task, within what its stages put around it."""
+        """Run the task, inside the `perform` methods of its stages."""
         proceed = self.call
         for stage in reversed(self.stages):
             if stage.wraps_run:
@@ -132,7 +132,7 @@ class Attempt(StagedAttempt):
 
 
 def option_shape(job: Job) -> OptionShape:
-    """What decides the stages and options of a job besides its task: which options its submit added."""
+    """The options that the submit of a job added: with its task they decide its stages and options."""
     added = added_options(job)
     if added == NOTHING_ADDED:
         return ()

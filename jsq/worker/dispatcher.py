@@ -1,8 +1,7 @@
-"""The dispatcher starts the deliveries that a worker holds, as far as there are slots, and ends them at a
-stop.
+"""The dispatcher starts the deliveries that a worker holds while there are free slots, and stops them.
 
-It decides nothing about a single job: which one is next is up to the ready queue, and what becomes of it is
-up to its attempt.
+It decides nothing about a single job: the ready queue chooses the next job, and the attempt decides its
+outcome.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ class Dispatcher:
     """The deliveries of one worker: those that wait here for a slot, and those that run.
 
     `occupied` counts the slots in use, `done` the attempts that have ended. No attempt starts once `stopping`
-    is set. `_open` and `_capacity` are the slots, and the deliveries held in all, while starts are not
+    is set. `_open` is the number of slots, and `_capacity` that of all deliveries held, while starts are not
     suspended.
     """
 
@@ -68,7 +67,7 @@ class Dispatcher:
     # -- room --------------------------------------------------------------------------------------------
 
     def room(self, queue: str) -> int:
-        """How many more deliveries of a queue this worker can hold; less than none once it stops."""
+        """How many more deliveries of a queue this worker can hold; negative once it stops."""
         if self.stopping.is_set():
             return -1
         if self._big is not None:
@@ -79,7 +78,7 @@ class Dispatcher:
         return room
 
     def share(self, queue: str) -> int:
-        """How many of the next starts belong to a queue by the weights, and are not held here already."""
+        """The share of a queue in the next starts by its weight, without the deliveries held already."""
         own = self.room(queue)
         room, waiting = own + self.waiting.count, self.pullers.waiting()
         if room <= 0 or self._big is not None or self.stopping.is_set() or queue not in waiting:
@@ -91,7 +90,7 @@ class Dispatcher:
         return self.room(queue) - self.resources.settings.prefetch
 
     def demand(self) -> None:
-        """Pull more deliveries soon, if there is room: once in a turn of the loop, whatever has ended."""
+        """Pull more deliveries soon, if there is room: at most once in a turn of the event loop."""
         if not self._demanding:
             self._demanding = True
             self._loop.call_soon(self._demand_now)
@@ -103,15 +102,15 @@ class Dispatcher:
     # -- start and end -----------------------------------------------------------------------------------
 
     def take(self, delivery: Delivery) -> None:
-        """Hold a delivery, and start what there are slots for."""
+        """Hold a delivery, and start deliveries while there are slots."""
         running = self._by_message.get((delivery.queue, delivery.sequence))
         if running is not None and running.has_lease():
-            return  # a server that was killed may deliver again what runs here, and is settled here
+            return  # a server that was killed may deliver a message again that runs and is settled here
         self.leases.held[delivery.reply] = delivery
         slots, waiting = self._slots, self.waiting
         if (
             self.occupied < self._open
-            # Nothing is in front of it, and it takes one slot.
+            # No delivery is in front of this one, and it takes one slot.
             and not (waiting.count or waiting.shares or self.batches.closed or slots.declared)
             and slots.known == len(self.resources.app.tasks)
             and SLOTS_MEMBER not in delivery.raw
@@ -123,14 +122,14 @@ class Dispatcher:
         self.fill()
 
     def _takes_one_slot(self, delivery: Delivery) -> bool:
-        """Whether a job takes one slot, as far as that is known without decoding it."""
+        """Whether a job is known to take one slot without decoding it."""
         slots = self._slots
         if slots.declared or slots.known != len(self.resources.app.tasks):
             return False
         return SLOTS_MEMBER not in delivery.raw
 
     def fill(self) -> None:
-        """Start what is held, as far as there are slots; batches that wait for one first."""
+        """Start held deliveries while there are slots; batches that wait for a slot come first."""
         self._big = None
         while self.batches.closed and self.occupied < self._open:
             self.occupied += 1
@@ -141,13 +140,13 @@ class Dispatcher:
                 return
             slots = 1 if self._takes_one_slot(delivery) else self._slots.of(delivery)
             if self.occupied + slots > self._most:
-                self._big = delivery  # it waits for more slots, and nothing starts in front of it
+                self._big = delivery  # it waits for more slots, and no other delivery starts before it
                 return
             self.waiting.remove_next(delivery)
             self._start(delivery, slots)
 
     def free(self, slots: int = 1) -> None:
-        """Give back slots, and start what waits for them."""
+        """Free slots, and start the deliveries that wait for them."""
         self.occupied -= slots
         self.fill()
 
@@ -185,7 +184,7 @@ class Dispatcher:
         attempt.runner = self._loop.create_task(self._run(attempt, carry_out))
 
     def end(self, attempt: Attempt) -> None:
-        """Free the slots of an attempt that has ended; those of an abandoned function a little later."""
+        """Free the slots of an ended attempt; the slots of an abandoned function a little later."""
         self.done += 1
         delivery = attempt.delivery
         self.leases.held.pop(delivery.reply, None)
@@ -218,7 +217,7 @@ class Dispatcher:
             self.abandoned.leave(attempt.job, execution, function.grace(), free)
 
     def suspend_starts(self) -> None:
-        """Start nothing, pull nothing, and hand back what waits here, until `resume_starts`."""
+        """Start and pull nothing, and hand back the waiting deliveries, until `resume_starts`."""
         self._open, self._capacity = 0, -1
         self.hand_back_waiting()
 
@@ -239,7 +238,7 @@ class Dispatcher:
             self.hand_back(delivery)
 
     def hand_back_surplus(self) -> None:
-        """Hand back what has waited too long for a slot here, the lowest priority first."""
+        """Hand back the deliveries that have waited too long for a slot here, the lowest priority first."""
         surplus = self.waiting.count - max(0, self._capacity - self._most)
         late = time.monotonic() - MAX_SLOT_WAIT
         for delivery in self.waiting.take_lowest(surplus, late, but=self._big):
@@ -267,8 +266,8 @@ class Dispatcher:
     def lapse(self, delivery: Delivery, cut_off: bool) -> None:
         """End the attempt of a delivery whose lease lapsed: another worker may take over the job now.
 
-        An attempt that was `cut_off` from the server counts as interrupted, if it can still record that. One
-        that cannot be ended goes on, and keeps the job if nobody has taken it over.
+        An attempt that was `cut_off` from the server counts as interrupted, if it can still record that. An
+        attempt that cannot be ended continues, and keeps the job unless another worker has reclaimed it.
         """
         self.leases.held.pop(delivery.reply, None)
         attempt = self.attempts.get(delivery.reply)
@@ -281,14 +280,14 @@ class Dispatcher:
             attempt.stop(Interrupted() if cut_off else LeaseLost(f"the lease of job {delivery.id} lapsed"))
 
     def set_lease(self, queue: str, seconds: float) -> None:
-        """Follow a lease of a queue that was changed while this worker runs."""
+        """Apply a new lease of a queue while this worker runs."""
         self.pullers.set_lease(queue, seconds)
         for attempt in self.attempts.values():
             if attempt.delivery.queue == queue:
                 attempt.delivery.lease.seconds = seconds
 
     async def close(self) -> None:
-        """End what still runs: it cannot reach the server, and its lease will lapse."""
+        """End the attempts that still run: they cannot reach the server, and their leases will lapse."""
         self.closing = True
         left = [attempt.runner for attempt in self.attempts.values() if attempt.runner is not None]
         for runner in left:

@@ -1,8 +1,9 @@
-"""Which attempts this worker holds, and what became of an attempt that the record still shows as running.
+"""The attempts that this worker holds, and the fate of attempts that their records still show as running.
 
-A delivery that finds its job `running` takes over from another attempt. That is a crash only if the worker of
-that attempt died or stalled. A worker that lives is asked: it may still run the job, be about to record the
-outcome, or have ended the attempt because the server was out of reach for longer than the lease.
+A delivery that finds its job `running` follows another attempt. That is a crash only if the worker of that
+attempt died or stalled. So this worker asks the other one, if it is alive: it may still run the job, be about
+to record the outcome, or have ended the attempt because the server was out of reach for longer than the
+lease.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ RETURN_SECONDS = 3.0
 """Seconds after an outage within which every worker is connected again: a reconnect is tried each 0.2 s."""
 
 LATE_RECORD_SECONDS = 5.0
-"""Seconds for which a delivery waits until another attempt has recorded its outcome; then it takes over."""
+"""Seconds for which a delivery waits for another attempt to record its outcome."""
 
 POLL_SECONDS = 0.05
 MOST_UNRECORDED = 10_000
@@ -47,7 +48,7 @@ class HeldAttempt(Protocol):
 
 
 class JobHolders:
-    """The attempts of one worker, as other deliveries of their jobs ask for them.
+    """The attempts of one worker, for the questions of other deliveries of their jobs.
 
     `attempts` and `leases` are set by the dispatcher.
     """
@@ -78,10 +79,10 @@ class JobHolders:
         self._unrecorded[attempt.token] = Holding.CRASHED if crashed else Holding.INTERRUPTED
 
     async def judge(self, attempt: HeldAttempt, last: LoggedEvent, verdict: StartVerdict) -> StartVerdict:
-        """What a delivery is to do that finds its job `running`, by what became of that attempt.
+        """The verdict on a delivery that finds its job `running`, by the fate of that attempt.
 
-        `verdict` is what the record alone says. Waits while that attempt records its outcome; then the record
-        has moved on, and refuses the start of this one.
+        `verdict` is the verdict by the record alone. Waits while that attempt records its outcome; then the
+        record has moved on, and refuses the start of this one.
         """
         if verdict not in (StartVerdict.RECLAIM, StartVerdict.RESUME):
             return verdict
@@ -104,9 +105,10 @@ class JobHolders:
         return StartVerdict.RECLAIM if holding in (Holding.CRASHED, None) else StartVerdict.RESTART
 
     def regain(self, attempt: HeldAttempt) -> None:
-        """Take up the lease of an attempt again that lapsed in an outage, unless the job was taken over.
+        """Renew the lease of an attempt that lapsed in an outage, unless another worker has reclaimed the
+        job.
 
-        The attempt goes on meanwhile: for one that cannot be ended, such as a thread.
+        The attempt continues meanwhile: this is for attempts that cannot be ended, such as threads.
         """
         attempt.cut_off = True
         task = asyncio.get_running_loop().create_task(self._regain(attempt))
@@ -114,7 +116,7 @@ class JobHolders:
         task.add_done_callback(self._regaining.discard)
 
     async def close(self) -> None:
-        """Take up no more leases."""
+        """Renew no more lapsed leases."""
         left = list(self._regaining)
         for task in left:
             task.cancel()
@@ -133,7 +135,7 @@ class JobHolders:
                 await wire.wait_until_connected(POLL_SECONDS)
                 continue
             if last is None or last.sequence != attempt.token:
-                attempt.stop(LeaseLost(f"job {delivery.id} was taken over"))
+                attempt.stop(LeaseLost(f"job {delivery.id} was reclaimed by another worker"))
             elif self.attempts.get(delivery.reply) is attempt:
                 delivery.lease.revive(sent)
                 attempt.cut_off = False
@@ -142,7 +144,7 @@ class JobHolders:
             return
 
     async def _ask(self, attempt: HeldAttempt, about: StartedAttempt) -> Holding | None:
-        """Ask another worker; after an outage again, until it has had the time to come back."""
+        """Ask another worker; after an outage repeatedly, until that worker has had time to reconnect."""
         wire, queue = self._broker.wire, attempt.delivery.queue
         while True:
             answer = await self._broker.holders.ask(queue, about)
@@ -150,7 +152,7 @@ class JobHolders:
                 return answer
 
     def _holding(self, about: StartedAttempt, asking: HeldAttempt | None = None) -> Holding:
-        """What became of an attempt of this worker. One that is not known here never began to run."""
+        """The fate of an attempt of this worker. An attempt that is not known here never started to run."""
         found = self._find(about, asking)
         if found is None:
             return self._unrecorded.get(about.token, Holding.INTERRUPTED)

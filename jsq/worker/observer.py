@@ -1,4 +1,4 @@
-"""What a worker reports of itself. This observer ignores it; metrics and tests override its methods."""
+"""The reports of a worker. This observer ignores them; metrics and tests override its methods."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ class Observer:
     """Receives each change of a job in this worker. Its methods return at once and never raise.
 
     `started` and `finished` are called only if a subclass overrides one of them: then it `observes_jobs`.
-    `queue_measured` is called, and costs what it needs, only if a subclass overrides it: `observes_queues`.
+    `queue_measured` is called, and its requests are made, only if a subclass overrides it: `observes_queues`.
     """
 
     observes_jobs = False
@@ -31,34 +31,34 @@ class Observer:
         """An attempt's outcome was recorded after it `ran` for so many seconds."""
 
     def reclaimed(self, job: Job) -> None:
-        """A job was reclaimed from a worker that died or fell silent."""
+        """A job was reclaimed from a worker that died or stalled."""
 
     def lease_lost(self, job: Job) -> None:
-        """An attempt may not record its outcome: its lease lapsed, or the log has moved on."""
+        """An attempt may not record its outcome: its lease lapsed, or the record has a newer revision."""
 
     def handed_back(self, queue: str) -> None:
         """A delivery went back to its queue before it started."""
 
     def busy(self, running: int, held: int, slots: int) -> None:
-        """So many slots are in use, so many deliveries wait for one, and there are so many slots."""
+        """The numbers of slots in use, of deliveries that wait for a slot, and of all slots have changed."""
 
     def lagged(self, seconds: float) -> None:
-        """The event loop was so many seconds late to a timer."""
+        """The event loop ran a timer `seconds` late."""
 
     def reconnected(self, times: int) -> None:
-        """The connection was opened again, so many times in all."""
+        """The connection was opened again; `times` counts all reconnections."""
 
     def abandoned(self, job: Job, running: int) -> None:
-        """A function that does not end was abandoned, and its slot is free; so many such run now."""
+        """A function that does not end was abandoned, its slot is free; `running` such functions run now."""
 
     def abandoned_ended(self, job: Job, running: int) -> None:
-        """An abandoned function has ended after all; so many such still run."""
+        """An abandoned function has ended after all; `running` such functions still run."""
 
     def blocked(self, task: str) -> None:
-        """A task (empty if it is none) has blocked the event loop for a second. Called by another thread."""
+        """A task (empty if unknown) has blocked the event loop for a second. Called from another thread."""
 
     def queue_measured(self, stats: QueueStats, throughput: Throughput | None) -> None:
-        """What a queue holds was read; its dead letters and records are not read each time."""
+        """The numbers of a queue were read; its dead letters and records are not counted each time."""
 
     def queue_missing(self, queue: str) -> None:
         """A queue does not exist any more."""
@@ -67,4 +67,4 @@ class Observer:
         """A sweep of this worker ended, with these results."""
 
     def streams_missing(self, number: int) -> None:
-        """So many streams and consumers of this worker are missing on the server."""
+        """The number of streams and consumers of this worker that are missing on the server has changed."""

@@ -1,4 +1,4 @@
-"""The pullers of a worker: one for each priority of each queue. They pull as much as there is room for."""
+"""The pullers of a worker: one for each priority of each queue. They pull as many jobs as fit."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jsq.worker.stages.rate_limits import RateLimits
 
 
 class Room(Protocol):
-    """What the pullers of a worker fill: its dispatcher."""
+    """The room that the pullers of a worker fill: its dispatcher."""
 
     def take(self, delivery: Delivery) -> None: ...
 
@@ -72,12 +72,12 @@ class PullerSet:
         return any(gate.surplus for gate in self.gates.values())
 
     async def close(self) -> None:
-        """Pull no more, and take the deliveries that are under way."""
+        """Pull no more, and accept the deliveries that were already requested."""
         for puller in self._pullers:
             await puller.close()
 
     def demand(self) -> None:
-        """Pull more, where less than half of what there is room for is on its way."""
+        """Pull more where the requested deliveries fill less than half of the room."""
         if self._weighted:
             for puller in self._pullers:
                 puller.request()
@@ -95,7 +95,7 @@ class PullerSet:
         return {queue for queue in found if self._limits.capacity(queue, 1) and not self._is_shut(queue)}
 
     def set_lease(self, queue: str, seconds: float) -> None:
-        """Count the leases of the next deliveries of a queue with so many seconds."""
+        """Use a new lease for the next deliveries of a queue."""
         for puller in self._pullers:
             if puller.queue == queue:
                 puller.lease = seconds
@@ -140,7 +140,7 @@ class PullerSet:
         return self._limits.capacity(queue, room)
 
     def _on_queue_idle(self) -> None:
-        """A queue has nothing more: others that waited for it may start."""
+        """Note that a queue is empty: the queues that waited for it may start."""
         if self._weighted:
             self._room.fill()
         self.demand()

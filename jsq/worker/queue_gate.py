@@ -14,14 +14,14 @@ from jsq.model.job import PRIORITIES
 from jsq.worker.state import AttemptState
 
 SHORT_SECONDS = 0.05
-"""Seconds that the jobs of a queue take in the mean for which the next ones are requested ahead."""
+"""Mean run time of the jobs of a queue, in seconds, up to which the next jobs are requested ahead."""
 
 HELD_SECONDS = 0.25
 """Seconds that a delivery waits for a slot of its queue before it is handed back to another worker."""
 
 
 class GatedRoom(Protocol):
-    """What is behind a gate: the dispatcher of the worker."""
+    """The room behind a gate: the dispatcher of the worker."""
 
     def take(self, delivery: Delivery) -> None: ...
 
@@ -35,13 +35,13 @@ class GatedRoom(Protocol):
 class QueueGate:
     """The deliveries of one queue that this worker has let in, and those that wait for a slot of the queue.
 
-    `slots` are held until `lease` lapses, and `usable` of them may be used: the others are to be given back.
-    `wake` is called when the worker needs another slot and `may_grow` is true, and when a job ends and
-    slots are `owed` to other workers. `is_alone` says that no other worker has slots. `peak` is the most that
-    were in use since it was reset.
+    `slots` are held until `lease` lapses, and `usable` of them may be used; the worker must release the
+    others. `wake` is called when the worker needs another slot and `may_grow` is true, and when a job ends
+    and slots are `owed` to other workers. `is_alone` is true if no other worker has slots. `peak` is the
+    largest number in use since it was reset.
 
-    `held` are the deliveries whose leases the worker renews, by their reply subject. What ran before the
-    queue had a limit uses slots, and is not interrupted for want of them.
+    `held` are the deliveries whose leases the worker renews, by their reply subject. Jobs that ran before the
+    queue had a limit use slots, and are not interrupted if slots are missing.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class QueueGate:
 
     @property
     def used(self) -> int:
-        """How many slots are in use, by functions too that go on though their attempt has ended."""
+        """How many slots are in use, also by functions that continue after their attempt has ended."""
         return len(self._admitted) + self._lingering
 
     @property
@@ -77,17 +77,18 @@ class QueueGate:
         return 0 if self.lease.lapsed() else min(self.slots, self.usable) - self.used
 
     def demand(self, pending: int) -> int:
-        """How many deliveries to have under way of a puller whose messages wait.
+        """How many deliveries a puller with waiting messages should request.
 
-        While short jobs are drained by this worker alone, as many as it has slots, so that one request
-        fetches many jobs. The server holds them back until then: a consumer gives out no more than the limit.
+        While this worker alone drains short jobs, it requests as many as it has slots, so that one request
+        fetches many jobs. The server holds them back until slots are free: a consumer delivers no more than
+        the limit.
         """
         if pending and self.is_alone and not self.surplus and self._mean_seconds < SHORT_SECONDS:
             return 0 if self.lease.lapsed() else min(self.slots, self.usable)
         return self.credit
 
     def take(self, delivery: Delivery) -> None:
-        """Let a delivery in, or hold it for a moment until there is a slot of the queue and of the worker."""
+        """Admit a delivery, or hold it briefly until there is a slot of the queue and of the worker."""
         if self.surplus or self.credit <= 0 or self._room.spare_slots(self.queue) <= 0:
             self._held[delivery.reply] = delivery
             self.surplus.append(delivery)
@@ -96,7 +97,7 @@ class QueueGate:
             self._admit(delivery)
 
     def admit_held(self) -> None:
-        """Let in what waits, as far as there are slots: higher priorities first."""
+        """Admit waiting deliveries while there are slots: higher priorities first."""
         while self.surplus and self.credit > 0 and self._room.spare_slots(self.queue) > 0:
             delivery = min(self.surplus, key=lambda one: PRIORITIES.index(one.priority))
             self.surplus.remove(delivery)
@@ -104,7 +105,7 @@ class QueueGate:
                 self._admit(delivery)
 
     def ended(self, attempt: AttemptState) -> None:
-        """An attempt has ended. Its slot is free when its function has ended too, or is given up."""
+        """Note that an attempt has ended. Its slot is free when its function has ended or is abandoned."""
         reply = attempt.delivery.reply
         if reply not in self._admitted:
             return
@@ -116,9 +117,9 @@ class QueueGate:
         self._freed()
 
     def tidy(self) -> None:
-        """Free the slots of deliveries that ended without an attempt, and hand back what waits too long.
+        """Free the slots of deliveries that ended without an attempt; hand back those that waited too long.
 
-        The worker decides again about its slots, because it may have more room or less by now.
+        The worker then decides about its slots again, because its room may have changed.
         """
         for reply in [one for one in self._admitted if one not in self._held]:
             del self._admitted[reply]
@@ -129,20 +130,20 @@ class QueueGate:
             self._wake()
 
     def hand_back(self, before: float) -> None:
-        """Hand back what waits here and was received `before` a moment (monotonic)."""
+        """Hand back the waiting deliveries that were received `before` a time (monotonic)."""
         late = [one for one in self.surplus if one.received < before]
         for delivery in late:
             self.surplus.remove(delivery)
             self._room.hand_back(delivery)
 
     def interrupt_excess(self) -> None:
-        """Interrupt what runs without a slot, the newest first: the worker has lost slots."""
+        """Interrupt jobs that run without a slot, the newest first: the worker has lost slots."""
         limited = [reply for reply in self._admitted if reply not in self._exempt]
         if len(limited) > self.slots:
             self._room.interrupt(limited[self.slots :])
 
     def open(self) -> None:
-        """Let in everything that waits: the queue has no limit any more."""
+        """Admit all waiting deliveries: the queue has no limit any more."""
         waiting, self.surplus = self.surplus, []
         for delivery in waiting:
             self._room.take(delivery)
@@ -150,7 +151,7 @@ class QueueGate:
     def _admit(self, delivery: Delivery) -> None:
         self._room.take(delivery)
         if delivery.reply not in self._held:
-            return  # a second delivery of what runs here
+            return  # a second delivery of a job that runs here
         self._admitted[delivery.reply] = time.monotonic()
         self.peak = max(self.peak, self.used)
         if self.may_grow and self.used >= self.slots:
@@ -162,7 +163,7 @@ class QueueGate:
             self._wake()
 
     def _linger(self, execution: Execution, seconds: float) -> None:
-        """Keep the slot of a function that goes on: until it ends, and no longer than its worker's slot."""
+        """Keep the slot of a function that continues until it ends, or until the slot's lease ends."""
         self._lingering += 1
         waits = True
 

@@ -1,4 +1,4 @@
-"""What the attempts of a worker share."""
+"""The resources that the attempts of a worker share."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from jsq.worker.timings import WorkerTimings
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the attempts of a worker share. `queues` are the settings of its queues."""
+    """The values that the attempts of a worker share. `queues` are the settings of its queues."""
 
     name: str
     app: App

@@ -1,7 +1,7 @@
 """The run of one attempt's function: it is started, watched, interrupted if necessary, and judged.
 
-A function that has to stop is interrupted first, and gets time to clean up. Then a child process is killed.
-Any other function is abandoned, and its slot is freed after its grace.
+A function that must stop is interrupted first, and gets time to clean up. Then a child process is killed. A
+function in the worker itself is abandoned, and its slot is freed after its grace.
 """
 
 import asyncio
@@ -44,11 +44,11 @@ CHILD_START_SECONDS = 60.0
 """Seconds that a child process may take to start and to import the module of the function."""
 
 EVENT_OVERHEAD = 16_384
-"""Bytes of an event reserved for all but the result."""
+"""Bytes of an event that are reserved for everything except the result."""
 
 
 class TooLate(Exception):
-    """The function was not called, because its moment had passed."""
+    """The function was not called, because its reserved start time had passed."""
 
 
 class AttemptMemory(Protocol):
@@ -65,7 +65,7 @@ class AttemptMemory(Protocol):
 class FunctionRun(Protocol):
     """The function of one attempt. The stages of the attempt set `may_begin`, `progress` and `memory`.
 
-    `has_slot` is false where another run has the slot. A function that goes on though its attempt has ended
+    `has_slot` is false if another run has the slot. A function that continues after its attempt has ended
     keeps its slot for `grace` seconds.
     """
 
@@ -91,7 +91,7 @@ class FunctionRun(Protocol):
 class ChildClock:
     """The time of a function in a child process: `limit` seconds from its call, at most until `deadline`.
 
-    `deadline` and `began`, the moment of the call, are monotonic.
+    `deadline` and `began`, the time of the call, are monotonic.
     """
 
     limit: float | None
@@ -133,9 +133,9 @@ class TaskRun:
     async def perform(
         self, resources: Resources, task: AnyTask, job: Job, options: Declaration, token: int
     ) -> Outcome:
-        """Run the function until it ends, its time is up, or it is stopped. The outcome says how.
+        """Run the function until it ends, its time is up, or it is stopped. Returns the outcome.
 
-        `may_begin` is called just before the function, where that is in this process. Raises `BadArguments`,
+        `may_begin` is called just before the function, if it runs in this process. Raises `BadArguments`,
         `TooLate`, and `LeaseLost` if the run was stopped for that.
         """
         if self.stopping is not None:
@@ -183,7 +183,7 @@ class TaskRun:
         if self.stopping is not None:
             return stopped_with(self.stopping)
         if last:
-            return Expired(Fault("its deadline came while it ran"))
+            return Expired(Fault("its deadline passed while it ran"))
         error: Exception = TaskTimeout(f"it ran longer than its {describe_limit(options)}")
         if self._child_clock is not None and self._child_clock.began is None:
             error = ChildDied(f"the child process did not call it within {CHILD_START_SECONDS:g} s")
@@ -204,11 +204,11 @@ class TaskRun:
 
     @property
     def abandoned(self) -> Execution | None:
-        """The function, if it goes on though its attempt has ended."""
+        """The function, if it continues after its attempt has ended."""
         return None if self.execution is None or self.execution.end.done() else self.execution
 
     def grace(self) -> float:
-        """Seconds for which an abandoned function keeps its slot: none, if the run has waited for its end."""
+        """Seconds for which an abandoned function keeps its slot; 0 if the run has waited for its end."""
         return 0.0 if self._was_interrupted else self.unwind_seconds()
 
     def unwind_seconds(self) -> float:
@@ -261,7 +261,7 @@ class TaskRun:
         return resources.processes.start(request, callbacks)
 
     def _function_began(self) -> None:
-        """The child calls the function: its timeout counts from here, not from the start of the child."""
+        """Note that the child calls the function: its timeout counts from now, not from the child's start."""
         clock, timer, wakeup = self._child_clock, self._timer, self._wakeup
         if clock is None or timer is None or wakeup is None or wakeup.done():
             return
@@ -324,7 +324,7 @@ def stopped_with(why: Outcome | LeaseLost) -> Outcome:
 
 
 def gated_call(call: Callable[[], Any], may_begin: Callable[[], bool], task: AnyTask) -> Callable[[], Any]:
-    """A call that raises `TooLate` instead, if it may not begin any more when its turn has come."""
+    """A call that raises `TooLate` if the function may not start any more when the call is made."""
 
     def check() -> None:
         if not may_begin():
@@ -367,8 +367,8 @@ def checked_result(result: bytes, resources: Resources, task: AnyTask) -> Outcom
     """The success with a result, unless that is too large."""
     most = resources.broker.wire.max_payload - EVENT_OVERHEAD
     if len(result) > most:
-        told = f"{task.name} returned {len(result):,} bytes, and {most:,} can be kept: "
-        return Failed("bad_result", Fault(told + "store it elsewhere and return its address"))
+        rule = f"the result of {task.name} must be {most:,} bytes at most, got {len(result):,}; "
+        return Failed("bad_result", Fault(rule + "store it elsewhere and return its address"))
     return Succeeded(result)
 
 

@@ -1,4 +1,4 @@
-"""The end of an attempt: the outcome is recorded, what follows from it is done, the delivery is settled.
+"""The end of an attempt: the outcome is recorded, the stages finish, and the delivery is settled.
 
 There is one path to the end. `finish` takes the recorded event, whether this attempt wrote it or a worker
 that crashed before it settled the delivery.
@@ -31,7 +31,7 @@ from jsq.worker.transitions import outcome_event, outcome_fields, outcome_ttl, w
 
 log = logging.getLogger("jsq.job")
 
-CUT_OFF = "the lease lapsed: it could not be renewed"
+CUT_OFF = "the lease expired: it could not be renewed"
 
 LOG_LEVELS = {
     Failed: logging.ERROR,
@@ -60,7 +60,7 @@ class EncodedOutcome(NamedTuple):
 
 
 async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
-    """Write the outcome on top of the token of the attempt; None if the record has moved on without it."""
+    """Write the outcome on top of the token of the attempt; None if the record has a newer revision."""
     if isinstance(outcome, Succeeded):
         encoded = encode_success(attempt, outcome.result)
     else:
@@ -82,9 +82,9 @@ async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | No
 async def record_late(attempt: StagedAttempt, outcome: Outcome, encoded: EncodedOutcome) -> Event | None:
     """Record an outcome though the lease has lapsed, if the record still shows this attempt as the last.
 
-    The server was out of reach, or this process has stalled. Another worker that has taken over wins, because
-    the write expects the token of this attempt. Raises `LeaseLost` for a task that failed because its lease
-    had lapsed, in a process that has stalled.
+    The server was out of reach, or this process has stalled. A worker that has reclaimed the job wins,
+    because the write expects the token of this attempt. Raises `LeaseLost` for a task that failed because its
+    lease had lapsed, in a process that has stalled.
     """
     if failed_without_lease(outcome):
         if not attempt.resources.holders.was_cut_off(attempt):
@@ -141,7 +141,7 @@ def encode_outcome(attempt: StagedAttempt, outcome: Outcome) -> EncodedOutcome:
 
 
 def encode_event(attempt: StagedAttempt, event: Event, outcome: Outcome) -> EncodedOutcome:
-    """A revision as it is written; that of a failure with its dead letter."""
+    """An encoded revision; a failure is encoded with its dead letter."""
     if event.state in FINAL_STATES:
         event = replace(event, options=envelope.recorded_options(attempt.job))
         if attempt.options.keep_arguments:
@@ -154,18 +154,18 @@ def encode_event(attempt: StagedAttempt, event: Event, outcome: Outcome) -> Enco
 
 
 def amended(attempt: StagedAttempt, event: Event) -> Event:
-    """A revision that is about to be recorded, as the stages complete it."""
+    """A revision that is about to be recorded, completed by the stages."""
     for stage in attempt.stages:
         event = stage.amend(attempt, event)
     return event
 
 
 SUCCESS_EVENT = Event("succeeded")
-"""The event of a success, as the stages see it: its state alone."""
+"""The event of a success for the stages: its state only."""
 
 
 async def finish(attempt: StagedAttempt, event: Event) -> bool:
-    """Do what follows from a recorded event, then settle the delivery. False if another worker has to do it.
+    """Finish the stages after a recorded event, then settle the delivery. False if another worker must do it.
 
     Each step may run twice. The order is that of the stages; the acknowledgement is last.
     """
@@ -182,7 +182,7 @@ async def finish(attempt: StagedAttempt, event: Event) -> bool:
 
 
 async def finish_logged(attempt: StagedAttempt, last: LoggedEvent, why: str) -> None:
-    """Finish what the log says of the job: a worker that crashed may not have done all of it."""
+    """Finish the recorded event of a job: a worker that crashed may not have finished all stages."""
     follow_log(attempt, last)
     attempt.last = last
     attempt.complete_stages()
@@ -191,13 +191,13 @@ async def finish_logged(attempt: StagedAttempt, last: LoggedEvent, why: str) -> 
 
 
 def follow_log(attempt: StagedAttempt, last: LoggedEvent) -> None:
-    """Continue from the last event of the log: its counts, and its sequence."""
+    """Continue from the last revision: its counts, and its sequence."""
     attempt.job = with_log_counts(attempt.job, last)
     attempt.token = last.sequence
 
 
 async def settle_superseded(attempt: StagedAttempt, last: LoggedEvent | None) -> None:
-    """Handle an outcome that the log refused. If the job has another final one, the delivery is settled."""
+    """Handle a refused outcome. If the job has another final outcome, the delivery is settled."""
     attempt.resources.observer.lease_lost(attempt.job)
     reason = f"another worker has the job: it is {last.state}" if last else "the job has no record"
     log.warning("lease lost", extra=attempt.log_fields(why=reason))
@@ -206,7 +206,7 @@ async def settle_superseded(attempt: StagedAttempt, last: LoggedEvent | None) ->
 
 
 async def turn_away(attempt: StagedAttempt, admission: Admission) -> None:
-    """Settle a delivery that does not run here now."""
+    """Settle a delivery that this worker does not run now."""
     match admission:
         case Requeue(delay=delay, reason=reason):
             log.info("delivery requeued", extra=attempt.log_fields(why=reason, delay=delay))
@@ -223,7 +223,7 @@ def report_outcome(attempt: StagedAttempt, state: str, outcome: Outcome, ran: fl
     """Pass the outcome to the observer, and log it."""
     if attempt.resources.observer.observes_jobs:
         attempt.resources.observer.finished(attempt.job, outcome, ran)
-    level = LOG_LEVELS.get(type(outcome), logging.INFO)
+    level = logging.INFO if state == "snoozed" else LOG_LEVELS.get(type(outcome), logging.INFO)
     if log.isEnabledFor(level):
         fields = attempt.log_fields(seconds=round(ran, 6), **outcome_fields(outcome))
         emit(log, level, f"job {state}", fields)

@@ -1,4 +1,4 @@
-"""How many of its worker's slots a job takes: by its submit, else by its task, and no more than there are."""
+"""How many slots of its worker a job takes: set by its submit or its task, limited by the worker."""
 
 from jsq.app import App
 from jsq.broker import Delivery
@@ -13,7 +13,7 @@ SLOTS_MEMBER = SLOTS_FIELD.encode()
 class JobSlots:
     """How many slots the jobs of one worker take.
 
-    `declared` tells whether a task takes more than one, as of when there were `known` tasks.
+    `declared` is true if a task takes more than one slot; it was computed when there were `known` tasks.
     """
 
     def __init__(self, app: App, most: int) -> None:
@@ -23,7 +23,7 @@ class JobSlots:
         self.declared = False
 
     def of(self, delivery: Delivery) -> int:
-        """What a delivery takes. Of one that is no job, one: what it is, its attempt tells."""
+        """The number of slots that a delivery takes; 1 for a message that is not a job."""
         order = delivery.headers.get(JOB, "")
         if SLOTS_FIELD not in order and not self._are_declared():
             return 1
@@ -38,7 +38,7 @@ class JobSlots:
         return min(options.slots or declared, self._most)
 
     def _are_declared(self) -> bool:
-        """Whether any task takes more than one: looked up again when there are more tasks."""
+        """Whether any task takes more than one slot; computed again when there are more tasks."""
         tasks = self._app.tasks
         if len(tasks) != self.known:
             self.known = len(tasks)

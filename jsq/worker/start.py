@@ -62,7 +62,7 @@ async def reject(attempt: AttemptState, error: BadEnvelope | BadName | NewerEnve
 
 
 async def start_attempt(attempt: StagedAttempt) -> bool:
-    """Record the start. False if there is nothing to run: then the delivery is settled, or another's."""
+    """Record the start. False if there is no job to run: the delivery is settled, or another worker's."""
     if attempt.delivery.number > MAX_DELIVERIES:
         await renew_message(attempt)
         return False
@@ -82,7 +82,7 @@ async def start_attempt(attempt: StagedAttempt) -> bool:
 async def write_first_revision(attempt: StagedAttempt) -> bool:
     """Write the start on top of the last revision, or the outcome that a stage puts in its place.
 
-    False if the record says that neither may be written.
+    False if the record allows neither.
     """
     expect = attempt.job.previous_sequence
     if expect and not await may_continue(attempt):
@@ -180,7 +180,7 @@ def note_start(attempt: StagedAttempt) -> None:
 
 
 async def follow(attempt: StagedAttempt, verdict: StartVerdict, last: LoggedEvent | None) -> bool:
-    """Do what the log demands of a delivery. True if the attempt may start on top of it."""
+    """Handle a delivery as its record requires. True if the attempt may start on top of the record."""
     if last is not None:
         follow_log(attempt, last)
     match verdict:
@@ -190,7 +190,9 @@ async def follow(attempt: StagedAttempt, verdict: StartVerdict, last: LoggedEven
             return await reclaim(attempt)
         case StartVerdict.RESTART:
             attempt.job = replace(attempt.job, interruptions=attempt.job.interruptions + 1)
-            log.warning("job restarted", extra=attempt.log_fields(why="its worker was cut off, and lives"))
+            log.warning(
+                "job restarted", extra=attempt.log_fields(why="the other worker was cut off, and is alive")
+            )
             return True
         case StartVerdict.ABANDON:
             return False
@@ -224,10 +226,10 @@ async def renew_message(attempt: StagedAttempt) -> None:
 
 
 async def other_waits(attempt: StagedAttempt, last: LoggedEvent | None) -> bool:
-    """Whether the message of another running attempt still stands on its queue."""
+    """Whether the message of another running attempt is still on its queue."""
     if last is None or last.state != "running":
         return False
     delivery, message = attempt.delivery, last.event.message
     if last.current_queue == delivery.queue and message in (delivery.sequence, delivery.instead):
-        return False  # the replaced message may stand, but it is delivered to nobody
+        return False  # the replaced message may still exist, but no worker gets it
     return await attempt.resources.broker.job_reader.is_queued(last.current_queue, message)

@@ -1,7 +1,7 @@
 """The start of a worker: it connects and provisions, and waits for a server that does not answer yet.
 
-A worker that starts before its server waits as it does after a lost connection. If it ended instead, what
-restarts it would wait longer after each failure: Kubernetes up to five minutes.
+A worker that starts before its server waits as it does after a lost connection. If it ended instead, its
+restarts would be delayed longer after each failure: by up to five minutes on Kubernetes.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ STARTUP_BEAT = 0.25
 
 
 class Startup:
-    """Prepares one worker, until that succeeds or the worker is stopped.
+    """Prepares one worker, until the preparation succeeds or the worker is stopped.
 
-    `beaten` is the moment (monotonic) of the last beat of the event loop.
+    `beaten` is the time (monotonic) of the last beat of the event loop.
     """
 
     def __init__(self, worker: str, stopping: asyncio.Event) -> None:
@@ -33,9 +33,9 @@ class Startup:
         self._stopping = stopping
 
     async def run(self, prepare: Callable[[], Awaitable[T]], *, wait: bool) -> T | None:
-        """What `prepare` returns, or None if the worker was stopped before.
+        """Returns the result of `prepare`, or None if the worker was stopped before.
 
-        Raises what `prepare` raises; with `wait`, it is called again while no server answers.
+        Raises the errors of `prepare`; with `wait`, calls it again while no server answers.
         """
         prepared = asyncio.ensure_future(
             wait_for_server(prepare, self._report, seconds=None if wait else 0.0)

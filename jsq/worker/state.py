@@ -17,7 +17,7 @@ from jsq.worker.run import FunctionRun
 from jsq.worker.transitions import UNKNOWN_DECLARATION, running_event
 
 UNREAD = Job("", "")
-"""The job of a delivery that was not decoded yet."""
+"""The job of a delivery that is not decoded yet."""
 
 
 class AttemptState:
@@ -62,7 +62,7 @@ class AttemptState:
         self.function.stop(why)
 
     def goes_on(self) -> bool:
-        """Whether the task has begun in a thread, which cannot be ended."""
+        """Whether the task has started in a thread, which cannot be ended."""
         task = self.task
         in_thread = task is not None and not task.is_async and task.place is None
         return in_thread and self.token > 0 and self.function.execution is not None
@@ -70,7 +70,8 @@ class AttemptState:
     def has_lease(self) -> bool:
         """Whether the delivery still belongs to this worker. Without its lease an attempt writes nothing.
 
-        An attempt that has recorded its outcome late finishes what follows: nobody else can record another.
+        An attempt that has recorded its outcome late finishes the steps after it: no other outcome can be
+        recorded.
         """
         return not self.delivery.lease.lapsed() or self.recorded_late
 
@@ -90,7 +91,7 @@ class AttemptState:
             self.resources.broker.wire.send(self.delivery.reply, b"-NAK")
 
     def delivery_info(self) -> DeliveryInfo:
-        """The delivery as the revisions of the attempt name it."""
+        """The delivery, in the form that the revisions of the attempt contain."""
         delivery, job = self.delivery, self.job
         return DeliveryInfo(
             self.resources.name, delivery.sequence, delivery.number, job.quarantine, job.previous_sequence
@@ -107,7 +108,7 @@ class AttemptState:
         return None if self.continues else self.resources.timings.start_ttl
 
     def running_event(self) -> Event:
-        """The revision of the start of the attempt, as it is, or would be."""
+        """The revision of the start of the attempt, written or not."""
         return running_event(self.job, self.delivery_info(), self.submitted, self.started)
 
     def log_fields(self, **more: object) -> dict[str, object]:

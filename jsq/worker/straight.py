@@ -1,9 +1,10 @@
 """The straight path of a plain job: one flat coroutine from its message to its acknowledgement.
 
 A plain job is the first delivery of a job whose message has no headers besides its order, and which has no
-stages. What such jobs of one task have in common is prepared once, in a plan. The straight path makes the
-same writes as `jsq.worker.attempt`, with the same encoders. Whatever is unusual (a refusal, an error, silence
-of the server, a stop, a lapsed lease) continues there, and that path adopts what was written here.
+stages. The common parts of such jobs of one task are prepared once, in a plan. The straight path makes the
+same writes as `jsq.worker.attempt`, with the same encoders. In unusual cases (a refusal, an error, no reply
+of the server, a stop, a lapsed lease) the attempt continues there, and that path adopts the revisions written
+here.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ _ORDER, _LINE_END = b"Jsq-Job: ", b"\r\n"
 
 
 class AttemptOwner(Protocol):
-    """What ends the attempts of a worker: its dispatcher."""
+    """The owner of the attempts of a worker: its dispatcher."""
 
     plans: StagePlans
     closing: bool
@@ -49,7 +50,7 @@ class AttemptOwner(Protocol):
 
 
 class StraightPlan:
-    """What plain jobs of one order and one priority on one queue have in common. `job` is such a job."""
+    """The common parts of plain jobs of one order and one priority on one queue. `job` is such a job."""
 
     def __init__(
         self, owner: AttemptOwner, resources: Resources, plan: StagePlan, task: AnyTask, job: Job
@@ -83,7 +84,7 @@ class StraightPlans(dict[tuple[str, Priority, bytes], StraightPlan | None]):
         self._resources = resources
 
     def find(self, delivery: Delivery) -> StraightPlan | None:
-        """The plan of a delivery, if it is that of a plain job."""
+        """The plan of a delivery, if its job is plain."""
         raw = delivery.raw
         if delivery.number != 1 or raw.count(b"Jsq-") != 1 or not delivery.token:
             return None
@@ -111,7 +112,7 @@ class StraightPlans(dict[tuple[str, Priority, bytes], StraightPlan | None]):
 
 
 class DirectExecution:
-    """A function that runs in the asyncio task of its attempt, and is to end early."""
+    """A function that runs in the asyncio task of its attempt, and must end early."""
 
     def __init__(self, runner: asyncio.Task[Any]) -> None:
         self.end: asyncio.Future[FunctionEnd] = asyncio.get_running_loop().create_future()
@@ -128,7 +129,7 @@ class DirectExecution:
 class DirectRun(TaskRun):
     """The function of a plain job, which is awaited in the asyncio task of its attempt.
 
-    If it is to end early, another asyncio task concludes the attempt.
+    If it must end early, another asyncio task concludes the attempt.
     """
 
     leave: Callable[[], None] | None = None
@@ -140,14 +141,14 @@ class DirectRun(TaskRun):
             self.leave()
 
     def call(self, attempt: Attempt, plan: StraightPlan) -> None:
-        """The function is called now. If its time is up, or it is stopped, the attempt is left."""
+        """Note that the function is called now. If its time is up, or it is stopped, the attempt is left."""
         self.leave = functools.partial(leave_straight, attempt, plan, self)
         if plan.limit is not None:
             self._started_at, self._hard_timeout = time.monotonic(), plan.hard_timeout
             self._timer = asyncio.get_running_loop().call_later(plan.limit, self.leave)
 
     def ended(self, end: FunctionEnd) -> bool:
-        """The function has ended. False if the attempt is concluded elsewhere."""
+        """Note that the function has ended. False if another asyncio task concludes the attempt."""
         self.leave = None  # it refers to the attempt, which refers to this
         if self._timer is not None:
             self._timer.cancel()
@@ -158,7 +159,7 @@ class DirectRun(TaskRun):
 
 
 async def run_straight(attempt: Attempt, plan: StraightPlan) -> None:
-    """Take the delivery of a plain job to its end. Raises nothing that one job could cause."""
+    """Take the delivery of a plain job to its end. Raises no error that one job could cause."""
     run, ended = attempt.function, True
     end: FunctionEnd | None = None
     assert isinstance(run, DirectRun), "the dispatcher gives it one"
@@ -167,7 +168,7 @@ async def run_straight(attempt: Attempt, plan: StraightPlan) -> None:
             started = await send_start(attempt, plan)
             attempt.token = acknowledged(started.payload, "") if isinstance(started, Reply) else started
         except BrokerError:
-            await attempt.run()  # it reads what was written, and goes on from there
+            await attempt.run()  # reads the written revision, and continues from it
             return
         arguments = prepare_call(attempt, plan, run)
         if arguments is None:
@@ -224,7 +225,7 @@ def send_start(attempt: Attempt, plan: StraightPlan) -> Awaitable[Reply | int]:
 def prepare_call(
     attempt: Attempt, plan: StraightPlan, run: DirectRun
 ) -> tuple[list[Any], dict[str, Any]] | None:
-    """The arguments of the function; None if the general path has to call it, or to refuse that."""
+    """The arguments of the function; None if the general path must call it, or refuse the call."""
     if plan.reports_start:
         adopt(attempt, plan)
         note_start(attempt)
@@ -240,7 +241,7 @@ def prepare_call(
 def send_success(attempt: Attempt, plan: StraightPlan, end: FunctionEnd) -> Awaitable[Reply | int]:
     """Send the record of a success; returns its reply or sequence.
 
-    Raises `BrokerError`; `BadResult`, or `GeneralPath` for what is not a plain success.
+    Raises `BrokerError`; raises `BadResult` or `GeneralPath` for anything but a plain success.
     """
     delivery, token, ttl = attempt.delivery, attempt.token, plan.stage_plan.success_ttl
     if not isinstance(end, Returned) or delivery.lease.lapsed():
@@ -260,7 +261,7 @@ def send_success(attempt: Attempt, plan: StraightPlan, end: FunctionEnd) -> Awai
 
 
 def adopt(attempt: Attempt, plan: StraightPlan) -> None:
-    """Give an attempt what the general path finds out of each message."""
+    """Give an attempt the values that the general path reads from each message."""
     delivery = attempt.delivery
     attempt.adopt(dataclasses.replace(plan.job, id=delivery.id, arguments=delivery.payload), plan.stage_plan)
 
@@ -283,7 +284,7 @@ def leave_straight(attempt: Attempt, plan: StraightPlan, run: DirectRun) -> None
 async def conclude_straight(
     attempt: Attempt, plan: StraightPlan, run: DirectRun, execution: DirectExecution
 ) -> None:
-    """Interrupt the function of an attempt, and record what that comes to."""
+    """Interrupt the function of an attempt, and record the outcome."""
     began = time.monotonic()
     adopt(attempt, plan)
     assert attempt.task is not None, "a plan is that of a task"

@@ -1,7 +1,7 @@
 """A supervisor keeps worker processes alive, and does nothing else.
 
-It restarts a child that dies. A child reads the end of its standard input when its parent dies, and stops, so
-no process is left over. Each second a child reports that its event loop runs, and whether it is ready.
+It restarts a child that dies. When the parent dies, a child reads the end of its standard input and stops, so
+no process remains. Each second a child reports that its event loop runs, and whether it is ready.
 """
 
 import asyncio
@@ -44,10 +44,10 @@ class WorkerProcess:
     def read_beats(self) -> None:
         """Read what the child has reported."""
         with contextlib.suppress(BlockingIOError):
-            told = os.read(self.beats, 4096)
-            if told:
+            reported = os.read(self.beats, 4096)
+            if reported:
                 self.last_beat = time.monotonic()
-                self.ready = told.endswith(READY)
+                self.ready = reported.endswith(READY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Supervisor:
         return all(time.monotonic() - child.last_beat < STUCK_AFTER for child in self._children)
 
     def ready(self) -> bool:
-        """Whether at least one child takes jobs."""
+        """Whether at least one child accepts jobs."""
         return any(child.ready for child in self._children) and not self._stopping.is_set()
 
     def stop(self) -> None:
@@ -163,15 +163,15 @@ class Supervisor:
                 await self._stopping.wait()
 
     async def _start(self) -> WorkerProcess:
-        beats, told = os.pipe()
+        beats, write_end = os.pipe()
         os.set_blocking(beats, False)
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command.arguments,
                 "--supervised",
-                str(told),
+                str(write_end),
                 stdin=asyncio.subprocess.PIPE,
-                pass_fds=(told,),
+                pass_fds=(write_end,),
                 start_new_session=True,
                 env=self._command.environment,
             )
@@ -179,7 +179,7 @@ class Supervisor:
             os.close(beats)
             raise
         finally:
-            os.close(told)
+            os.close(write_end)
         child = WorkerProcess(process, beats)
         self._children.append(child)
         if self._stopping.is_set():
@@ -229,8 +229,8 @@ class Supervisor:
                 child.process.send_signal(number)
 
 
-async def report_to_supervisor(told: int, ready: Callable[[], bool], stop: Callable[[], None]) -> None:
-    """The child's side: tell each second that the loop turns, and stop when the parent is gone."""
+async def report_to_supervisor(write_end: int, ready: Callable[[], bool], stop: Callable[[], None]) -> None:
+    """The child's part: report each second that the event loop runs, and stop when the parent is gone."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     transport, _ = await loop.connect_read_pipe(
@@ -240,7 +240,7 @@ async def report_to_supervisor(told: int, ready: Callable[[], bool], stop: Calla
     try:
         while not orphaned.done():
             with contextlib.suppress(BrokenPipeError, BlockingIOError):
-                os.write(told, READY if ready() else ALIVE)
+                os.write(write_end, READY if ready() else ALIVE)
             await asyncio.wait((orphaned,), timeout=CHILD_BEAT)
         stop()
     finally:

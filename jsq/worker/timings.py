@@ -1,4 +1,4 @@
-"""The waits of a worker that are no user's setting, each with its reason; tests shorten them."""
+"""The waits of a worker that users cannot set, each with its reason; tests shorten them."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from jsq.broker.jobs.records import RECORD_SECONDS
 class WorkerTimings:
     """Seconds that a worker waits.
 
-    `unwind` is how long a cancelled task may clean up; then it is killed, or abandoned. `newer_release` is
+    `unwind` is how long a cancelled task may clean up before it is killed or abandoned. `newer_release` is
     the delay before a delivery that only a newer release can handle is offered again. `isolation` is how long
-    a job that is to run alone waits for the others; then it is offered to all workers again. `start_ttl` is
+    a job that must run alone waits for the others before it is offered to all workers again. `start_ttl` is
     how long the record of a first attempt stays while the attempt runs. It is renewed at half of that.
     """
 

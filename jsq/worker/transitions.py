@@ -1,4 +1,4 @@
-"""What an attempt writes into its job's record: pure functions from an outcome to a revision."""
+"""The revisions that an attempt writes into its job's record: pure functions of outcomes."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,18 +24,18 @@ from jsq.model.outcome import (
 )
 from jsq.task import AnyTask
 
-PAST_DEADLINE = Expired(Fault("its deadline came before it could begin"))
-"""What a job comes to that is found after its deadline."""
+PAST_DEADLINE = Expired(Fault("its deadline passed before it could start"))
+"""The outcome of a job that is found after its deadline."""
 
 EXPIRED_UNSTARTED = Expired(Fault(NOT_STARTED))
-"""What a job comes to that expires before it was begun."""
+"""The outcome of a job that expires before it has started."""
 
 UNKNOWN_DECLARATION = Declaration("_")
 """The options of a task that this worker does not know."""
 
 
 def effective_options(job: Job, task: AnyTask | None) -> Declaration:
-    """How a job is run and kept: as its task declares, but for what its submitter asked."""
+    """The options of a job: those that its task declares, overridden by those of its submit."""
     own = task.declaration if task is not None else UNKNOWN_DECLARATION
     asked = (job.retries, job.backoff, job.timeout, job.keep_result, job.retry_for, job.keep_arguments)
     if asked == (None,) * len(asked):
@@ -50,7 +50,7 @@ def effective_options(job: Job, task: AnyTask | None) -> Declaration:
 
 
 def running_event(job: Job, info: DeliveryInfo, submitted: int, started: int = 0) -> Event:
-    """The revision of an attempt that begins. Times are in milliseconds since the epoch, 0 for none."""
+    """The revision of an attempt that starts. Times are in milliseconds since the epoch, 0 for none."""
     return Event(
         "running",
         job.task,
@@ -75,9 +75,9 @@ def running_event(job: Job, info: DeliveryInfo, submitted: int, started: int = 0
 
 
 def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Event:
-    """The event of an attempt that began as `running`, with `token`, and came to `outcome`.
+    """The event of an attempt that started as `running`, with `token`, and ended with `outcome`.
 
-    That of one which succeeded is `jsq.codec.events.encode_succeeded`.
+    `jsq.codec.events.encode_succeeded` makes the event of a success.
     """
     state = state_of(outcome)
     match outcome:
@@ -86,7 +86,7 @@ def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime
                 running,
                 state=state,
                 token=token,
-                attempt=running.attempt - (reason == "overdue"),  # this one did not begin
+                attempt=running.attempt - (reason == "overdue"),  # this attempt did not start
                 reason=reason,
                 error=fault.error,
                 traceback=fault.traceback,
@@ -122,21 +122,21 @@ def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime
 
 
 def unstarted_event(job: Job, info: DeliveryInfo, submitted: int = 0, late: Expired = PAST_DEADLINE) -> Event:
-    """The revision of a job that is found too late, and not begun (again)."""
+    """The revision of a job that is found too late, and does not start (again)."""
     event = outcome_event(running_event(job, info, submitted), late, token=0, now=datetime.min)
     return replace(event, attempt=job.attempt - 1)
 
 
 def overdue_failure(last: Event) -> Failed:
-    """What a job comes to whose promised attempt comes after the window of its retries."""
-    told = f"the window of its retries closed before another attempt; the last: {last.error}"
-    return Failed("overdue", Fault(shorten(told, MAX_ERROR_LENGTH), last.traceback))
+    """The outcome of a job whose next attempt would start after its retry window."""
+    error = f"the window of its retries closed before another attempt; the last: {last.error}"
+    return Failed("overdue", Fault(shorten(error, MAX_ERROR_LENGTH), last.traceback))
 
 
 def with_deadline(job: Job, declared: float | None, stored: float) -> Job:
-    """A job with its deadline as a moment, its message being stored at that second by the server's clock.
+    """The job with its deadline as a datetime. Its message was `stored` at that second of the server's clock.
 
-    Where its submitter said none, what its task `declared` counts from its first message.
+    Without a deadline of the submit, the `declared` deadline of the task counts from the first message.
     """
     asked = declared if job.deadline is None and not job.previous_sequence else job.deadline
     if not isinstance(asked, float):
@@ -145,16 +145,16 @@ def with_deadline(job: Job, declared: float | None, stored: float) -> Job:
 
 
 def with_declared_expiry(job: Job, declared: float | None, stored: float) -> Job:
-    """A job that expires as its task declares, where its submitter did not know that and it was not begun."""
+    """The job with the declared expiry of its task, if its submit did not set one and it has not started."""
     if declared is None or job.expires is not None or job.previous_sequence:
         return job
     return replace(job, expires=datetime.fromtimestamp(stored + declared, UTC))
 
 
 def with_log_counts(job: Job, last: LoggedEvent) -> Job:
-    """A job with the counts of the last event that stands in the way of a start.
+    """The job with the counts of its last revision, which has refused a start.
 
-    It expires only if it has yet to begin. The window of its retries is the one that the log knows.
+    It expires only if it has not started yet. The recorded retry window replaces its own.
     """
     event = last.event
     return replace(
@@ -168,9 +168,9 @@ def with_log_counts(job: Job, last: LoggedEvent) -> Job:
 
 
 def next_attempt_of(job: Job, last: Event, token: int) -> Job:
-    """The next attempt of a job, as its last event promises it. One that has begun expires no more.
+    """The next attempt of a job, as its last revision announces it. A job that has started expires no more.
 
-    Only a strict place is kept until then; else it comes back through the line of its key.
+    A slot for the whole job is kept until then; otherwise the job returns to its key group.
     """
     return replace(
         job,
@@ -188,16 +188,16 @@ def next_attempt_of(job: Job, last: Event, token: int) -> Job:
 
 
 def with_retry_window(job: Job, retry_for: float, now: float) -> Job:
-    """A job that starts at that second by the server's clock, with the end of the window of its retries."""
+    """The job with the end of its retry window, if it starts `now`, a second of the server's clock."""
     if job.retry_until is not None:
         return job
     return replace(job, retry_until=datetime.fromtimestamp(now + retry_for, UTC))
 
 
 def outcome_ttl(outcome: Outcome, *, first: bool) -> float | None:
-    """The TTL of the record of an outcome in seconds, None for as long as the bucket keeps it.
+    """The TTL of the record of an outcome in seconds; None keeps it as long as the bucket does.
 
-    `first` says that the record has no other revisions than those of a first attempt; see `RECORD_SECONDS`.
+    `first` is true if the record has only the revisions of a first attempt; see `RECORD_SECONDS`.
     """
     return RECORD_SECONDS if first and isinstance(outcome, Cancelled | Expired) else None
 
@@ -208,7 +208,7 @@ def success_ttl(keep_result: float) -> float:
 
 
 def state_of(outcome: Outcome) -> str:
-    """An outcome in the word that its event has."""
+    """The state that an outcome gives its event."""
     match outcome:
         case Succeeded():
             return "succeeded"
@@ -226,14 +226,14 @@ def state_of(outcome: Outcome) -> str:
 
 
 def outcome_fields(outcome: Outcome) -> dict[str, object]:
-    """What a log line tells of an outcome."""
+    """The extras of the log line of an outcome."""
     match outcome:
         case Failed(reason=reason, fault=fault):
             return {"reason": reason, "error": fault.error}
         case Expired(cause=fault):
             return {"error": fault.error}
-        case TryAgain(delay=delay, fault=fault):
-            return {"delay": round(delay, 3), "error": fault.error}
+        case TryAgain(delay=delay, fault=fault, counts_as_failure=counts):
+            return {"delay": round(delay, 3), "error" if counts else "why": fault.error}
         case Quarantined(queue=queue, fault=fault):
             return {"quarantine": queue, "error": fault.error}
     return {}

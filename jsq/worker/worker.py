@@ -1,7 +1,7 @@
 """A worker pulls the deliveries of its queues, higher priorities first, and runs as many as it has slots.
 
-When it stops, it pulls no more, hands back what has not started, lets the running jobs finish within the
-grace, then cancels and hands back the rest. None of that spends an attempt.
+When it stops, it pulls no more, hands back the deliveries that have not started, and lets the running jobs
+finish within the grace. Then it cancels and hands back the rest. None of this uses an attempt.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ class Worker:
 
         Waits for a server that does not answer yet; with `burst`, raises `BrokerUnavailable` instead. Raises
         it also when the address or the TLS settings cannot work, and when the connection was closed for good.
-        Raises what provisioning raises; before it begins, what `App.check` does.
+        Raises the errors of provisioning, and before the start those of `App.check`.
         """
         self.app.check()
         rules = await self._startup.run(self._prepare, wait=not self.settings.burst)
@@ -111,19 +111,19 @@ class Worker:
             await dispatcher.close()
 
     def stop(self) -> None:
-        """Stop gently; called again, at once. Running jobs are handed back in any case, none is lost."""
+        """Stop gently; a second call stops at once. Running jobs are handed back in both cases."""
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
 
     def is_ready(self) -> bool:
-        """Whether it takes jobs: it has started, is connected, misses no stream, and is not stopping."""
+        """Whether the worker takes jobs: it is started, connected, not stopping, and misses no stream."""
         working = self.ready.is_set() and self._connected() and self._complete()
         return working and not self._stopping.is_set()
 
     @property
     def beaten(self) -> float:
-        """The moment (monotonic) of the last turn of its event loop that is known."""
+        """The time (monotonic) of the last known turn of the event loop."""
         return self._last_beat()
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class Worker:
         return Watchdog(self._last_beat, self.housekeeping.blocking_task, blocked)
 
     async def _wind_down(self) -> None:
-        """Hand back what has not started, wait for what runs, then interrupt it."""
+        """Hand back the jobs that have not started, wait for the running ones, then interrupt them."""
         dispatcher = self.dispatcher
         counts = {"running": len(dispatcher.attempts), "held": dispatcher.waiting.count}
         log.info("worker stopping", extra={"worker": self.name, **counts})
@@ -213,7 +213,7 @@ class Worker:
         await self._wait_idle(self.timings.unwind + 2.0, asyncio.Event())
 
     async def _wait_idle(self, seconds: float, hurry: asyncio.Event) -> None:
-        """Wait until nothing runs, for so many seconds at most, or until `hurry` is set."""
+        """Wait until no job runs, `seconds` at most, or until `hurry` is set."""
         if not self.dispatcher.attempts:
             return
         self.dispatcher.idle.clear()
@@ -263,7 +263,7 @@ class Worker:
         return found
 
     def _expected_functions(self) -> list[FunctionLocation]:
-        """Where the process tasks of the queues are."""
+        """The locations of the functions of the process tasks."""
         tasks = (task for task in self.app.tasks.values() if task.declaration.queue in self.queues)
         return [task.place for task in tasks if task.place is not None]
 

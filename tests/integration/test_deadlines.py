@@ -61,7 +61,7 @@ async def test_a_job_that_is_found_after_its_deadline_never_starts(
 
     async with working():
         for job in jobs:
-            with pytest.raises(JobExpired, match="its deadline came before it could begin") as caught:
+            with pytest.raises(JobExpired, match="its deadline passed before it could start") as caught:
                 await job.result(WAIT)
             assert code_of(caught.value) == JOB_FAILED
         await until(lambda: nothing_stands(client))
@@ -92,7 +92,7 @@ async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
 
     async with working():
         job = await long.options(deadline=0.5).submit()
-        with pytest.raises(JobExpired, match="its deadline came while it ran"):
+        with pytest.raises(JobExpired, match="its deadline passed while it ran"):
             await job.result(WAIT)
         assert cleaned == [job.id]
         await until(lambda: nothing_stands(client))

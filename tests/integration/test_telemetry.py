@@ -233,8 +233,8 @@ async def test_each_turn_of_a_job_is_one_json_line_without_its_arguments(
         lines = [json.loads(line) for line in shown.lines()]
     turns = [line for line in lines if line.get("job") == job.id]
     assert [line["message"] for line in turns] == ["job started", "job failed"]
-    assert turns[0] | {"at": "", "token": 0} == {
-        "at": "",
+    assert turns[0] | {"time": "", "token": 0} == {
+        "time": "",
         "level": "debug",
         "logger": "jsq.job",
         "message": "job started",

@@ -46,7 +46,7 @@ OUTCOMES: list[Outcome] = [
     TryAgain(1.0, Fault(""), counts_as_failure=False),
     Interrupted(),
     Cancelled(),
-    Expired(Fault("its deadline came while it ran")),
+    Expired(Fault("its deadline passed while it ran")),
 ]
 
 

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from jsq.errors import BadOption
+from jsq.model.outcome import Fault, TryAgain
 from jsq.telemetry.logging import JsonLines, LineHandler, TextLines
 from jsq.telemetry.probes import read_address
 from jsq.worker.fast_log import emit
+from jsq.worker.transitions import outcome_fields
 
 
 @contextlib.contextmanager
@@ -116,13 +118,33 @@ def test_a_json_line_is_one_object() -> None:
     line = JsonLines().format(record("job failed", job="a1", error="a\nb"))
     assert "\n" not in line
     assert json.loads(line) == {
-        "at": "1970-01-01T00:00:00.000Z",
+        "time": "1970-01-01T00:00:00.000Z",
         "level": "info",
         "logger": "jsq.job",
         "message": "job failed",
         "job": "a1",
         "error": "a\nb",
     }
+
+
+def test_json_lines_keep_letters_of_all_languages_and_no_control_characters() -> None:
+    line = JsonLines().format(record("job failed", error="Grüße"))
+    nasty = JsonLines().format(record("job failed", error="\u202eevil"))
+
+    assert "Grüße" in line
+    assert nasty.isprintable()
+
+
+def test_the_time_of_a_json_line_is_not_replaced_by_an_extra() -> None:
+    line = JsonLines().format(record("event loop is blocked", at="tasks.py:5"))
+
+    assert json.loads(line)["time"] == "1970-01-01T00:00:00.000Z"
+
+
+def test_a_snooze_is_logged_with_a_reason_and_not_as_an_error() -> None:
+    snoozed = TryAgain(5.0, Fault("Snooze: busy"), counts_as_failure=False)
+
+    assert outcome_fields(snoozed) == {"delay": 5.0, "why": "Snooze: busy"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Functions that go on though their attempt has ended: threads, and coroutines that swallow a cancellation.
+"""Functions that continue after their attempt has ended: threads, and coroutines that ignore a cancellation.
 
-Python can end neither. Each keeps its slot for as long as it may take to clean up, then it is given up: named
-in the log, counted, and its slot is free. What it returns is refused.
+Python can end neither. Such a function keeps its slot for as long as it may take to clean up. Then it is
+abandoned: it is logged and counted, and its slot is free. Its result is refused.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ log = logging.getLogger("jsq.job")
 
 
 class Abandoned:
-    """Those of one worker. `running` counts the given up which have not ended."""
+    """The abandoned functions of one worker. `running` counts those that have not ended."""
 
     def __init__(self, observer: Observer) -> None:
         self.running = 0
         self._observer = observer
 
     def leave(self, job: Job, execution: Execution, seconds: float, free: Callable[[], None]) -> None:
-        """Call `free` once: when the function ends, or when it has not for so many seconds."""
+        """Call `free` once: when the function ends, or after `seconds`."""
 
         waits = True
 
@@ -56,6 +56,6 @@ class Abandoned:
                 "queue": job.queue,
                 "attempt": job.attempt,
                 "running": self.running,
-                "why": "it was to end and does not; its slot is free, and it still runs",
+                "why": "the function did not end when interrupted; it still runs, and its slot is free",
             },
         )

@@ -1,4 +1,4 @@
-"""Forwards the due jobs of a worker's queues while the server does not move them, as after its restart."""
+"""Forwards the due jobs of a worker's queues while the server does not, for example after a restart."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ SILENT_SECONDS = 1.3
 """Seconds without a heartbeat after which the source of a stream is resumed. Heartbeats come each second."""
 
 UNHEARD_SECONDS = 2.5
-"""The same at the regular check, which nothing has caused."""
+"""The same for the regular check, which has no particular cause."""
 
 RESUME_SECONDS = 5.0
 """Seconds between two attempts to resume the source of a stream."""
@@ -34,7 +34,7 @@ STANDBY_SECONDS = 1.0
 class DueForwarding:
     """The forwarding of a worker's queues: each is checked after a reconnect and at each heartbeat.
 
-    Of all workers of a queue, one forwards.
+    Of all workers of a queue, one forwards its due jobs.
     """
 
     def __init__(self, broker: Broker, queues: Iterable[str], by: str) -> None:
@@ -84,7 +84,7 @@ class DueForwarding:
 class SourceWatch:
     """One watch over the sources of a queue: forwards due jobs, and resumes sources, until all work.
 
-    A source works if it was heard between two rounds.
+    A source works if a message of it arrived between two rounds.
     """
 
     def __init__(self, queue: str, due: DueJobs) -> None:
@@ -98,7 +98,7 @@ class SourceWatch:
         self._may_resume = True
 
     async def run(self) -> None:
-        """Watch until all sources work. Raises `NotAllowed`, `BrokerError`."""
+        """Forward and resume until all sources work. Raises `NotAllowed`, `BrokerError`."""
         forwarded = 0
         while await self._silent():
             holds = await self._due.acquire()
@@ -110,7 +110,7 @@ class SourceWatch:
             log.info("due jobs forwarded", extra={"queue": self._queue, "jobs": forwarded})
 
     async def _silent(self) -> bool:
-        """Whether a source was not heard yet."""
+        """Whether a source has sent no message yet."""
         found, now = await self._due.silences(), time.monotonic()
         for stream, silence in found.items():
             before = self._silences.get(stream, math.inf)

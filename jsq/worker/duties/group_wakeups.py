@@ -1,4 +1,4 @@
-"""Wake-ups of key groups: workers admit waiting jobs when a wake-up says that there may be room."""
+"""Wake-ups of key groups: workers admit waiting jobs when a wake-up announces that there may be room."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ MAX_KEYS = 50
 
 
 class GroupWakeups:
-    """Handles the wake-ups of a queue: each says that a job was added to a key group."""
+    """Handles the wake-ups of a queue: each announces that a job was added to a key group."""
 
     def __init__(self, broker: Broker, queue: str, group: asyncio.TaskGroup) -> None:
         self._broker = broker
@@ -51,7 +51,7 @@ class GroupWakeups:
     async def check(self, removed: Container[str]) -> None:
         """Check for key groups, in case the announcement was lost, and create a missing consumer again.
 
-        Not that of a queue which is in `removed` when the server has answered.
+        The consumer of a queue that is in `removed` when the server has answered is not created.
         """
         streams, stream = self._broker.streams, self._broker.subjects.streams.group_state(self._queue)
         if not self._groups_exist.is_set():

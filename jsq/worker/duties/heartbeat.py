@@ -1,4 +1,4 @@
-"""The heartbeat of a worker: it is listed with what it serves, and follows what changed on the server."""
+"""The heartbeat of a worker: it publishes the worker's description, and applies changes on the server."""
 
 import asyncio
 import contextlib
@@ -23,8 +23,8 @@ log = logging.getLogger("jsq.worker")
 class Heartbeat:
     """The beats of one worker.
 
-    `removed` are the queues that were removed; `on_removed` is called with each. Nothing of them is created
-    until someone else creates them.
+    `removed` are the queues that were removed; `on_removed` is called with each. The worker creates nothing
+    of them until another client has created them again.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Housekeeping: four times a second a worker measures its event loop and hands back what waits too long."""
+"""Four times a second a worker measures its event loop and hands back jobs that wait too long."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ LONG_LAG = 1.0
 class Housekeeping:
     """The rounds of one worker. `beaten` is the moment (monotonic) of the last one.
 
-    With `burst`, `stop` is called when nothing is left that could run before long.
+    With `burst`, `stop` is called when no job is left that could start soon.
     """
 
     def __init__(self, dispatcher: Dispatcher, queues: list[str], stop: Callable[[], None]) -> None:
@@ -48,7 +48,7 @@ class Housekeeping:
                     self._stop()
 
     def measure(self, lag: float) -> None:
-        """Report how late a round came, and what runs."""
+        """Report how late a round was, and the running jobs."""
         self.beaten = time.monotonic()
         dispatcher, observer = self._dispatcher, self._resources.observer
         observer.lagged(max(0.0, lag))
@@ -67,7 +67,7 @@ class Housekeeping:
         return {"task": ""}
 
     async def _nothing_left(self) -> bool:
-        """Whether nothing runs here, and nothing that is not paused may start before long."""
+        """Whether no job runs here, and no job that is not paused could start soon."""
         dispatcher, limits = self._dispatcher, self._dispatcher.limits
         if dispatcher.attempts or dispatcher.waiting.count or limits.returns_soon():
             return False

@@ -35,7 +35,7 @@ class QueueRules:
         self._announced = asyncio.Event()
 
     def is_paused(self, queue: str) -> bool:
-        """Whether something of a queue is paused, or was until a moment ago."""
+        """Whether a queue, a task or a key of it is paused, or was just resumed."""
         return bool(self._pauses.get(queue))
 
     def queue_pause(self, queue: str) -> Pause | None:
@@ -68,7 +68,7 @@ class QueueRules:
                 self.on_change()
 
     def refresh_soon(self, queue: str = "", least: int = 0) -> None:
-        """Have `run` refresh now, and read what was written about a queue at the sequence `least`."""
+        """Make `run` refresh now, and read the rules of a queue at the sequence `least` or later."""
         if queue:
             self._least_sequence[queue] = max(least, self._least_sequence.get(queue, 0))
         self._announced.set()
@@ -89,7 +89,9 @@ class QueueRules:
         try:
             self._set_pauses(queue, await self._broker.pauses.active(queue, least=least))
         except NotAllowed:
-            self._set_pauses(queue, PauseSet())  # a login of an older release, which knows no pauses
+            self._set_pauses(
+                queue, PauseSet()
+            )  # a login made by an older release, without permission for pauses
         if self._least_sequence.get(queue) == least:
             del self._least_sequence[queue]
 

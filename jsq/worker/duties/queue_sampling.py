@@ -1,4 +1,4 @@
-"""Every ten seconds a worker samples its queues: for its presence how fast jobs come and go, and for metrics.
+"""Every ten seconds a worker samples its queues: their throughput for its presence, and their metrics.
 
 Without metrics this is one request for each queue. With them it is about ten; once a minute the dead letters
 and the records are counted too, which costs the server 0.15 ms for each thousand.

@@ -44,10 +44,10 @@ RETRY_SECONDS = 0.5
 """Seconds until the next try if the table could not be read or written."""
 
 MIN_INTERVAL = 0.01
-"""Seconds between two decisions, at the least: a burst of jobs needs one."""
+"""Least number of seconds between two decisions: a burst of jobs needs only one."""
 
 RELEASE_SECONDS = 2.0
-"""Seconds that a worker tries to give its slots back at its end. Else they are free after their lease."""
+"""Seconds for which a stopping worker tries to release its slots; their lease releases the rest."""
 
 
 class QueueSlotDuty:
@@ -80,7 +80,7 @@ class QueueSlotDuty:
     # -- the loop ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Claim slots and give them back, until cancelled. Raises `NotAllowed` if the worker may not."""
+        """Claim and release slots until cancelled. Raises `NotAllowed` if the login lacks the permission."""
         unsubscribe = await self._store.subscribe(self._queue, self._hear)
         hindered = False
         try:
@@ -103,7 +103,7 @@ class QueueSlotDuty:
             await unsubscribe()
 
     async def release(self) -> None:
-        """Give back all slots: the worker ends."""
+        """Release all slots: the worker stops."""
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout(RELEASE_SECONDS):
                 stored = await self._store.change(
@@ -123,7 +123,7 @@ class QueueSlotDuty:
         self._wakeup.clear()
 
     async def _step(self) -> None:
-        """Decide by what is known of the table. If there is something to do, read it, and write it."""
+        """Decide by the known table. If a change is needed, read the table and write it."""
         table, moment = self._known.table, self._store.moment()
         if moment.now >= self._next_read or self._settle(table, moment) != table:
             self._next_read = math.inf
@@ -136,11 +136,11 @@ class QueueSlotDuty:
         self._apply()
 
     def _settle(self, table: SlotTable, moment: SlotMoment) -> SlotTable:
-        """The table after what this worker does next. It uses no slot from now on that it is to give back."""
+        """The table after the worker's next change. From now on it uses no slot that it must release."""
         if self.limit is None:
             return table
         if self.lease.lapsed():
-            table = table.without(self._worker)  # nothing runs here under the lease that was
+            table = table.without(self._worker)  # no job runs here under the former lease
         settled = settle_slots(
             table,
             self._worker,
@@ -153,7 +153,7 @@ class QueueSlotDuty:
         return settled
 
     def _use(self, now: float) -> SlotUse:
-        """How the worker uses its slots now. One slot more than its jobs take lets it pull the next one."""
+        """How the worker uses its slots now. One slot more than its jobs take lets it pull the next job."""
         if now >= self._idle_check:
             self._least, self._peak, self.gate.peak = self._peak, 0, self.gate.used
             self._idle_check = now + IDLE_SLOT_SECONDS
@@ -172,7 +172,7 @@ class QueueSlotDuty:
         self.gate.interrupt_excess()
 
     def _apply(self) -> None:
-        """Let in what there are slots for by now, and pull more."""
+        """Admit deliveries while there are slots, and pull more."""
         limit = self.limit
         if limit is None:
             return
@@ -230,10 +230,10 @@ class QueueSlotDuty:
             renew(self.lease, stored.written)
             self.lease.seconds = seconds
         elif self._worker not in stored.table.holders and self.gate.slots:
-            self.lease.renewed = steady_now() - self.lease.seconds  # other workers have taken its slots
+            self.lease.renewed = steady_now() - self.lease.seconds  # other workers have its slots
 
     def lapse(self) -> None:
-        """Stop what runs in the slots: other workers may have them by now."""
+        """Stop the jobs in the slots: other workers may have the slots by now."""
         if not self.lease.lapsed():
             return
         if self.gate.slots:
@@ -255,7 +255,7 @@ class QueueSlots:
         self._refused: set[str] = set()
 
     def follow(self) -> None:
-        """Begin with the queues that have a limit now, and end with those that have none any more."""
+        """Start the duties of queues that have a limit now, and stop those of queues without one."""
         for queue, settings in self._dispatcher.resources.queues.items():
             if queue in self._duties:
                 self._duties[queue][0].wake()
@@ -266,7 +266,7 @@ class QueueSlots:
         self._dispatcher.plans.clear()
 
     async def close(self) -> None:
-        """Give back all slots, if no job runs any more."""
+        """Release all slots, if no job runs any more."""
         duties = [self._stop(queue) for queue in list(self._duties)]
         if not self._dispatcher.attempts:
             await asyncio.gather(*(duty.release() for duty in duties))
@@ -281,7 +281,7 @@ class QueueSlots:
         try:
             await duty.run()
         except NotAllowed as error:
-            # A login of an older release: then the limit holds for each priority by itself.
+            # A login made by an older release: the limit then holds for each priority by itself.
             log.warning("queue slots not used", extra={"queue": queue, "why": str(error)})
             self._refused.add(queue)
             self._end(queue, release=False)

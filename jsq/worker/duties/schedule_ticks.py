@@ -1,6 +1,6 @@
-"""Workers take the ticks of their queues' schedules: each message goes to one of them, who does what is due.
+"""Workers take the ticks of their queues' schedules: one worker gets each message, and submits the due jobs.
 
-What hinders one is left to the next delivery, to whichever worker: nothing is settled that was not done.
+A message is settled only after its jobs are submitted. If that fails, a worker gets the message again.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from jsq.model.schedule import Schedule, TickDecision
 log = logging.getLogger("jsq.schedule")
 
 MAX_TICKS = 20
-"""Ticks that one worker looks at together."""
+"""Ticks that one worker handles at the same time."""
 
 FULL_DELAY = 5
-"""Seconds until a tick is offered again whose queue was full."""
+"""Seconds until a tick whose queue was full is offered again."""
 
 REPAIR_INTERVAL = 15.0
-"""Seconds between two looks whether each schedule has a tick ahead."""
+"""Seconds between two checks that each schedule has a next tick."""
 
 
 class ScheduleTicks:
@@ -48,7 +48,7 @@ class ScheduleTicks:
         ]
 
     async def declare(self) -> None:
-        """Bring the schedules to what our App declares; who may not leaves that to `jsq provision`."""
+        """Store the schedules that the App declares; without the permission, `jsq provision` must do it."""
         for schedule in self._declared:
             try:
                 await self._broker.schedules.put(schedule)
@@ -58,7 +58,7 @@ class ScheduleTicks:
                 log.warning("schedule not updated", extra={"schedule": schedule.name, "why": str(error)})
 
     async def run(self) -> None:
-        """Take ticks until cancelled; mend now and then what was left without one."""
+        """Take ticks until cancelled, and regularly restore missing ticks."""
         async with asyncio.TaskGroup() as group:
             for puller in self._pullers:
                 await puller.open()
@@ -68,10 +68,10 @@ class ScheduleTicks:
                     await puller.check()
                 except NotAllowed as error:
                     log.warning("ticks not pulled", extra={"queue": puller.queue, "why": str(error)})
-            await self._keep_mending()
+            await self._keep_repairing()
 
     async def close(self) -> None:
-        """Take no more, and end what is under way: it takes milliseconds, or comes to another."""
+        """Take no more ticks, and finish the current ones; after `TICK_LEASE`, another worker gets them."""
         self._closed = True
         for puller in self._pullers:
             await puller.close()
@@ -81,7 +81,7 @@ class ScheduleTicks:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _keep_mending(self) -> None:
+    async def _keep_repairing(self) -> None:
         hindered = False
         while True:
             for queue in self._queues:
@@ -117,7 +117,7 @@ class ScheduleTicks:
             puller.request()
 
     async def _take(self, delivery: Delivery) -> None:
-        """Do what is due, and then settle; or leave it to whom the tick comes next."""
+        """Submit the due jobs, then settle; or leave the tick to the next delivery."""
         about = {"schedule": delivery.id, "queue": delivery.queue}
 
         def holds() -> bool:
@@ -144,7 +144,7 @@ class ScheduleTicks:
 
 
 def log_tick(turn: TickDecision, about: Mapping[str, str]) -> None:
-    """One line for each time that a schedule moved on."""
+    """Log that a schedule moved on."""
     ticks = ",".join(tick.isoformat() for tick in turn.ticks)
-    told = "schedule fired" if ticks else "schedule tick skipped"
-    log.info(told, extra={**about, "ticks": ticks, "done": turn.state.decided_until.isoformat()})
+    message = "schedule fired" if ticks else "schedule tick skipped"
+    log.info(message, extra={**about, "ticks": ticks, "done": turn.state.decided_until.isoformat()})

@@ -1,6 +1,6 @@
-"""Watches that the streams and consumers of a worker exist, and creates those again that were deleted.
+"""Checks that the streams and consumers of a worker exist, and creates deleted ones again.
 
-Without it a worker whose log was deleted would take jobs and never end one, and nobody would be told.
+Otherwise a worker whose records were deleted would take jobs and never end one, and log nothing.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class StreamWatch:
         try:
             await self._inventory.restore(found)
         except BrokerError as error:
-            self._report_hindrance(list(found), error)
+            self._report_failure(list(found), error)
             return
         self._hindrance = ""
         left = await self._inventory.missing(self._removed)
@@ -105,8 +105,8 @@ class StreamWatch:
         self.missing = missing
         self._observer.streams_missing(len(missing))
 
-    def _report_hindrance(self, streams: list[str], error: BrokerError) -> None:
-        """Log once why something is not created again."""
+    def _report_failure(self, streams: list[str], error: BrokerError) -> None:
+        """Log once why a stream is not created again."""
         why = str(error)
         if isinstance(error, NotAllowed):
             why += "; have an admin run `jsq provision`"

@@ -1,4 +1,4 @@
-"""Workers sweep by the way: each asks for a turn from time to time, and one at a time gets it."""
+"""Workers sweep in the background: each asks for a turn regularly, and one at a time gets it."""
 
 import asyncio
 import logging
@@ -12,16 +12,16 @@ from jsq.model.repair import RepairResult
 log = logging.getLogger("jsq.sweep")
 
 MAX_FIRST_DELAY = 10.0
-"""Seconds after its start by which a worker asks for its first turn, unless it is to sweep more often."""
+"""Seconds after its start within which a worker asks for its first turn, if not earlier by its interval."""
 
 
 async def sweep_regularly(
     broker: Broker, by: str, every: float, swept: Callable[[Sequence[RepairResult]], None]
 ) -> None:
-    """Ask for a turn every so many seconds (0: never), and tell `swept` of each.
+    """Ask for a turn `every` so many seconds (0: never), and call `swept` with the results of each turn.
 
-    Not at the same moment as a thousand others that were started together. Ends where it is not allowed;
-    what hinders it for long is told once.
+    The interval is random, so that workers that were started together do not ask at the same time. Returns if
+    the login lacks the permission. A repeated error is logged as a warning once.
     """
     pause, hindered = min(every, MAX_FIRST_DELAY), False
     while every > 0:

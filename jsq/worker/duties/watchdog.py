@@ -29,8 +29,8 @@ Describe = Callable[[object], dict[str, object]]
 class Watchdog:
     """Watches the event loop on which it is started.
 
-    `beaten` returns the moment (monotonic, seconds) of the last beat of the loop. `describe` returns what is
-    known of the asyncio task that runs; `blocked` is called once for each block. The thread calls both.
+    `beaten` returns the time (monotonic, seconds) of the last beat of the loop. `describe` returns a
+    description of the running asyncio task; `blocked` is called once for each block. The thread calls both.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Watchdog:
 
 
 def locate_frame(frame: FrameType | None) -> str:
-    """Where a thread is, innermost frame first, as far as it runs the code of the task."""
+    """The position of a thread, innermost frame first, down to the code of the task."""
     lines: list[str] = []
     while frame is not None and frame.f_code.co_filename != on_loop.__file__ and len(lines) < MAX_FRAMES:
         lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}")

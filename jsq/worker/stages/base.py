@@ -14,7 +14,7 @@ from jsq.worker.state import AttemptState
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The attempt may go on."""
+    """The attempt may continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,17 @@ RUN, HAND_BACK, DROP = Run(), HandBack(), Drop()
 
 
 class Stage:
-    """What one feature adds to an attempt. Every method is optional.
+    """The part of one feature in an attempt. Every method is optional.
 
     One object serves all attempts of a worker. Beside the five methods of the design (`applies`, `admit`,
-    `started`, `finish`, `close`) features needed six more places: `instead` (expiry, retry window),
-    `perform` (rate limits, deadlines, unknown tasks, progress), `amend` (callbacks), `reclaimed` (crash
-    limit), `admit_again` (isolation, pauses) and `dropped` (key groups). `started` may return an outcome, for
-    a job that turns out to have started too late. `finish` may return a `Requeue`, for what only another
-    worker can finish.
+    `started`, `finish`, `close`) features needed six more places: `instead` (expiry, retry window), `perform`
+    (rate limits, deadlines, unknown tasks, progress), `amend` (callbacks), `reclaimed` (crash limit),
+    `admit_again` (isolation, pauses) and `dropped` (key groups). `started` may return an outcome, for a job
+    that has started too late. `finish` may return a `Requeue`, if only another worker can finish the event.
 
-    An `exceptional` stage joins every job that leaves the straight path: whose start the log refuses, or
-    whose outcome is not a success. So a plain job that succeeds has no stages. `wraps_run` and
-    `replaces_start` say whether the stage has a `perform` and an `instead` of its own.
+    An `exceptional` stage joins every job that leaves the straight path, because its record refuses the start
+    or its outcome is not a success. So a plain job that succeeds has no stages. `wraps_run` and
+    `replaces_start` are true if the stage has a `perform` and an `instead` of its own.
     """
 
     exceptional = False
@@ -74,21 +73,22 @@ class Stage:
         return RUN
 
     async def admit_again(self, attempt: AttemptState) -> Admission:
-        """Decide whether an attempt may start now whose job has crashed workers or was interrupted; asked
-        before each try to record the start. Nothing is recorded yet.
+        """Decide whether an attempt of a job that has crashed workers or was interrupted may start now.
+
+        Called before each try to record the start. Nothing is recorded yet.
         """
         return RUN
 
     async def instead(self, attempt: AttemptState) -> Outcome | None:
-        """The final outcome that is recorded in place of a start, if any. The last stage is asked first."""
+        """The final outcome to record instead of a start, if any. The last stage is asked first."""
         return None
 
     def reclaimed(self, attempt: AttemptState) -> Outcome | None:
-        """The outcome of a job that was reclaimed from a silent worker, if it is not to run again."""
+        """The outcome of a job that was reclaimed from a stalled worker, if it must not run again."""
         return None
 
     async def started(self, attempt: AttemptState) -> Outcome | None:
-        """Prepare the run: the start is recorded. An outcome that is returned is recorded already."""
+        """Prepare the run, after the start is recorded. A returned outcome is recorded already."""
         return None
 
     async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
@@ -96,11 +96,11 @@ class Stage:
         return await proceed()
 
     def amend(self, attempt: AttemptState, event: Event) -> Event:
-        """Complete an event that is about to be recorded; not called for a success."""
+        """Return the event that is about to be recorded, completed; not called for a success."""
         return event
 
     async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
-        """Do what follows from a recorded event, before the delivery is settled. May run twice.
+        """Act on a recorded event, before the delivery is settled. May run twice.
 
         After a crash of this worker the next delivery of the job runs the same method with the same event.
         """
@@ -110,4 +110,4 @@ class Stage:
         """The delivery is settled without a run, because another message of the job is in use."""
 
     async def close(self, attempt: AttemptState) -> None:
-        """Release what the stage holds for the attempt. Always called, the last stage first."""
+        """Release the resources that the stage holds for the attempt. Always called, the last stage first."""

@@ -1,8 +1,8 @@
-"""Batches: the jobs of a batch task are collected, started each in its own log, run as one, and judged each.
+"""Batches: the jobs of a batch task are collected, started each in its own record, run together, and judged.
 
-The attempt of a batch task has a `BatchMember` in place of a `TaskRun`. It frees its slot and waits until its
+The attempt of a batch task has a `BatchMember` instead of a `TaskRun`. It frees its slot and waits until its
 batch is full, or has waited long enough; then the batch takes one slot for all. Each attempt starts by
-itself. One that may not start (cancelled, expired, reclaimed) is not in the list that the function gets.
+itself. A job that may not start (cancelled, expired, reclaimed) is not in the list that the function gets.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ log = logging.getLogger("jsq.job")
 
 Why: TypeAlias = Outcome | LeaseLost
 
-OUT_OF_TIME = Expired(Fault("its deadline came while its batch ran"))
+OUT_OF_TIME = Expired(Fault("its deadline passed while its batch ran"))
 
 
 class BatchStage(Stage):
@@ -68,7 +68,7 @@ class BatchStage(Stage):
 
 
 class BatchMember:
-    """The part of one attempt in a batch, in place of a `TaskRun` of its own."""
+    """The part of one attempt in a batch, instead of a `TaskRun` of its own."""
 
     has_slot = False
     stopping: Why | None = None
@@ -88,11 +88,12 @@ class BatchMember:
         return self.batch.run.execution
 
     def grace(self) -> float:
-        """Seconds for which the function of the batch may go on though the attempt has ended."""
+        """Seconds for which the function of the batch may continue after the attempt has ended."""
         return self.batch.run.grace()
 
     async def wait_for_start(self) -> bool:
-        """Wait until the batch begins. False if it does not: the worker stops, or has no slot for long.
+        """Wait until the batch starts. False if it does not: the worker stops, or has no free slot for too
+        long.
 
         Raises `LeaseLost`.
         """
@@ -106,11 +107,14 @@ class BatchMember:
     ) -> Outcome:
         """Wait for the end of the batch, and judge the part of this job; see `TaskRun.perform`.
 
-        `may_begin` is not asked again: all of a batch start with the last of them, and count then.
+        `may_begin` is not called again: all members of a batch start with the last one, and count at that
+        time.
         """
         if self.stopping is not None:
             return stopped_with(self.stopping)
-        options = replace(options, timeout=task.declaration.timeout)  # one submit does not change the others'
+        options = replace(
+            options, timeout=task.declaration.timeout
+        )  # one submit must not change the timeout of the others
         [value], _ = task.signature.unpack(job.arguments)
         self.item = BatchItem(value, job, token)
         loop = asyncio.get_running_loop()
@@ -131,7 +135,7 @@ class BatchMember:
         return outcome_of(end, resources, task, job, options)
 
     def begin(self) -> None:
-        """Let the attempt go on, and start."""
+        """Let the attempt continue, and start."""
         if not self._begins.done():
             self._begins.set_result(None)
 
@@ -154,7 +158,7 @@ class BatchMember:
         self.end(None)
 
     def leave(self) -> None:
-        """The attempt is over: its batch does not wait for it."""
+        """Note that the attempt is over: its batch does not wait for it."""
         self.batch.remove(self)
         del self.attempt  # it has this member as its function: the cycle would be left to the collector
 
@@ -197,7 +201,7 @@ class Batch:
         self._awaited.discard(member)
         self._run_if_complete()
         if self.running and not self.ended and not self.members:
-            self.run.stop(LeaseLost("nobody waits for it"))
+            self.run.stop(LeaseLost("no member of the batch waits for it"))
 
     def _run_if_complete(self) -> None:
         if not self.started or self.running or self._awaited:
@@ -226,7 +230,7 @@ class Batch:
         options = self.task.declaration
         try:
             end = await self.run.watch(start, limit_of(options), options.hard_timeout)
-        except Exception as error:  # it could not be started: that is judged as if it had raised
+        except Exception as error:  # the call could not start: judged as if the function had raised
             log.exception("batch not run", extra={"task": self.task.name, "jobs": len(members)})
             end = Raised(error)
         self.ended = True
@@ -252,7 +256,7 @@ class Batch:
                     return
         except BrokerError as error:
             for member, _ in limited:
-                member.stop(LeaseLost(f"its start was not counted in its limits: {error}"))
+                member.stop(LeaseLost(f"its start was not counted in its rate limits: {error}"))
 
     def _limited(self) -> list[tuple[BatchMember, Reservation]]:
         """The members that have limits and will run, with their reservations."""
@@ -268,13 +272,13 @@ async def count_start(member: BatchMember, reservation: Reservation, moment: flo
 
 
 class BatchSlots(Protocol):
-    """The slots of a worker, as its batches see them."""
+    """The slots of a worker, as far as its batches use them."""
 
     def free(self, slots: int = 1) -> None:
         """Give back slots."""
 
     def fill(self) -> None:
-        """Start what waits for a slot."""
+        """Start the deliveries that wait for a slot."""
 
     def demand(self) -> None:
         """Pull more deliveries, if there is room."""
@@ -283,8 +287,8 @@ class BatchSlots(Protocol):
 class BatchCollector:
     """The batches of one worker. `slots` are the worker's, `rate_limits` has the reservations.
 
-    `open` are the batches that collect jobs, by their task; `closed` are those that wait for a slot, with
-    the moment since when.
+    `open` are the batches that collect jobs, by their task; `closed` are those that wait for a slot, with the
+    time since which they wait.
     """
 
     def __init__(
@@ -302,7 +306,7 @@ class BatchCollector:
     # -- collect ------------------------------------------------------------------------------------------
 
     async def add(self, attempt: AttemptState) -> BatchMember:
-        """Put an attempt into a batch: with others, or into one of its own."""
+        """Put an attempt into a batch, with others or alone."""
         task, batch = attempt.task, attempt.options.batch
         assert task is not None, "only jobs of known tasks have this stage"
         assert batch is not None, "only jobs of batch tasks have this stage"
@@ -311,7 +315,7 @@ class BatchCollector:
         return self._add_to_open(task, batch, attempt)
 
     async def _has_one_crash_left(self, attempt: AttemptState) -> bool:
-        """Whether one more crash would end the job. The log is read where that may be."""
+        """Whether one more crash would end the job. The record is read if that is possible."""
         job, delivery = attempt.job, attempt.delivery
         max_crashes, crashes = self.resources.queues[delivery.queue].max_crashes, job.crashes
         redelivered = delivery.number - 1
@@ -385,7 +389,7 @@ class BatchCollector:
         jobs = [member.item.job for member in batch.members if member.item is not None]
         run = batch.run
         try:
-            if jobs:  # all may have left just now
+            if jobs:  # all members may have left meanwhile
                 await batch.call(self.resources)
         finally:
             if run.abandoned is None:
@@ -405,7 +409,7 @@ class BatchCollector:
             self._hand_back(self.closed.popleft()[1])
 
     def stop(self) -> None:
-        """Hand back what has not started, and collect no more."""
+        """Hand back the jobs that have not started, and collect no more."""
         self._stopped = True
         for batch in [*self.open.values(), *(one for _, one in self.closed)]:
             self._hand_back(batch)
@@ -417,7 +421,7 @@ class BatchCollector:
             member.stop(Interrupted())
 
     async def end(self) -> None:
-        """Cancel what still runs: it cannot reach the server, and its leases will lapse."""
+        """Cancel the batches that still run: they cannot reach the server, and their leases will lapse."""
         left = list(self._runs)
         for running in left:
             running.cancel()
@@ -427,7 +431,7 @@ class BatchCollector:
 def split_result(end: FunctionEnd | None, count: int, task: str) -> list[FunctionEnd | None]:
     """The end of each of `count` items, by the end of their function; None if it was cut short.
 
-    A list has a place for each item: its result, or an exception.
+    A list has one element for each item: its result, or an exception.
     """
     match end:
         case Returned(value=list() as values) if len(values) == count:
@@ -436,8 +440,6 @@ def split_result(end: FunctionEnd | None, count: int, task: str) -> list[Functio
             return [end] * count
         case Returned(value=value):
             what = f"a list of {len(value):,}" if isinstance(value, list) else type(value).__name__
-            told = (
-                f"{task} returned {what} for {count:,} items: it takes None, or a list with a place for each"
-            )
-            return [Judged(Failed("bad_result", Fault(told)))] * count
+            rule = f"must return None, or a list with one element for each of the {count:,} items"
+            return [Judged(Failed("bad_result", Fault(f"{task} {rule}, got {what}")))] * count
     return [end] * count

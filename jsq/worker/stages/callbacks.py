@@ -1,4 +1,4 @@
-"""Callbacks: jobs that a failure submits, and the fallback that takes the place of a dead job."""
+"""Callbacks: jobs that a failure submits, and the fallback that runs instead of a dead job."""
 
 import logging
 from dataclasses import replace
@@ -17,7 +17,7 @@ log = logging.getLogger("jsq.job")
 
 
 class CallbackStage(Stage):
-    """Submits the callbacks of an event. What is pending stands in the event, so a crash loses none."""
+    """Submits the callbacks of an event. The event lists the pending ones, so a crash loses none."""
 
     exceptional = True
 
@@ -41,9 +41,8 @@ class CallbackStage(Stage):
 async def submit_callbacks(attempt: AttemptState, event: Event) -> None:
     """Submit the callbacks of an event; a second call submits nothing twice.
 
-    Raises what can succeed later (`QueueFull`, no answer of the server), so that the delivery comes back. An
-    error that is final, as a queue that this login may not write to, is logged: the job does not depend on
-    it.
+    Raises errors that may pass (`QueueFull`, no answer of the server), so that the delivery is repeated. A
+    final error, such as a queue that this login may not write to, is logged: the job does not depend on it.
     """
     job, resources = attempt.job, attempt.resources
     # The event names no fallback if a worker that does not know the task recorded it.
@@ -86,7 +85,7 @@ def callback_job(kind: CallbackKind, job: Job, event: Event, declared: Declarati
 
 
 def waits_for_task(attempt: AttemptState, at: datetime) -> bool:
-    """Whether the callbacks of an event stored `at` that moment are left to a worker that knows the task."""
+    """Whether a worker that knows the task must submit the callbacks of an event stored `at` that time."""
     job, resources = attempt.job, attempt.resources
     if attempt.task is not None:
         return False

@@ -21,19 +21,19 @@ from jsq.worker.stages.base import Requeue, Stage
 from jsq.worker.state import AttemptState
 
 SUPERSEDED = 50
-"""Checkpoints of one attempt that may lie below the last one before they are removed."""
+"""How many superseded checkpoints of one attempt may exist before they are removed."""
 
 NOTICE = 0.1
-"""Seconds in which a task learns that its attempt is lost, before it is cancelled."""
+"""Seconds for a task to handle the lost lease of its attempt before it is cancelled."""
 
 OVER = ("succeeded", "cancelled", "expired")
-"""States after which a job keeps no checkpoint. A failed job keeps its own for a replay."""
+"""States after which a job keeps no checkpoint. A failed job keeps its checkpoints for a retry."""
 
 
 class CheckpointStage(Stage):
-    """Loads what a job has kept, and removes it at its end.
+    """Loads the checkpoints of a job, and removes them at its end.
 
-    Exceptional, because an earlier attempt may have kept something on a worker with other code.
+    Exceptional, because an earlier attempt may have stored checkpoints on a worker with other code.
     """
 
     exceptional = True
@@ -46,7 +46,7 @@ class CheckpointStage(Stage):
             return None
         memory = Checkpoints(attempt.resources.broker.checkpoints, attempt)
         attempt.function.memory = memory
-        if attempt.continues:  # there is nothing before a first attempt
+        if attempt.continues:  # a first attempt has no earlier checkpoints
             await memory.load()
         return None
 
@@ -60,7 +60,7 @@ class CheckpointStage(Stage):
 
 
 class Checkpoints:
-    """What one attempt of a job keeps."""
+    """The checkpoints and steps of a job, as one attempt reads and writes them."""
 
     def __init__(self, store: CheckpointStore, attempt: AttemptState) -> None:
         self._store = store
@@ -75,14 +75,13 @@ class Checkpoints:
 
     @property
     def checkpoint(self) -> bytes:
-        """The job's last checkpoint, as JSON; empty where there is none."""
+        """The job's last checkpoint, as JSON; empty if there is none."""
         return self._kept.get(CHECKPOINT, b"")
 
     async def load(self) -> None:
-        """See whether earlier attempts have kept anything, and read the checkpoint; steps are read when
-        taken.
+        """Check whether earlier attempts have stored anything, and read the checkpoint.
 
-        Since this attempt has started, they keep nothing more.
+        Steps are read when they are called. Since this attempt has started, earlier ones store nothing more.
         """
         job, has_lease = self._job, self._attempt.has_lease
         newest = await self._store.latest_sequence(
@@ -94,7 +93,7 @@ class Checkpoints:
             await self._find(CHECKPOINT)
 
     def ask(self, what: str, place: str, body: bytes) -> Future[bytes]:
-        """Have something kept, from any thread: see `act`."""
+        """Store or claim a value, from any thread; see `act`."""
         coming = self.act(what, place, body)
         try:
             return asyncio.run_coroutine_threadsafe(coming, self._loop)
@@ -103,10 +102,10 @@ class Checkpoints:
             raise self._lost() from error
 
     async def act(self, what: str, place: str, body: bytes) -> bytes:
-        """As `ask`, on the loop. Raises `LeaseLost`, and what else the broker raises.
+        """As `ask`, on the event loop. Raises `LeaseLost`, and the errors of the broker.
 
-        `keep` writes, whatever stood there. `claim` writes where nothing stands, or what is undone, and gives
-        nothing back; else it gives back what stands there. Nobody but us can have written meanwhile.
+        `keep` writes in any case. `claim` writes if there is no value, or if the step is undone, and returns
+        nothing; otherwise it returns the stored value. No other attempt can have written meanwhile.
         """
         async with self._turn:
             if what == "claim":
@@ -125,20 +124,20 @@ class Checkpoints:
             return b""
 
     async def end(self, *, over: bool) -> None:
-        """See to what is left behind: where the job is `over`, nothing."""
+        """Remove superseded checkpoints, and all checkpoints and steps if the job is `over`."""
         if over and (self._inherits or any(self._kept.values())):
             await self._store.delete(self._job.queue, self._job.id)
         elif self._superseded:
             await self._tidy()
 
     async def _find(self, place: str) -> bytes:
-        """What stands at a place, by us or by an attempt before; empty where nothing does."""
+        """The value that this or an earlier attempt has stored under a key; empty if there is none."""
         if place not in self._kept:
             self._kept[place] = await self._read(place) if self._inherits else b""
         return self._kept[place]
 
     async def _make_room(self, place: str) -> None:
-        """Count one more step of the job. Raises `BadOption` for one too many."""
+        """Count one more step of the job. Raises `BadOption` if there are too many."""
         if self._number is None:
             last = await self._read(ALL_STEPS)
             self._number = decode(last).number if last else 0
@@ -178,4 +177,4 @@ class Checkpoints:
         await self._store.delete(self._job.queue, self._job.id, CHECKPOINT, but=1)
 
     def _lost(self) -> LeaseLost:
-        return LeaseLost(f"job {self._job.id} is no longer this attempt's: nothing of it is kept any more")
+        return LeaseLost(f"the lease of job {self._job.id} is lost: nothing more of this attempt is stored")

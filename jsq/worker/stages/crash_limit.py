@@ -21,7 +21,7 @@ class CrashLimitStage(Stage):
         job, settings = attempt.job, attempt.resources.queues[attempt.delivery.queue]
         if job.crashes - job.forgiven_crashes < settings.max_crashes:
             return None
-        fault = Fault(f"{count_noun(job.crashes, 'worker')} died or fell silent while running it")
+        fault = Fault(f"{count_noun(job.crashes, 'worker')} died or stalled while running it")
         quarantine = attempt.options.quarantine or settings.quarantine
         if quarantine is not None and quarantine != job.queue and not job.quarantine:
             return Quarantined(quarantine, fault)

@@ -1,6 +1,6 @@
-"""Expiry and deadline: a job that may not start any more is recorded as expired in place of its start.
+"""Expiry and deadline: a job that may not start any more is recorded as expired instead of started.
 
-The deadline also ends a run, and leaves no time for a retry after it. Both are moments of the server's clock.
+The deadline also ends a run, and prevents a retry after it. Both are times of the server's clock.
 """
 
 import math
@@ -16,18 +16,18 @@ from jsq.worker.state import AttemptState
 from jsq.worker.transitions import EXPIRED_UNSTARTED, PAST_DEADLINE, with_deadline, with_declared_expiry
 
 CLOSE = 1.0
-"""Seconds before a job expires in which its start is so late that the server is asked when it stored it."""
+"""Seconds before the expiry of a job in which the server is asked for the exact time of the start."""
 
 
 class ExpiryStage(Stage):
-    """Ends jobs that are too late to start, and retries that would be."""
+    """Ends jobs that are too late to start, and prevents retries that would be too late."""
 
     def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
         asked = (job.deadline, job.expires, options.deadline, options.expires)
         return asked != (None, None, None, None)
 
     async def admit(self, attempt: AttemptState) -> Admission:
-        """Turn the seconds that the task declares into moments, counted from when the job was stored."""
+        """Turn the seconds that the task declares into times, counted from when the job was stored."""
         since = attempt.delivery.since
         job = with_deadline(attempt.job, attempt.options.deadline, since)
         attempt.job = with_declared_expiry(job, attempt.options.expires, since)

@@ -1,9 +1,10 @@
 """The last attempt of a job that has crashed workers runs isolated: alone in its worker.
 
-All jobs that run when a worker dies come back together, and nothing tells which of them was to blame. If they
-started together again, an innocent job could reach `max_crashes` beside the one that kills its workers. So an
-attempt whose crash would end the job waits until nothing else runs in its worker, and nothing else starts
-there until it has ended. Then only a job whose worker died while it ran alone fails as `crashed`.
+All jobs that run when a worker dies are delivered again together, and no record shows which of them killed
+the worker. If they started together again, an innocent job could reach `max_crashes` beside the one that
+kills its workers. So an attempt whose crash would end the job waits until nothing else runs in its worker,
+and nothing else starts there until it has ended. Then only a job whose worker died while it ran alone fails
+as `crashed`.
 
 The wait comes before the start is recorded: a worker that dies meanwhile is no crash of the jobs that wait.
 """
@@ -24,7 +25,7 @@ log = logging.getLogger("jsq.job")
 ISOLATION_POLL_SECONDS = 0.02
 
 NOT_ISOLATED_DELAY = 10.0
-"""Seconds after which a job is offered again whose worker was busy with other jobs for too long."""
+"""Seconds after which a job is offered again if its worker was busy with other jobs for too long."""
 
 
 class WorkerSlots(Protocol):
@@ -61,9 +62,9 @@ class IsolationStage(Stage):
             if self._slots.stopping.is_set():
                 return HAND_BACK
             if attempt.function.stopping is not None or not attempt.has_lease():
-                return RUN  # it is not called, or refused
+                return RUN  # its function is not called, or refused
             if time.monotonic() > end:
-                return Requeue(NOT_ISOLATED_DELAY, "its last attempt is to run alone, and others run here")
+                return Requeue(NOT_ISOLATED_DELAY, "its last attempt must run alone, and other jobs run here")
             await asyncio.sleep(ISOLATION_POLL_SECONDS)
         log.info("job isolated", extra=attempt.log_fields(crashes=job.crashes))
         return RUN
@@ -75,6 +76,6 @@ class IsolationStage(Stage):
                 self._slots.resume_starts()
 
     def _is_alone(self, attempt: AttemptState) -> bool:
-        """Whether it is an attempt's turn, and nothing runs but what waits for the same."""
+        """Whether it is an attempt's turn, and the only other jobs here wait for isolation too."""
         held = sum(one.slots for one in self._line)
         return self._line[0] is attempt and self._slots.occupied <= held and not self._abandoned.running

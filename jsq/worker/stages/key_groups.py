@@ -1,4 +1,4 @@
-"""Key groups: a job with a key waits in its group until it is given a slot, and releases the slot in time.
+"""Key groups: a job with a key waits in its group until it gets a slot, and releases the slot at its end.
 
 The slot is released before the delivery is settled. After a crash between the two, the delivery comes back
 and the slot is released again.
@@ -22,7 +22,7 @@ log = logging.getLogger("jsq.job")
 
 
 class KeyGroupStage(Stage):
-    """Sends a job without a slot to its key group, and releases the slot of one that has it."""
+    """Moves a job without a slot to its key group, and releases the slot of a job that has one."""
 
     def __init__(self) -> None:
         self._releases: dict[AttemptState, asyncio.Task[None]] = {}
@@ -37,7 +37,7 @@ class KeyGroupStage(Stage):
             log.info("job moved to its key group", extra=attempt.log_fields(key=job.key))
             return DROP
         if attempt.options.batch is not None:
-            self._release_early(attempt)  # it waits for its batch, and no longer on the queue
+            self._release_early(attempt)  # the job waits for its batch, and no longer on the queue
         return RUN
 
     async def started(self, attempt: AttemptState) -> Outcome | None:

@@ -3,13 +3,13 @@
 Admission and `finish` go from the top down. `perform` nests: the first stage is the outermost. `instead` and
 `close` go from the bottom up. Why in this order:
 
-- The slot of the queue is free when all the rest is over.
-- The moments of expiry and of the retry window are known before a job moves to its key group.
+- The slot of the queue is free when everything else is over.
+- The times of expiry and of the retry window are known before a job moves to its key group.
 - Callbacks come before the next attempt: once it has begun, no worker returns to the revision before it.
-- A pause that the task asked for stands before the next attempt can begin.
-- The slot of a key group is the last to be released: the next job of the key finds all the rest done.
+- A pause that the task requested is stored before the next attempt can start.
+- The slot of a key group is released last: all other work is done before the next job of the key starts.
 - A batch collects jobs that may run; its members then wait for their limits together.
-- An isolated attempt is closed last: other jobs start when nothing is left of it.
+- An isolated attempt is closed last: other jobs start only after it is completely over.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from jsq.worker.stages.unknown_task import UnknownTaskStage
 
 
 class StageSlots(BatchSlots, WorkerSlots, Protocol):
-    """The slots of a worker, as its stages see them."""
+    """The slots of a worker, as far as its stages use them."""
 
 
 def build_stages(

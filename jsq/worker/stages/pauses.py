@@ -1,7 +1,7 @@
-"""Pauses that a task asks for: `RateLimited` pauses its key, or its queue, before the job is tried again.
+"""Pauses that a task requests: `RateLimited` pauses its key, or its queue, before the job is retried.
 
-A job with a history may have waited here for the worker that had it, or to run alone: a pause that began
-meanwhile holds for it too.
+A job with a history may have waited here for its former worker, or to run alone: a pause that started
+meanwhile applies to it too.
 """
 
 from jsq.model.event import Event
@@ -12,7 +12,7 @@ from jsq.worker.state import AttemptState
 
 
 class PauseStage(Stage):
-    """Stores the pause that an event asks for, and hands back a job that was paused while it waited."""
+    """Stores the pause that an event requests, and hands back a job that was paused while it waited."""
 
     exceptional = True
 

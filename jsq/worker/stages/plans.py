@@ -1,7 +1,7 @@
 """Which stages a job has: decided once for each task and queue, not for each job.
 
-Only the few options that a submit can add are compared for each job, in one step. A job that adds none takes
-the plan of its task. Jobs that add the same ones share a plan too.
+Only the few options that a submit can add are compared for each job, in one step. A job without added options
+uses the plan of its task. Jobs that add the same options share a plan too.
 """
 
 import operator
@@ -38,7 +38,7 @@ OptionShape: TypeAlias = tuple[Any, ...]
 class StagePlan(NamedTuple):
     """The task of a job, its effective options, its stages, and the TTL of the record of a success.
 
-    `option_member` is what the record of a success holds of the options that the submit gave.
+    `option_member` holds the options of the submit for the record of a success.
     """
 
     task: AnyTask | None
@@ -68,7 +68,7 @@ class StagePlans(dict[tuple[str, str, OptionShape], StagePlan]):
         self.derived.clear()
 
     def plan(self, job: Job, queue: str, shape: OptionShape) -> StagePlan:
-        """Make the plan of a job whose message stands on a queue, and keep it for others like it."""
+        """Make the plan of a job whose message is on a queue, and keep it for similar jobs."""
         task = self._app.known(job.task)
         options = effective_options(job, task)
         if not all(self._queues[one].keep_arguments for one in (queue, job.queue) if one in self._queues):
@@ -76,7 +76,7 @@ class StagePlans(dict[tuple[str, str, OptionShape], StagePlan]):
         stages = tuple(one for one in self._stages if one.applies(job, task, options))
         member = events.option_member(envelope.recorded_options(job))
         plan = StagePlan(task, options, stages, success_ttl(options.keep_result), member)
-        if task is not None:  # a name that is no task may be anything, and a task of that name may follow
+        if task is not None:  # an unknown name may be any text, and a task of that name may be declared later
             if len(self) >= MOST_PLANS:
                 self.clear()
             self[queue, job.task, shape] = plan
@@ -96,5 +96,5 @@ class StagedAttempt(AttemptState):
     option_member: bytes = b""
 
     def complete_stages(self) -> None:
-        """Add the stages that a job needs which leaves the straight path."""
+        """Add the stages for a job that leaves the straight path."""
         self.stages = self.plans.completed(self.stages)

@@ -1,4 +1,4 @@
-"""Progress: what a task reports about itself, published twice a second at most. The newest report wins."""
+"""Progress: the reports of a task, published twice a second at most. The newest report wins."""
 
 import asyncio
 from collections.abc import Callable

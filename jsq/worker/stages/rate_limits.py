@@ -1,7 +1,7 @@
-"""Rate limits and pauses: whether a job may start now, and at which moment.
+"""Rate limits and pauses: whether a job may start now, and at which time.
 
-They are checked before an attempt starts, so that waiting spends nothing: no attempt, no lease, and no slot
-for longer than a moment. A job that has to wait longer is requeued on the server, and comes back in time.
+They are checked before an attempt starts, so that waiting uses nothing: no attempt, no lease, and a slot only
+briefly. A job that has to wait longer is requeued on the server, and returns in time.
 """
 
 import asyncio
@@ -30,26 +30,26 @@ EARLY_RETURN = 0.1
 """Seconds by which a requeued job returns early. The server puts it on its queue up to 0.25 s late."""
 
 MAX_LEAD = 0.2
-"""Seconds before its moment, at the most, that an attempt is recorded as begun."""
+"""Maximum number of seconds before its reserved time that an attempt is recorded as started."""
 
 MAX_WAIT_IN_SLOT = 2.0
-"""Seconds for which an attempt that has begun, and came too late for its moment, waits for another one."""
+"""Seconds for which a started attempt that missed its reserved time waits for another reservation."""
 
 BURST_HORIZON = 5.0
-"""Seconds ahead: with `burst`, a worker waits for what may start within them."""
+"""With `burst`, a worker waits for jobs that may start within this many seconds."""
 
 MAX_LATENESS = 1.0
 """Seconds by which a requeued job may return late."""
 
-MOMENT_PASSED = Fault("RateLimit: its moment had passed")
-"""Why an attempt is put off that has begun and was too late for its limits."""
+MOMENT_PASSED = Fault("RateLimit: its reserved time had passed")
+"""Why an attempt that has started too late for its rate limits is snoozed."""
 
 MAX_ROUNDS = 8
-"""How often a moment is searched that fits all limits of a job, before the job is requeued."""
+"""How often a time that fits all limits of a job is searched before the job is requeued."""
 
 
 class RateLimitStage(Stage):
-    """Has a job wait for its pauses and its limits before it starts, and for its moment after.
+    """Makes a job wait for its pauses and its limits before it starts, and then for its reserved time.
 
     Every job of a batch task has this stage: a pause may begin while its batch collects jobs.
     """
@@ -80,7 +80,7 @@ class RateLimitStage(Stage):
         return DROP
 
     async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
-        """Run at the reserved moment. If that is too far ahead, the job is snoozed."""
+        """Run at the reserved time. If that is too far ahead, the job is snoozed."""
         reservation = self._reservations.get(attempt)
         if reservation is None:
             return await proceed()
@@ -97,13 +97,13 @@ class RateLimitStage(Stage):
         self._reservations.pop(attempt, None)
 
     def reservation(self, attempt: AttemptState) -> "Reservation | None":
-        """What the limits of an attempt have given it."""
+        """The reservation of an attempt."""
         return self._reservations.get(attempt)
 
 
 @dataclass(frozen=True, slots=True)
 class Limiter:
-    """A rate that a job has to keep to: the key of its record, and whether it is the whole queue's."""
+    """A rate limit of a job: the key of its record, and whether it limits the whole queue."""
 
     key: str
     rate: Rate
@@ -120,7 +120,7 @@ class StartDelay:
 
 
 class RateLimits:
-    """The rate limits of a worker, and with the `rules` of its queues what jobs have to wait for.
+    """The rate limits of a worker, and the pauses in the `rules` of its queues.
 
     With `finite`, it remembers when requeued jobs return, so the worker knows whether to wait for them.
     """
@@ -141,7 +141,7 @@ class RateLimits:
         return self._broker.wire.clock.now()
 
     async def wait_until(self, moment: float) -> None:
-        """Wait for a moment by the server's clock, never a little less."""
+        """Wait until a time by the server's clock, never less."""
         left = moment - self.now()
         while left > 0:
             await asyncio.sleep(left)
@@ -150,7 +150,7 @@ class RateLimits:
     # -- of a queue --------------------------------------------------------------------------------------
 
     def capacity(self, queue: str, room: int) -> int:
-        """How many deliveries of a queue to pull into so much room: none while they would only wait."""
+        """How many deliveries of a queue to pull, up to `room`: none while they would only wait."""
         rate = self.rules.settings[queue].rate
         if rate is not None:
             if self._closed_until.get(queue, 0.0) > self.now() + RESERVE_AHEAD / 2:
@@ -159,12 +159,12 @@ class RateLimits:
         return 0 if self.rules.queue_pause(queue) is not None else room
 
     def opens_soon(self, queue: str) -> bool:
-        """Whether the pause and the rate of a queue let its jobs start before long."""
+        """Whether the pause and the rate of a queue let its jobs start soon."""
         soon, pause = self.now() + BURST_HORIZON, self.rules.queue_pause(queue)
         return self._closed_until.get(queue, 0.0) <= soon and (pause is None or pause.end.timestamp() <= soon)
 
     def returns_soon(self) -> bool:
-        """Whether a job that was requeued or handed back here returns before long."""
+        """Whether a job that was requeued or handed back here returns soon."""
         now = self.now()
         self._return_times = [moment for moment in self._return_times if moment > now - MAX_LATENESS]
         return any(
@@ -173,13 +173,13 @@ class RateLimits:
         )
 
     def close_until(self, queue: str, moment: float) -> None:
-        """Pull no more of a queue until shortly before a moment."""
+        """Pull no more jobs of a queue until shortly before a time."""
         self._closed_until[queue] = moment
 
     # -- of a job ----------------------------------------------------------------------------------------
 
     def restricts(self, job: Job, options: Declaration) -> bool:
-        """Whether a job may have to wait: it has a limit, or something of its queue is paused."""
+        """Whether a job may have to wait: it has a limit, or its queue has a pause."""
         queue = job.current_queue
         limited = self.rules.settings[queue].rate or options.rate or (options.key_rate and job.key)
         return bool(limited) or self.rules.is_paused(queue)
@@ -200,7 +200,7 @@ class RateLimits:
         return Reservation(self, self._broker, delivery, limiters, together=options.batch is not None)
 
     def pause_wait(self, queue: str, task: str, key: str) -> StartDelay | None:
-        """What a job has to wait for because its queue, its task or its key is paused."""
+        """The wait of a job because its queue, its task or its key is paused."""
         pause = self.rules.queue_pause(queue)
         if pause is not None:
             return StartDelay(pause.end.timestamp(), hands_back=True)
@@ -208,10 +208,9 @@ class RateLimits:
         return None if pause is None else StartDelay(pause.end.timestamp(), self._broker.pauses.marker(pause))
 
     async def requeue(self, delivery: Delivery, job: Job, wait: StartDelay) -> None:
-        """Requeue a job until it may start, in front of the jobs that came after it if that is possible.
+        """Requeue a job until it may start, in front of younger jobs if possible.
 
-        It returns for its deadline and its expiry too, because it has to release the slot of its key group
-        then.
+        It also returns at its deadline or expiry, because it must release the slot of its key group then.
         """
         level: Priority = PRIORITIES[0]
         marks = {PAUSED_BY: "", RESERVED_ORDER: "", **wait.marks, LEVEL: delivery.own_priority}
@@ -228,15 +227,15 @@ class RateLimits:
         await self._broker.job_writer.requeue(delivery, delay, level=level, marks=marks)
         if PAUSED_BY not in wait.marks:
             return
-        look = self._broker.pauses.release_if_due
-        if await look(delivery.queue, delivery.id, job.task, job.key, wait.moment):
+        release = self._broker.pauses.release_if_due
+        if await release(delivery.queue, delivery.id, job.task, job.key, wait.moment):
             self.rules.refresh_soon()
 
 
 class Reservation:
-    """What one attempt needs to begin: a moment which all its limiters have given.
+    """The reservation of one attempt: a start time that all its limiters have granted.
 
-    Those that are to begin `together`, in one call, have it counted anew when that is made.
+    Jobs that start `together`, in one call, are counted again when the call is made.
     """
 
     def __init__(
@@ -258,11 +257,11 @@ class Reservation:
         self._woke = 0.0
 
     async def take(self, job: Job) -> StartDelay | None:
-        """Get a moment, and wait until shortly before; None if there is one."""
+        """Reserve a start time, and wait until shortly before it; returns None if that succeeded."""
         wait = self._rate_limits.pause_wait(self._delivery.queue, job.task, job.key)
         if wait is not None or not self._limiters:
             return wait
-        # What takes longer than it may come late is begun before its moment.
+        # If recording a start takes longer than the margin, it is begun before the reserved time.
         lead = max(0.0, self._rate_limits.lead - min(one.rate.margin for one in self._limiters))
         wait = await self._reserve(self._rate_limits.now() + lead)
         if wait is None:
@@ -272,7 +271,7 @@ class Reservation:
         return wait
 
     async def await_moment(self) -> float | None:
-        """Wait for the moment, or for another one if it has passed. Returns the seconds of a longer delay."""
+        """Wait for the reserved time, or another one if it has passed; returns a longer delay in seconds."""
         if self._woke:
             self._rate_limits.learn_lead(time.monotonic() - self._woke)
             self._woke = 0.0
@@ -282,7 +281,7 @@ class Reservation:
                 await self._rate_limits.wait_until(self._moment)
                 if self.is_in_time():
                     return None
-            # The slower the answers come, the further ahead is what we ask for.
+            # The slower the answers, the later the requested time.
             lead = min(2 * lead + MAX_LEAD / 20, MAX_LEAD)
             wait = await self._reserve(self._rate_limits.now() + lead)
             if wait is not None:
@@ -294,7 +293,7 @@ class Reservation:
         return None
 
     async def count_at(self, moment: float) -> float | None:
-        """Have the start count at a later moment than was given. Else for how many seconds it is put off."""
+        """Count the start at a later time than was granted; without room returns a delay in seconds."""
         for limiter in self._limiters:
             ask = RateRequest(
                 moment, deferred=True, returned_moment=self._moments.get(limiter.key), simultaneous=True
@@ -309,7 +308,7 @@ class Reservation:
         return None
 
     def is_in_time(self) -> bool:
-        """Whether it is not too late yet to begin: asked again just before the function does."""
+        """Whether it is not too late to start; checked again just before the function starts."""
         return not self._limiters or self._rate_limits.now() <= self._latest
 
     @property
@@ -318,11 +317,11 @@ class Reservation:
 
     @property
     def _latest(self) -> float:
-        """When it would be too late to begin, for one of the limiters."""
+        """The time after which a start would be too late for one of the limiters."""
         return min(self._moments[one.key] + one.rate.margin for one in self._limiters)
 
     async def _reserve(self, earliest: float) -> StartDelay | None:
-        """Have all limiters give a moment which is one: the narrow first, for most jobs wait for those."""
+        """Reserve the same time from all limiters: the narrow ones first, because most jobs wait for them."""
         earliest = max(earliest, self._rate_limits.now())
         for _ in range(MAX_ROUNDS):
             for limiter in self._limiters:
@@ -346,7 +345,7 @@ class Reservation:
         return self._wait(self._limiters[0], earliest + RESERVE_AHEAD)
 
     def _is_apart(self, limiter: Limiter, ahead: float) -> bool:
-        """Whether a moment is not for those that begin together: of a bucket, what flows into it later."""
+        """Whether jobs that start together cannot use a time: a token that a bucket gets only later."""
         return self._together and limiter.rate.kind == "bucket" and ahead > limiter.rate.margin / 2
 
     def _wait(self, limiter: Limiter, moment: float) -> StartDelay:
@@ -356,7 +355,7 @@ class Reservation:
         return StartDelay(moment, hands_back=True)
 
     async def _give_back(self) -> None:
-        """Leave moments to others that are not used."""
+        """Return the unused reservations, for other jobs."""
         for limiter in self._limiters:
             given = self._moments.pop(limiter.key, None)
             if given is not None:

@@ -1,4 +1,4 @@
-"""The retry window (`retry_for`): a failed job is not tried again once its window has closed."""
+"""The retry window (`retry_for`): a failed job is not retried once its window has closed."""
 
 from jsq.declaration import Declaration
 from jsq.model.callback import is_failed_attempt
@@ -14,7 +14,7 @@ from jsq.worker.transitions import overdue_failure, with_retry_window
 class RetryWindowStage(Stage):
     """Fails a job whose next attempt is, or would be, after its window.
 
-    Exceptional, because the log may know the window of a job whose message does not.
+    Exceptional, because the record may have the window of a job whose message does not.
     """
 
     exceptional = True
@@ -30,7 +30,7 @@ class RetryWindowStage(Stage):
         return RUN
 
     async def instead(self, attempt: AttemptState) -> Outcome | None:
-        """The failure of a retry that comes after the window, and before the deadline if there is one."""
+        """The failure of a retry after the window, and before the deadline if there is one."""
         window, left = seconds_of_window(attempt), seconds_left(attempt.resources, attempt.job)
         if window is None or window > 0 or (left is not None and left <= window):
             return None
@@ -49,6 +49,6 @@ class RetryWindowStage(Stage):
 
 
 def seconds_of_window(attempt: AttemptState) -> float | None:
-    """Seconds until the window of the job's retries closes; None where it has none."""
+    """Seconds until the retry window of the job closes; None if it has none."""
     until = attempt.job.retry_until
     return until.timestamp() - attempt.resources.broker.wire.clock.now() if until is not None else None

@@ -1,4 +1,4 @@
-"""Unknown tasks: the job is left to workers of a newer release, and fails when none came for long."""
+"""Unknown tasks: the job waits for workers of a newer release, and fails if none runs it in time."""
 
 from datetime import datetime
 
