@@ -20,7 +20,7 @@ from jsq.declaration import (
     read_batch,
     read_declaration,
 )
-from jsq.errors import BadOption, Duration, TaskExists, UnknownTask, seconds
+from jsq.errors import BadOption, Duration, TaskExists, UnknownTask, count_noun, seconds
 from jsq.model.job import DEFAULT_QUEUE, check_queue
 from jsq.model.peer_terms import APP_TERMS, explain_missing
 from jsq.model.rate_limit import Rate
@@ -145,6 +145,9 @@ class App:
         self.aliases: dict[str, str] = {}
         self.declared: dict[str, QueueSettings] = {}
         self.schedules: dict[str, Schedule] = {}
+
+    def __repr__(self) -> str:
+        return f"<App {self.name!r} in namespace {self.namespace!r}: {count_noun(len(self.tasks), 'task')}>"
 
     # -- declare -----------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""The command line: each command parses, calls one method of the SDK, and prints.
+"""The command line: each command parses, calls one method of the client, and prints.
 
-A command is a word; the module of that name holds a function, or a group of commands, of that name. It is
-imported when it is asked for, so `jsq --help` loads typer and nothing else.
+The module of a command's name has a function, or a group of commands, of that name. It is imported when the
+command is used, so `jsq --help` loads typer and nothing else.
 """
 
 import gc
@@ -20,34 +20,60 @@ from jsq.cli.errors import guarded, leave
 from jsq.cli.options import parsed
 from jsq.cli.pages import GroupPage
 
-COMMANDS = {
-    "dev": "Start a server here, and a worker that follows the code.",
-    "demo": "Count the words of real files, with a worker killed half way.",
-    "worker": "Run the jobs of an app's queues.",
-    "submit": "Submit a job, or one for each line of stdin.",
-    "job": "List, get and await jobs; cancel, retry, remove them.",
-    "queue": "List queues, count their jobs; purge, pause, update them.",
-    "schedule": "List, add, remove, pause, run schedules; list their ticks.",
-    "dead": "List dead letters, get one; retry or purge them.",
-    "events": "Follow the events of jobs.",
-    "provision": "Bring the server to what an app declares.",
-    "bench": "Measure jsq here, beside what the server can do at best.",
-    "doctor": "Check the server and report problems.",
-    "sweep": "Find inconsistencies on the server, and repair them.",
-    "guide": "List, show and search the pages of the guide.",
-    "version": "Show the versions of jsq, its NATS client and the server.",
+SECTIONS = {
+    "Develop": {
+        "dev": "Start a server, and a worker that restarts when the code changes.",
+        "demo": "Count the words of real files, and kill a worker half way.",
+        "bench": "Measure jsq on this machine, beside a baseline.",
+        "guide": "List, show and search the pages of the guide.",
+    },
+    "Run": {
+        "worker": "Run the jobs of an app's queues.",
+        "submit": "Submit a job, or one for each line of stdin.",
+    },
+    "Inspect": {
+        "job": "List, get and await jobs; cancel, retry or remove them.",
+        "queue": "List queues, count their jobs; purge, pause or update them.",
+        "schedule": "List, add, remove, pause and run schedules.",
+        "dead": "List dead letters, show one; retry or purge them.",
+        "events": "Print the events of jobs as they happen.",
+        "worker ls": "List the live workers, with their queues and tasks.",
+    },
+    "Operate": {
+        "provision": "Create on the server what an app declares.",
+        "doctor": "Check the server and report problems.",
+        "sweep": "Find inconsistencies on the server, and repair them.",
+        "version": "Show the versions of jsq, its NATS client and the server.",
+    },
 }
+"""The commands by the sections of the help page."""
 
-MODULES = {"bench": "bench.command"}
-"""The modules of commands that are not named as their command is."""
+COMMANDS = {name: text for section in SECTIONS.values() for name, text in section.items()}
+
+MODULES = {"bench": "bench.command", "worker ls": "workers"}
+"""The modules of commands that have another name than their command."""
+
+VARIABLES = {
+    "JSQ_URL": "the server [the context of the nats command, or localhost]",
+    "NATS_CONTEXT": "the context of the nats command [the selected one]",
+    "JSQ_NAMESPACE": "the namespace on the server [jsq]",
+    "JSQ_USER, JSQ_PASSWORD": "a user and its password",
+    "JSQ_TOKEN": "a token in place of a user",
+    "JSQ_CREDS, JSQ_NKEY": "a file of credentials or of an nkey, in place of a user",
+    "JSQ_CA, JSQ_CERT, JSQ_KEY": "files of the certificates and the key for TLS",
+    "JSQ_DEBUG=1": "print the traceback of each error",
+    "NO_COLOR=1": "print no colors on a terminal",
+}
+"""The environment variables of all commands. Those of `jsq worker` are on its page."""
+
+EXIT_CODES = (
+    "0 ok, 1 error, 2 usage, 3 the job failed, 4 not allowed, 5 not found, 6 duplicate or conflict, "
+    "7 no server answers, 124 timed out, 130 interrupted"
+)
 
 HELP = """A distributed task queue on NATS JetStream.
 
-Results go to stdout, messages to stderr. Exit codes: 0 ok, 1 error, 2 usage, 3 the job failed, 4 not allowed,
-5 not found, 6 duplicate or conflict, 7 NATS out of reach, 124 timed out, 130 interrupted.
-
-Environment: JSQ_URL the server, JSQ_NAMESPACE the installation on it, JSQ_USER, JSQ_PASSWORD, JSQ_TOKEN,
-JSQ_CREDS the login, NO_COLOR=1 no colors, JSQ_DEBUG=1 a traceback with each error."""
+Results go to stdout, messages to stderr. `jsq COMMAND --help` has examples."""
 
 
 def run_command_line() -> None:
@@ -67,7 +93,7 @@ def prepare_streams() -> None:
 
 
 def command_line() -> TyperGroup:
-    """The `jsq` command, with a mere name and a line of help for each word."""
+    """The `jsq` command, with only a name and a line of help for each command in it."""
     app = typer.Typer(cls=Words, help=HELP, rich_markup_mode=None)
     app.callback(
         invoke_without_command=True,
@@ -93,17 +119,28 @@ def root_command(
 
 
 class Words(GroupPage):
-    """A group whose commands are imported when they are asked for."""
+    """The group of all commands. It imports a command when that is used."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, _, rest = super().resolve_command(ctx, args)
+        path = " ".join(args[:2])
+        name, _, rest = super().resolve_command(ctx, [path, *args[2:]] if path in COMMANDS else args)
         command = load(name) if name else None
         gc.freeze()
         gc.enable()
         return name, command, rest
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+        with formatter.section("Environment variables"):
+            formatter.write_dl(list(VARIABLES.items()))
+        with formatter.section("Exit codes"):
+            formatter.write_text(EXIT_CODES)
+
 
 def load(name: str) -> Any:
-    """The command of a name: its module holds a function, or a group, of the same name."""
-    word = getattr(importlib.import_module(f"jsq.cli.{MODULES.get(name, name)}"), name)
-    return parsed(word, name)
+    """The command of a name: a function, or a group, at the end of its module's name."""
+    module = MODULES.get(name, name)
+    attribute = name if "." in module else module
+    return parsed(getattr(importlib.import_module(f"jsq.cli.{module}"), attribute), name)

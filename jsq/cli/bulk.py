@@ -1,8 +1,8 @@
-"""Submitting one job for each line of stdin.
+"""Submits one job for each line of stdin.
 
-What fits into memory is read and checked before the first job is sent: a wrong line stops all of them. More
-than that is checked and sent a part at a time. However a run ends, it says how many jobs stand, and from
-where to go on.
+Input of up to `HELD` bytes is read and checked before the first job is sent, so a wrong line stops all of
+them. Longer input is checked and sent in parts. A run that breaks off reports how many jobs are stored, and
+from which line to go on.
 """
 
 import asyncio
@@ -42,10 +42,10 @@ from jsq.transport.publish_many import AT_A_TIME
 
 HELD = 64 * 2**20
 HELD_LINES = 500_000
-"""Bytes and lines of stdin, at most, that are read and checked before the first job is sent."""
+"""The most bytes and lines of stdin that are read and checked before the first job is sent."""
 
 INTERRUPT_GRACE_SECONDS = 2.0
-"""Seconds that what is being sent gets when we are interrupted."""
+"""Seconds after an interrupt in which the part that is being sent may be stored."""
 
 MOST_LINES = 10**12
 
@@ -55,16 +55,19 @@ class BulkSubmitOptions:
     """How the lines of stdin are submitted."""
 
     all_or_nothing: Annotated[
-        bool, typer.Option("--all-or-nothing", help="with -: store all lines or none, 1,000 at most")
+        bool, typer.Option("--all-or-nothing", help="with -: store all lines or none; at most 1,000")
     ] = False
     id_prefix: Annotated[
-        str, typer.Option(metavar="NAME", help="with -: ids NAME-1, NAME-2 ...: no line is submitted twice")
+        str,
+        typer.Option(
+            metavar="NAME", help="with -: the ids are NAME-1, NAME-2 ...; no line is submitted twice"
+        ),
     ] = ""
     rejects: Annotated[
         str, typer.Option(metavar="FILE", help="with -: write lines that were not stored to this file")
     ] = ""
-    from_line: Annotated[int, typer.Option(metavar="N", help="with -: skip the lines before it")] = 1
-    check: Annotated[bool, typer.Option("--check", help="with -: check the lines, submit none")] = False
+    from_line: Annotated[int, typer.Option(metavar="N", help="with -: skip the lines before this one")] = 1
+    check: Annotated[bool, typer.Option("--check", help="with -: check the lines and submit none")] = False
 
     def __post_init__(self) -> None:
         if self.from_line < 1:
@@ -72,12 +75,12 @@ class BulkSubmitOptions:
         if self.id_prefix:
             check_id(f"{self.id_prefix}-{MOST_LINES}")
         if self.all_or_nothing and (self.rejects or self.from_line > 1):
-            raise UsageError("--all-or-nothing goes without --rejects and --from-line")
+            raise UsageError("--all-or-nothing cannot be used with --rejects or --from-line")
 
 
 @dataclass(slots=True)
 class Tally:
-    """What has become of the lines so far; `read` is the last that was read, `ended` tells that all were."""
+    """The lines so far: the stored jobs, the last line that was read, and whether it was the last of all."""
 
     stored: list[JobHandle[Any]] = field(default_factory=list)
     count: int = 0
@@ -116,11 +119,11 @@ class Intake:
         self._tally = Tally()
         self._held: deque[InputLine] = deque()
         self._begun = False
-        # On a terminal the ids wait for the end of the progress bar, which would be torn by them.
+        # On a terminal the ids are printed after the progress bar, because they would break it.
         self._later = sys.stdout.isatty()
 
     async def run(self, client: Client) -> None:
-        """Submit all lines. Raises the first error that is not one line's own."""
+        """Submit all lines. Raises the first error that does not belong to one line only."""
         with interruptible() as stop:
             try:
                 await self._send_all(client, stop)
@@ -150,7 +153,7 @@ class Intake:
     # -- read --------------------------------------------------------------------------------------------
 
     async def _parts(self, stop: asyncio.Event) -> AsyncIterator[list[InputLine]]:
-        """Lines to be sent together; the first come when all that fits into memory is checked."""
+        """Lines to be sent together. The first ones come when all lines that fit into memory are checked."""
         size, holding = 0, True
         async for lines in self._read(stop):
             size += sum(len(line.raw) for line in lines)
@@ -159,7 +162,7 @@ class Intake:
                     self._pass_over(line)
             self._held += lines
             if self._options.all_or_nothing:
-                check_whole(len(self._held))
+                check_atomic_size(len(self._held))
             fits = size < HELD and len(self._held) < HELD_LINES
             if holding and (fits or self._options.all_or_nothing):
                 continue
@@ -170,7 +173,7 @@ class Intake:
             yield self._taken()
 
     async def _read(self, stop: asyncio.Event) -> AsyncIterator[list[InputLine]]:
-        """The lines as they come, checked. Empty ones, and those before `--from-line`, are passed over."""
+        """The lines as they are read, checked. Empty lines, and those before `--from-line`, are skipped."""
         options, tally = self._options, self._tally
         async for raw in Source(sys.stdin.fileno()).pieces(stop):
             numbered = enumerate(raw, tally.read + 1)
@@ -185,12 +188,12 @@ class Intake:
         return [self._held.popleft() for _ in range(min(len(self._held), AT_A_TIME))]
 
     def _pass_over(self, line: InputLine) -> bool:
-        """Whether a line is wrong, and written down as such. Raises its error where it cannot be."""
+        """Whether a line is wrong and written to the rejects file. Raises its error without such a file."""
         if line.wrong is None:
             return False
         if self._rejects is None:
             line.wrong.add_note(
-                f"({'' if self._options.check else '--check '}--rejects FILE tells all such lines)"
+                f"({'' if self._options.check else '--check '}--rejects FILE lists all such lines)"
             )
             raise line.wrong
         self._rejects.add(line, line.wrong)
@@ -209,7 +212,7 @@ class Intake:
                     break
 
     def _right_ones(self, lines: list[InputLine]) -> list[InputLine]:
-        """The lines that are jobs. A wrong one that is not to be passed over ends the run before them all."""
+        """The lines that are jobs. Raises the error of a wrong line, unless there is a rejects file."""
         try:
             return [line for line in lines if not self._pass_over(line)]
         except UsageError:
@@ -217,7 +220,7 @@ class Intake:
             raise
 
     async def _send_or_stop(self, client: Client, lines: list[InputLine], stop: asyncio.Event) -> None:
-        """Send lines; when we are to stop, not for much longer."""
+        """Send lines; after a stop, give them `INTERRUPT_GRACE_SECONDS`."""
         self._begun = True
         sending = asyncio.ensure_future(self._send(client, lines))
         stopping = asyncio.ensure_future(stop.wait())
@@ -232,7 +235,7 @@ class Intake:
             sending.result()
 
     async def _send(self, client: Client, lines: list[InputLine]) -> None:
-        """Send some lines. Raises what kept one of them from being stored; a wrong one is written down."""
+        """Send some lines. A wrong one goes to the rejects file, if there is one; other errors are raised."""
         made = iter(new_ids(len(lines)))
         ids = [line.id or next(made) for line in lines]
         new = not any(line.id for line in lines)
@@ -279,7 +282,7 @@ class Intake:
     # -- what was not stored -----------------------------------------------------------------------------
 
     def _note_refused(self, lines: list[InputLine], ids: list[str], refused: Mapping[int, JsqError]) -> None:
-        """Tell of lines that were not stored, or may not have been, and keep them for the report."""
+        """Report lines that were not stored or may not have been, and keep them for the rejects file."""
         self._say_first(lines[min(refused)])
         gaps = len(lines) - min(refused) > len(refused)
         unknown = {
@@ -297,34 +300,34 @@ class Intake:
         say(f"{STDIN}: line {line.place} was the first to fail")
 
     def _report(self) -> None:
-        """Say how many jobs stand, and from where to go on."""
+        """Report how many jobs are stored, and from which line to go on."""
         tally = self._tally
         of = f" of {count_noun(tally.jobs, 'job')}" if tally.ended else ""
-        told = f"{tally.count:,}{of}" if of else count_noun(tally.count, "job")
+        text = f"{tally.count:,}{of}" if of else count_noun(tally.count, "job")
         following = tally.read + 1
         if self._rejects is None and self._held:
             following = self._held[0].place
         more = not tally.ended or (self._rejects is None and bool(self._held))
-        told += " stored for certain"
+        text += " stored for certain"
         if self._rejects is not None:
             for line in self._held:
                 self._rejects.add(line, line.wrong or UsageError("the run ended before it"))
-            told += (
+            text += (
                 f"; {count_noun(self._rejects.count, 'line')} in {self._rejects.path} to be submitted again"
             )
-        say(told + (f"; go on with --from-line {following}" if more else ""))
+        say(text + (f"; go on with --from-line {following}" if more else ""))
 
 
-def check_whole(count: int) -> None:
-    """Raises `BadOption` for more lines than stand all or none."""
+def check_atomic_size(count: int) -> None:
+    """Raises `BadOption` for more lines than the server stores all or none."""
     if count > MAX_COMMIT_MESSAGES:
-        rule = f"must be {MAX_COMMIT_MESSAGES:,} jobs at most; submit parts, or submit without it"
+        rule = f"must be {MAX_COMMIT_MESSAGES:,} jobs at most; submit smaller parts"
         raise BadOption("--all-or-nothing", f"more than {MAX_COMMIT_MESSAGES:,} jobs", rule)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[asyncio.Event]:
-    """An event that Ctrl-C sets, in place of ending us where we stand; a second one ends us."""
+    """An event that the first Ctrl-C sets; the second one cancels the task."""
     stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
 
     def interrupt() -> None:
@@ -343,7 +346,7 @@ def interruptible() -> Iterator[asyncio.Event]:
 
 @contextlib.contextmanager
 def bulk_progress() -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on stderr, if a person looks at that; gives what moves it on, and knows its end."""
+    """A progress bar on stderr, if that is a terminal; gives a function that advances it."""
     if not sys.stderr.isatty():
         yield lambda count, total: None
         return

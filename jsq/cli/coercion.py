@@ -1,7 +1,7 @@
-"""Reading the values of options and arguments without typer's adapters.
+"""Reads the values of options and arguments without the adapters of typer.
 
 typer checks each value with a pydantic model that it builds when a command starts, which costs 0.14 s of CPU.
-The types of our parameters are few, so their values are read here. typer reads a parameter of another type.
+The parameters of jsq have few types, so this module reads their values. typer reads those of other types.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Reader = Callable[[Any], Any]
 
 
 def read_without_adapters(command: Any) -> None:
-    """Have the parameters of a command, and of a group's commands, read by this module."""
+    """Let this module read the parameters of a command, or of the commands of a group."""
     for parameter in command.params:
         read_without_adapter(parameter)
     for nested in getattr(command, "commands", {}).values():
@@ -30,7 +30,7 @@ def read_without_adapters(command: Any) -> None:
 
 
 def read_without_adapter(parameter: Any) -> None:
-    """Have a parameter read by this module, if its type is known here."""
+    """Let this module read a parameter, if it knows the type."""
     descriptor = getattr(parameter, "type_descriptor", None)
     reader = reader_of(descriptor) if descriptor is not None else None
     if reader is not None:
@@ -38,7 +38,7 @@ def read_without_adapter(parameter: Any) -> None:
 
 
 class Coercion:
-    """What typer calls to turn the texts of a parameter into its value."""
+    """Converts the texts of a parameter to its value; typer calls it."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -54,7 +54,7 @@ class Coercion:
 
 
 def reader_of(descriptor: Any) -> Reader | None:
-    """What reads one text as the type of a parameter, or None for a type that is not known here."""
+    """The function that reads one text as the type of a parameter; None for a type without one."""
     kind, info = descriptor.annotation, descriptor.parameter_info
     if get_origin(kind) is list:
         [kind] = get_args(kind)
@@ -75,9 +75,9 @@ def read_number(kind: type[int] | type[float], text: Any, least: float | None, m
         number = kind(text)
     except (ValueError, OverflowError):
         noun = "a whole number" if kind is int else "a number"
-        raise ValueError(f"it takes {noun}, got {text!r}") from None
+        raise ValueError(f"must be {noun}, got {text!r}") from None
     if (least is not None and not number >= least) or (most is not None and not number <= most):
-        raise ValueError(f"it takes {' '.join(limits(least, most))}, got {text}")
+        raise ValueError(f"must be {' '.join(limits(least, most))}, got {text}")
     return number
 
 
@@ -89,11 +89,11 @@ def limits(least: float | None, most: float | None) -> Iterator[str]:
 
 
 def read_boolean(text: Any) -> bool:
-    """A flag, or the text of an environment variable that stands for one. Raises `ValueError`."""
+    """A flag, or the text of an environment variable for it. Raises `ValueError`."""
     if isinstance(text, bool):
         return text
     if str(text).strip().lower() not in BOOLEANS:
-        raise ValueError(f"it takes true or false, got {text!r}")
+        raise ValueError(f"must be true or false, got {text!r}")
     return BOOLEANS[str(text).strip().lower()]
 
 
@@ -104,4 +104,4 @@ def read_choice(kind: type[Enum], text: Any) -> Enum:
     for member in kind:
         if member.value == text:
             return member
-    raise ValueError(f"it takes {', '.join(str(member.value) for member in kind)}, got {text!r}")
+    raise ValueError(f"must be {', '.join(str(member.value) for member in kind)}, got {text!r}")

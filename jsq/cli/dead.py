@@ -1,4 +1,4 @@
-"""`jsq dead`: dead letters, the jobs that will not be tried again by themselves."""
+"""`jsq dead`: list, retry and purge dead letters: jobs that failed and are not retried any more."""
 
 import contextlib
 from collections.abc import Awaitable, Callable
@@ -10,7 +10,7 @@ import typer
 from jsq.broker.operations.dead_letters import DeadLetter
 from jsq.cli.filters import FROM, BulkOptions, moments, without_none
 from jsq.cli.options import Group, JobId, Texts
-from jsq.cli.parsing import merge_arguments, read_call, read_pairs, strict_json
+from jsq.cli.parsing import merge_arguments, read_json_option, read_pairs, strict_json
 from jsq.cli.printing import document
 from jsq.cli.session import Session, collect, confirm
 from jsq.client.client import Client
@@ -26,18 +26,21 @@ OptionalJobIds = Annotated[Texts, typer.Argument(metavar="ID", help="the jobs' i
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterOptions:
-    """Which dead letters; what is said goes together."""
+    """Which dead letters: those that match all of the given options."""
 
-    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="only of this queue")] = None
+    queue: Annotated[
+        str | None, typer.Option("--queue", "-q", metavar="QUEUE", help="only of this queue")
+    ] = None
     task: Annotated[str | None, typer.Option(metavar="TASK", help="only of this task")] = None
     reason: Annotated[
         str | None, typer.Option(metavar="REASON", help=f"only with this reason: {', '.join(REASONS)}")
     ] = None
     error: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="only of this exception, as ValueError")
+        str | None, typer.Option(metavar="TYPE", help="only with this exception, as ValueError")
     ] = None
     tag: Annotated[
-        Texts, typer.Option(metavar="TAG", help="only with this tag; repeat for jobs with each of several")
+        Texts,
+        typer.Option(metavar="TAG", help="only with this tag; may be repeated: jobs that have all of them"),
     ] = None
     since: Annotated[str | None, typer.Option(metavar="WHEN", help=f"died at or after: {FROM}")] = None
     until: Annotated[str | None, typer.Option(metavar="WHEN", help=f"died before: {FROM}")] = None
@@ -52,15 +55,15 @@ class DeadLetterOptions:
 
 @dataclass(frozen=True, slots=True)
 class NewArguments:
-    """Other arguments for one job."""
+    """New arguments for one job."""
 
     arg: Annotated[Texts, typer.Option(metavar="NAME=VALUE", help="change an argument of one job")] = None
     json: Annotated[
-        str | None, typer.Option(metavar="JSON", help="all arguments of one job, in place of its own")
+        str | None, typer.Option(metavar="JSON|@FILE", help="all arguments of one job, in place of its own")
     ] = None
 
     def given(self, ids: Texts) -> bool:
-        """Whether there are any. Raises `UsageError` unless they are for one job."""
+        """Whether arguments are given. Raises `UsageError` unless they are for one job."""
         given = bool(self.arg) or self.json is not None
         if given and (len(ids or ()) != 1 or (self.arg and self.json is not None)):
             raise UsageError(
@@ -69,7 +72,7 @@ class NewArguments:
         return given
 
 
-dead = Group("List dead letters, get one; retry or purge them.")
+dead = Group("List dead letters, show one; retry or purge them.")
 
 
 @dead.adds("ls")
@@ -78,7 +81,7 @@ def ls(
     *,
     letters: DeadLetterOptions,
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="how many of the oldest [all]")
+        int | None, typer.Option("--limit", "-n", min=1, metavar="N", help="how many of the oldest [all]")
     ] = None,
 ) -> None:
     """List the dead letters, the oldest first.
@@ -95,7 +98,7 @@ def ls(
 def get(session: Session, id: JobId) -> None:
     """Show a dead letter.
 
-    It says why the job died and where, its arguments, headers and options.
+    It has the reason and the place of the failure, and the arguments, headers and options of the job.
 
     \b
     jsq dead get order-17
@@ -143,13 +146,11 @@ def purge(
     *,
     letters: DeadLetterOptions,
     free_id: Annotated[
-        bool, typer.Option("--free-id", help="remove the jobs too: their ids may be submitted again")
+        bool, typer.Option("--free-id", help="remove the jobs too: their ids can be submitted again")
     ] = False,
     bulk: BulkOptions,
 ) -> int:
-    """Remove dead letters for good.
-
-    The records of their jobs stay, without --free-id.
+    """Remove dead letters for good. Without --free-id, the records of their jobs stay.
 
     \b
     jsq dead purge order-17 --free-id
@@ -169,7 +170,7 @@ async def remove(client: Client, id: str, *, free_id: bool) -> None:
 
 
 def choose(session: Session, ids: Texts, letters: DeadLetterOptions, bulk: BulkOptions) -> list[str]:
-    """The ids that were given, or those of the letters that fit; a dry run lists these."""
+    """The given ids, or those of the matching dead letters; a dry run lists the dead letters."""
     which = letters.filter()
     bulk.check(ids, bool(which), DEAD_LETTER_FILTERS)
     if ids:
@@ -183,7 +184,7 @@ def choose(session: Session, ids: Texts, letters: DeadLetterOptions, bulk: BulkO
 def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> Any:
     """The changed arguments of a dead job. Raises `UsageError` if `pairs` change positional ones."""
     if json is not None:
-        call = read_call(json, "--json")
+        call = read_json_option(json)
         return call.named or call.args
     held = arguments(session.run(lambda client: client.dead_letters.get(id))).get("arguments")
     return merge_arguments(id, held, pairs)
@@ -192,7 +193,7 @@ def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> 
 def act_on_dead_letters(
     session: Session, ids: list[str], call: Callable[[Client, str], Awaitable[None]]
 ) -> int:
-    """Act on each letter, and print the ids of those that succeeded."""
+    """Act on each dead letter, and print the ids of those for which that succeeded."""
 
     async def act(client: Client, id: str) -> dict[str, str]:
         await call(client, id)
@@ -205,13 +206,13 @@ def act_on_dead_letters(
 
 
 def summary(letter: DeadLetter) -> dict[str, Any]:
-    """What a letter says of the death."""
+    """The fields of a dead letter about the failure."""
     names = ("id", "queue", "task", "attempt", "at", "reason", "error", "sequence")
     return {name: getattr(letter, name) for name in names}
 
 
 def job_fields_of(letter: DeadLetter) -> dict[str, Any]:
-    """What a letter says of the job: its options and arguments, or the raw bytes of what was no job."""
+    """The fields of a dead letter about the job: its options and arguments, or the bytes of a bad message."""
     job = document(letter.job) if letter.job is not None else {}
     options = (
         "priority",

@@ -1,4 +1,4 @@
-"""`jsq demo`: the main job on real files, with a worker killed half way."""
+"""`jsq demo`: count the words of real files with two workers, and kill one of them half way."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ import typer
 from jsq.cli.options import CommonOptions, command
 
 UNDER_WAY = 40
-"""Jobs submitted and not finished: enough for both workers, few enough that none waits long."""
+"""Unfinished jobs at a time: enough for both workers, and few enough that none waits long."""
 
 DEMO_SECONDS = 120.0
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", ".git", "node_modules"}
@@ -31,15 +31,16 @@ def demo(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="FOLDER", help="whose text files to count [the standard library]", show_default=False
+            metavar="FOLDER", help="folder of the text files [the standard library]", show_default=False
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="the most files")] = 2_000,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="count at most so many files")] = 2_000,
 ) -> None:
     """Count the words of a folder's files with two workers, and kill one of them half way.
 
     Starts a nats-server of its own, submits one job for each text file, and kills a worker with SIGKILL when
-    half are done. Exits with 0 only if each file has exactly one recorded outcome. Leaves nothing behind.
+    half are submitted. Exits with 0 only if each file has exactly one recorded outcome. All that the demo
+    started or stored is removed at its end.
 
     \b
     jsq demo
@@ -48,18 +49,18 @@ def demo(
     from jsq.errors import UsageError
 
     if common.server or common.namespace:
-        raise UsageError("demo starts a server of its own: it goes without --server and --namespace")
+        raise UsageError("demo starts a server of its own: use it without --server and --namespace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     files = list(text_files(folder or Path(sysconfig.get_path("stdlib")), limit))
     if not files:
-        raise UsageError(f"{folder} holds no text file")
+        raise UsageError(f"{folder} contains no text file")
     run = asyncio.run(count_all(files))
     sys.exit(report(run, files))
 
 
 @dataclass(slots=True)
 class DemoRun:
-    """What happened."""
+    """The events of a run, and the jobs that were submitted and finished."""
 
     events: list[Any] = field(default_factory=list)
     submitted: dict[str, str] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class DemoRun:
 
 
 def text_files(folder: Path, limit: int) -> Iterator[Path]:
-    """The readable files below a folder that hold no NUL byte in their first 8 KiB and are under 1 MiB."""
+    """The readable files below a folder that are under 1 MiB and have no NUL byte in their first 8 KiB."""
     found = 0
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(set(folders) - SKIPPED)
@@ -104,7 +105,7 @@ async def count_all(files: list[Path]) -> DemoRun:
 
 @contextlib.contextmanager
 def two_workers(url: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Two worker processes, ended at the end, whatever happens."""
+    """Two worker processes, which are ended when the block ends."""
     from jsq.server import die_with_us
 
     command = [sys.executable, "-m", "jsq", "worker", "jsq.cli.demo_tasks:app", "--log-level", "error"]
@@ -127,7 +128,7 @@ def two_workers(url: str) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 @contextlib.asynccontextmanager
 async def watched(url: str, run: DemoRun) -> AsyncIterator[None]:
-    """Note the end of each job as it comes, and at the end read the whole log."""
+    """Note the end of each job as it happens, and read all events at the end of the block."""
     from jsq import Client
     from jsq.model.event import FINAL_STATES
 
@@ -151,11 +152,11 @@ async def watched(url: str, run: DemoRun) -> AsyncIterator[None]:
 async def submit_all(
     url: str, files: list[Path], run: DemoRun, workers: list[subprocess.Popen[bytes]]
 ) -> None:
-    """Submit a job for each file, a few ahead of the workers; kill one of these half way."""
+    """Submit a job for each file, a few ahead of the workers. Half way, kill one of the workers."""
     from jsq import Client
 
     async with Client(url) as client, asyncio.timeout(DEMO_SECONDS):
-        with demo_progress(len(files)) as show:
+        with demo_progress(len(files)) as (show, report_line):
             for path in files:
                 while len(run.submitted) - len(run.finished) >= UNDER_WAY:
                     await watch_over(run, workers, show)
@@ -164,37 +165,40 @@ async def submit_all(
                 if not run.killed and len(run.submitted) * 2 >= len(files):
                     run.killed = workers[0].pid
                     os.kill(run.killed, signal.SIGKILL)
+                    report_line(
+                        f"worker {run.killed} killed with SIGKILL; its jobs go to worker {workers[1].pid}"
+                    )
             while len(run.finished) < len(files):
                 await watch_over(run, workers, show)
 
 
 async def watch_over(run: DemoRun, workers: list[subprocess.Popen[bytes]], show: Any) -> None:
-    """Show how far we are, and see that the worker that is to live does."""
+    """Show the progress, and check that the second worker is alive. Raises `JsqError` if it is not."""
     from jsq.errors import JsqError
 
     await asyncio.sleep(0.01)
     show(len(run.finished))
     if workers[1].poll() is not None:
-        raise JsqError(f"a worker ended by itself, with code {workers[1].returncode}: see what it said above")
+        raise JsqError(f"a worker ended by itself, with code {workers[1].returncode}: its log is above")
 
 
 @contextlib.contextmanager
 def demo_progress(total: int) -> Iterator[Any]:
-    """A progress bar on stderr."""
+    """A progress bar on stderr; gives a function that moves it, and one that prints a line above it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("counting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("counting", total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done: bar.update(task, completed=done), bar.console.print
 
 
 # -- the report -----------------------------------------------------------------------------------------
 
 
 def report(run: DemoRun, files: list[Path]) -> int:
-    """Print what was found and what happened; 0 if each file has exactly one outcome."""
+    """Print the counts and the figures of the run; returns 0 if each file has exactly one outcome."""
     from jsq.model.event import FINAL_STATES
 
     finals = [event for event in run.events if event.state in FINAL_STATES]

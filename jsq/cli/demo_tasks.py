@@ -1,4 +1,4 @@
-"""What `jsq demo` runs: count the lines and words of a text file, and hash it."""
+"""The task of `jsq demo`: count the lines and words of a text file, and hash it."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ _word = re.compile(r"[A-Za-z]{2,}")
 
 @dataclass(frozen=True)
 class Counted:
-    """What one file holds."""
+    """The counts and the hash of one file."""
 
     lines: int
     words: dict[str, int]

@@ -1,4 +1,4 @@
-"""`jsq dev`: all that is needed on one machine, in one command."""
+"""`jsq dev`: a server and a worker on one machine, in one command."""
 
 import asyncio
 import contextlib
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from jsq.cli.options import CommonOptions, command
+from jsq.cli.styles import has_colors
 from jsq.cli.worker import use_server
 
 PORT = 4222
@@ -20,39 +21,51 @@ PORT = 4222
 @command
 def dev(
     common: CommonOptions,
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="an App whose jobs to run")] = "",
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODULE:APP", help="the App whose jobs to run [none: start only a server]"),
+    ] = "",
     port: Annotated[
         int,
-        typer.Option(min=0, max=65_535, metavar="PORT", help="port of the server, if it is free; 0: any"),
+        typer.Option(
+            min=0, max=65_535, metavar="PORT", help="port of the server; another if it is taken; 0 for any"
+        ),
     ] = PORT,
-    folder: Annotated[Path, typer.Option(metavar="FOLDER", help="the files of the server")] = Path(".jsq"),
+    folder: Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the server's files")] = Path(
+        ".jsq"
+    ),
     concurrency: Annotated[
-        int, typer.Option("--concurrency", "-c", metavar="N", help="jobs run at once")
+        int, typer.Option("--concurrency", "-c", metavar="N", help="jobs that the worker runs at once")
     ] = 10,
     reload: Annotated[bool, typer.Option(help="restart the worker when the code changes")] = True,
-    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="metrics and probes of the worker")] = "",
+    http: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="serve the metrics and probes of the worker")
+    ] = "",
 ) -> None:
-    """Start a nats-server here, and a worker of MODULE:APP that follows the code.
+    """Start a nats-server, and a worker of MODULE:APP that restarts when the code changes.
 
-    The server keeps its streams in .jsq/ and listens on this machine only. With --server, starts a worker
-    only. Ctrl-C ends both.
+    The server stores its streams in .jsq/ and listens on this machine only. --server starts only a worker.
+    Ctrl-C ends both.
 
     \b
     jsq dev shop:app
     jsq dev --port 0
     """
+    from jsq.cli.loading import load_app
     from jsq.telemetry.logging import log_to_stderr
 
-    log_to_stderr("text", "debug" if common.verbose else "info")
+    log_to_stderr("text", "debug" if common.verbose else "info", colors=has_colors(sys.stderr))
     use_server(common)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if target:
+        load_app(target)  # a wrong name ends the command before it starts a server
     with dev_server(common, port, folder) as url, contextlib.suppress(KeyboardInterrupt):
         sys.exit(asyncio.run(run_dev_worker(target, url, concurrency, reload, http)))
 
 
 @contextlib.contextmanager
 def dev_server(common: CommonOptions, port: int, folder: Path) -> Iterator[str]:
-    """The address of the server of the options, or of one that is started here."""
+    """The address of the server of the options, or of a server that runs until the block ends."""
     from jsq.server import EmbeddedServer
 
     if common.server:
@@ -65,10 +78,9 @@ def dev_server(common: CommonOptions, port: int, folder: Path) -> Iterator[str]:
 
 
 async def run_dev_worker(target: str, url: str, concurrency: int, reload: bool, http: str) -> int:
-    """Run the worker, or without an app only wait."""
+    """Run the worker; without an App, only wait for the end."""
     from importlib.util import find_spec
 
-    from jsq.cli.loading import load_app
     from jsq.cli.worker import on_signals, supervise
 
     if not target:
@@ -76,7 +88,6 @@ async def run_dev_worker(target: str, url: str, concurrency: int, reload: bool, 
         with on_signals(stop.set):
             await stop.wait()
         return 0
-    load_app(target)
     watched = Path.cwd() if reload and find_spec("watchfiles") else None
     if reload and watched is None:
         typer.echo("the code is not watched: pip install 'jsq[reload]'", err=True)
@@ -95,7 +106,7 @@ async def run_dev_worker(target: str, url: str, concurrency: int, reload: bool, 
 
 
 def free_or_any(port: int) -> int:
-    """The port if nobody listens there, else -1: the server then takes a free one."""
+    """The port if it is free, else -1: the server then takes a free one."""
     if port == 0:
         return -1
     with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""`jsq doctor`: a check of the server."""
+"""`jsq doctor`: check the server."""
 
 from typing import Annotated
 
@@ -14,13 +14,13 @@ def doctor(
     monitor: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="URL", help="a server's monitoring, as http://127.0.0.1:8222; once for each server"
+            metavar="URL", help="the monitoring port of a server: http://127.0.0.1:8222; may be repeated"
         ),
     ] = None,
 ) -> int:
-    """Check the server and report problems, each with a cure. Exits with 1 if there is an error.
+    """Check the server and report problems, each with its fix. Exits with 1 if there is an error.
 
-    With --monitor, checks the health of each server too, and compares their copies of the streams.
+    --monitor also checks the health of a server, and compares the copies of the streams on all such servers.
 
     \b
     jsq doctor
@@ -29,5 +29,5 @@ def doctor(
     findings = session.run(lambda client: client.admin.doctor(monitors=monitor or ()))
     for finding in findings:
         line = f"{finding.severity:<7}  {finding.subject}: {finding.message}"
-        session.printer.next(finding, line, name="subject")
+        session.printer.next(finding, line, name="subject", word=finding.severity)
     return int(any(finding.severity == "error" for finding in findings))

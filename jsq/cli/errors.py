@@ -1,4 +1,4 @@
-"""Whatever goes wrong becomes one line on stderr and an exit code. No traceback reaches a user."""
+"""Turns each error into one line on stderr and an exit code. Users see no traceback."""
 
 import os
 import re
@@ -48,19 +48,19 @@ PIPE_CLOSED = 141
 
 
 class Duplicate(UsageError):
-    """The id was taken, and the caller wants to know."""
+    """The id is taken, and the caller asked for an error in this case."""
 
     def __init__(self, id: str) -> None:
         super().__init__(f"job {id} was submitted before")
 
 
 class LinesRefused(UsageError):
-    """Some of many lines were wrong, and are written down; the others were submitted."""
+    """Some of many lines were wrong and are in the rejects file; the others were submitted."""
 
     def __init__(self, count: int, path: str) -> None:
         refused = "1 line was" if count == 1 else f"{count:,} lines were"
         super().__init__(
-            f"{refused} not submitted; correct {path}, and submit it: `jsq submit TASK - < {path}`"
+            f"{refused} not submitted; correct {path} and submit it: `jsq submit TASK - < {path}`"
         )
 
 
@@ -88,7 +88,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (typer.Abort, INTERRUPTED),
     (BrokenPipeError, PIPE_CLOSED),
 )
-"""The exit code of each error; the first that fits holds."""
+"""The exit code of each error; the first class that matches decides."""
 
 EXPLAINED_BY: tuple[tuple[type[JsqError], str], ...] = (
     (QueueFull, "queues"),
@@ -107,7 +107,7 @@ EXPLAINED_BY: tuple[tuple[type[JsqError], str], ...] = (
 """The page of the guide that an error names."""
 
 QUIET = (INTERRUPTED, PIPE_CLOSED)
-"""Codes which need no words: whoever caused them knows."""
+"""Codes without a message: the user caused the end."""
 
 
 def guarded(call: Callable[[], object], *, debug: bool = False) -> int:
@@ -116,7 +116,7 @@ def guarded(call: Callable[[], object], *, debug: bool = False) -> int:
         code = call()
         sys.stdout.flush()
     except SystemExit as leaving:
-        # The library answers a closed pipe with an exit of its own.
+        # The library turns a closed pipe into an exit.
         return PIPE_CLOSED if isinstance(leaving.__context__, BrokenPipeError) else exit_code(leaving.code)
     except BaseException as error:
         return print_error(error, debug=debug)
@@ -142,7 +142,7 @@ def describe(error: BaseException) -> str:
         return f"error: {mistyped(error)}"
     if isinstance(error, JsqError):
         return " ".join(["error:", str(error), *getattr(error, "__notes__", ())]) + page_hint(error)
-    return f"internal error: {type(error).__name__}: {error} (run with JSQ_DEBUG=1 for the traceback)"
+    return f"internal error: {type(error).__name__}: {error} (JSQ_DEBUG=1 prints the traceback)"
 
 
 def page_hint(error: JsqError) -> str:
@@ -154,28 +154,37 @@ def page_hint(error: JsqError) -> str:
 
 
 def mistyped(error: typer.TyperException) -> str:
-    """What the parser says of wrong words: one line, with the cure at its end."""
+    """The error of the parser for wrong words as one line, with the fix at its end."""
     context: typer.Context | None = getattr(error, "ctx", None)
     text = error.format_message().rstrip(".")
     text = f"{text[:1].lower()}{text[1:]}"
     command = context.command if context is not None else None
-    cure = f"see `{context.command_path if context is not None else 'jsq'} --help`"
+    fix = f"see `{context.command_path if context is not None else 'jsq'} --help`"
     if (found := _meant.search(text)) is not None:
-        meant = (found[1] or found[2]).replace(", ", " or ")
-        return f"{text[: found.start()]}; is {meant} meant? {cure[:1].upper()}{cure[1:]}"
+        names = [name for name in (found[1] or found[2]).split(", ") if name not in hidden_options(command)]
+        if not names:
+            return f"{text[: found.start()]}; {fix}"
+        meant = " or ".join(names)
+        return f"{text[: found.start()]}; is {meant} meant? {fix[:1].upper()}{fix[1:]}"
     what, colon, why = text.partition(": ")
     text = f"{what}{colon}{translate_rule(why)}"
     if text.startswith("no such command") and isinstance(command, TyperGroup):
         text += f": there are {', '.join(command.commands)}"
     elif text.startswith("no such option") and context is not None and context.parent is None:
-        text += ": options of a command go after its name"
+        text += ": write the options of a command after its name"
     elif _dashed.match(text):
-        text += ": arguments that begin with a dash go after --"
-    return f"{text}; {cure}"
+        text += ": write arguments that start with a dash after --"
+    return f"{text}; {fix}"
 
 
 _meant = re.compile(r"\. Did you mean (.+)\?$| \(Possible options: (.+)\)$")
 _dashed = re.compile(r"no such option: -\d")
+
+
+def hidden_options(command: object) -> set[str]:
+    """The options of a command that its help does not show."""
+    parameters = getattr(command, "params", ())
+    return {name for one in parameters if getattr(one, "hidden", False) for name in one.opts}
 
 
 def one_line(text: str) -> str:
@@ -189,7 +198,7 @@ def exit_code(code: object) -> int:
 
 
 def leave(code: int) -> None:
-    """End the program, also where nobody reads its output any more."""
+    """End the program, also if its output is closed."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -198,18 +207,18 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
-def translate_rule(told: str) -> str:
-    """What a checker says of a value, in the words of all other messages: what would be right."""
+def translate_rule(message: str) -> str:
+    """The message of a checker about a value, in the form of all other messages."""
     for pattern, words in RULES:
-        told = pattern.sub(words, told)
-    return told
+        message = pattern.sub(words, message)
+    return message
 
 
 RULES = (
     (re.compile(r"^Value error, "), ""),
-    (re.compile(r"^Input should be greater than or equal to (\S+)"), r"it takes \1 or more"),
-    (re.compile(r"^Input should be less than or equal to (\S+)"), r"it takes \1 at most"),
-    (re.compile(r"^Input should be a valid integer(, .*)?$"), "it takes a whole number"),
-    (re.compile(r"^Input should be a valid number(, .*)?$"), "it takes a number"),
-    (re.compile(r"^Input should be "), "it takes "),
+    (re.compile(r"^Input should be greater than or equal to (\S+)"), r"must be \1 or more"),
+    (re.compile(r"^Input should be less than or equal to (\S+)"), r"must be \1 at most"),
+    (re.compile(r"^Input should be a valid integer(, .*)?$"), "must be a whole number"),
+    (re.compile(r"^Input should be a valid number(, .*)?$"), "must be a number"),
+    (re.compile(r"^Input should be "), "must be "),
 )

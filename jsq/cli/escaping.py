@@ -1,6 +1,6 @@
-"""Values as text that is safe to show: JSON, YAML, and plain words.
+"""Values as text that is safe to show: JSON, YAML and plain text.
 
-What a job carries was written by others. A character that a terminal would obey rather than show (an escape,
+Other people wrote the contents of a job. A character that a terminal would obey instead of show (an escape,
 a carriage return, a change of writing direction) is written as its number, by the rules of each form.
 """
 
@@ -12,27 +12,27 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 LONGEST_KEY = 120
-"""YAML reads a key on one line up to 1,024 bytes; a longer one is written out."""
+"""YAML reads a key on one line up to 1,024 bytes; a longer key needs the form with a question mark."""
 
 _plain_key = re.compile(r"(?!(?:true|false|null|yes|no|on|off|y|n)$)[A-Za-z_][A-Za-z0-9_-]*", re.IGNORECASE)
 
 
 def safe(text: str, *, lines: bool = False) -> str:
-    """Text in which nothing acts on a terminal; with `lines`, line feeds stay."""
+    """Text without characters that control a terminal; with `lines`, line feeds stay."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or (lines and c == "\n") else _named(c) for c in text)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON that says what it holds, and shows what can be shown."""
-    text = json.dumps(value, ensure_ascii=not _speaks_unicode(), indent=indent)
-    # The line feeds are those between the fields: in a string they are escaped by now.
+    """JSON with printable characters as they are, and all others escaped."""
+    text = json.dumps(value, ensure_ascii=not _is_unicode(), indent=indent)
+    # Line feeds stand only between fields here; those in strings are escaped.
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def yaml_text(value: Any) -> str:
-    """YAML in blocks, its strings quoted as in JSON."""
+    """YAML in block style, with strings quoted as in JSON."""
     return "\n".join(_block(value))
 
 
@@ -65,7 +65,7 @@ def _scalar(value: Any) -> str:
     if isinstance(value, float):
         return _number(value)
     text = json.dumps(value, ensure_ascii=False)
-    ascii_only = not _speaks_unicode()
+    ascii_only = not _is_unicode()
     return "".join(_yaml(c) if not c.isprintable() or (ascii_only and c > "~") else c for c in text)
 
 
@@ -75,7 +75,7 @@ def _number(value: float) -> str:
     if math.isinf(value):
         return ".inf" if value > 0 else "-.inf"
     text = repr(value)
-    # Without a dot YAML 1.1 takes 1e+16 for a string.
+    # Without a dot, YAML 1.1 reads 1e+16 as a string.
     return text.replace("e", ".0e") if "e" in text and "." not in text else text
 
 
@@ -87,5 +87,5 @@ def _yaml(character: str) -> str:
     return f"\\U{ord(character):08x}"
 
 
-def _speaks_unicode() -> bool:
+def _is_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")

@@ -1,4 +1,4 @@
-"""What may be said of jobs on the command line: the same words for every command that looks for some."""
+"""The options that choose jobs, the same in every command, and the commands that act on many jobs."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -18,23 +18,25 @@ from jsq.model.job_filter import ALL_STATES, JobFilter, read_criteria
 
 JOB_COLUMNS = ("id", "state", "queue", "task", "at", "error")
 
-FROM = "a moment, or 2h ago as 2h"
+FROM = "2h for 2 hours ago, or 2030-12-31T18:00Z"
 JOB_FILTERS = "--queue, --task, --state, --tag, --since, --until, --arg"
 
 
 @dataclass(frozen=True, slots=True)
 class JobFilterOptions:
-    """Which jobs; what is said goes together."""
+    """Which jobs: those that match all of the given options."""
 
     queue: Annotated[
-        str | None, typer.Option(metavar="QUEUE", help="only of this queue; with ids, their queue")
+        str | None,
+        typer.Option("--queue", "-q", metavar="QUEUE", help="only of this queue; with ids, their queue"),
     ] = None
-    task: Annotated[Texts, typer.Option(metavar="TASK", help="only of this task; repeat for others")] = None
+    task: Annotated[Texts, typer.Option(metavar="TASK", help="only of this task; may be repeated")] = None
     state: Annotated[
         Texts, typer.Option(metavar="STATE,...", help=f"only in these states: {', '.join(ALL_STATES)}")
     ] = None
     tag: Annotated[
-        Texts, typer.Option(metavar="TAG", help="only with this tag; repeat for jobs with each of several")
+        Texts,
+        typer.Option(metavar="TAG", help="only with this tag; may be repeated: jobs that have all of them"),
     ] = None
     since: Annotated[str | None, typer.Option(metavar="WHEN", help=f"changed at or after: {FROM}")] = None
     until: Annotated[str | None, typer.Option(metavar="WHEN", help=f"changed before: {FROM}")] = None
@@ -42,7 +44,7 @@ class JobFilterOptions:
         Texts,
         typer.Option(
             metavar="PATH=VALUE",
-            help="with this argument, as user.id=5",
+            help="only with this argument, as user.id=5",
         ),
     ] = None
 
@@ -64,11 +66,11 @@ class JobFilterOptions:
 
 @dataclass(frozen=True, slots=True)
 class BulkOptions:
-    """How a command acts on many."""
+    """How a command acts on many jobs."""
 
-    all: Annotated[bool, typer.Option("--all", help="all of them")] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list them")] = False
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False
+    all: Annotated[bool, typer.Option("--all", help="act on all of them")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list them and change nothing")] = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")] = False
 
     def check(self, ids: Texts, filtered: bool, which: str) -> None:
         """Raises `UsageError` unless exactly one of ids, a filter, and --all is given."""
@@ -83,14 +85,14 @@ def without_none(**values: Any) -> dict[str, Any]:
 
 
 def moments(since: str | None, until: str | None) -> dict[str, datetime]:
-    """The bounds in time, where they are given. Raises `UsageError`."""
+    """The bounds in time that are given. Raises `UsageError`."""
     now = datetime.now(UTC)
     given = without_none(since=since, until=until)
     return {name: read_since(text, now) for name, text in given.items()}
 
 
 def read_states(texts: Sequence[str] | None) -> list[str]:
-    """States, where each text has one or several joined by commas. Raises `UsageError`."""
+    """The states in texts of one or several states joined by commas. Raises `UsageError`."""
     states = [part.strip() for text in texts or () for part in text.split(",")]
     for state in states:
         if state not in ALL_STATES:
@@ -99,7 +101,7 @@ def read_states(texts: Sequence[str] | None) -> list[str]:
 
 
 def narrowed(which: JobFilter, among: tuple[str, ...]) -> JobFilter:
-    """The filter, of jobs in one of the states `among`. Raises `BadOption` for another state."""
+    """The filter, limited to jobs in one of the states `among`. Raises `BadOption` for another state."""
     if which:
         read_criteria(among, named=True, **which)
     return which if "state" in which else JobFilter(**{**which, "state": among})
@@ -107,7 +109,7 @@ def narrowed(which: JobFilter, among: tuple[str, ...]) -> JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class BulkAction:
-    """What a command does to jobs: to one by its handle, to all that fit by a method of the client."""
+    """An action of a command: on one job by its handle, on all jobs of a filter by a method of the client."""
 
     verb: str
     done: str
@@ -124,7 +126,7 @@ class BulkAction:
         which = narrowed(which, self.states)
         found = session.run(lambda client: self.find(client, which))
         if bulk.dry_run:
-            session.printer.all(found, JOB_COLUMNS)
+            list_jobs(session, found)
             return 0
         if found:
             confirm(f"{self.verb} {count_noun(len(found), 'job')}", yes=bulk.yes)
@@ -139,13 +141,28 @@ def act_on_jobs(
     call: Callable[[JobHandle[Any]], Awaitable[object]],
     queue: str = "*",
 ) -> int:
-    """Call each job's handle, and print what the jobs have become, or their ids where they are no more."""
+    """Call each job's handle. Prints the records of the jobs afterwards, or the ids of removed jobs."""
 
     async def act(client: Client, id: str) -> object:
         return await call(client.jobs.handle(id, queue)) or {"id": id}
 
     found, code = session.run(lambda client: collect(ids, lambda id: act(client, id)))
-    if found:
-        removed = all(isinstance(became, dict) for became in found)
-        session.printer.all(found, ("id",) if removed else JOB_COLUMNS)
+    removed = [one for one in found if isinstance(one, dict)]
+    if removed:
+        session.printer.all(removed, ("id",))
+    elif found:
+        list_jobs(session, [one for one in found if isinstance(one, JobRecord)])
     return code
+
+
+def list_jobs(session: Session, jobs: Sequence[JobRecord], *, omit: str = "result") -> None:
+    """Print a list of jobs; a table has a column for the progress of jobs that report it."""
+    reporting = any(job.progress is not None for job in jobs)
+    columns = (*JOB_COLUMNS[:-1], "progress", JOB_COLUMNS[-1]) if reporting else JOB_COLUMNS
+    session.printer.all(jobs, columns, rows=[job_row(job) for job in jobs], omit=omit)
+
+
+def job_row(job: JobRecord) -> dict[str, object]:
+    """A job as a row of a table."""
+    progress = "" if job.progress is None else f"{job.progress:.0%}"
+    return {**{name: getattr(job, name) for name in JOB_COLUMNS}, "progress": progress}

@@ -7,11 +7,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from jsq.cli.errors import JOB_FAILED
-from jsq.cli.filters import JOB_COLUMNS, BulkAction, BulkOptions, JobFilterOptions, act_on_jobs
+from jsq.cli.filters import BulkAction, BulkOptions, JobFilterOptions, act_on_jobs, list_jobs
 from jsq.cli.job_edit import edit_job, move_job
+from jsq.cli.job_view import print_job
 from jsq.cli.options import Group, JobId
 from jsq.cli.parsing import read_duration, read_moment
 from jsq.cli.session import Session, print_traceback
+from jsq.cli.waiting import waiting_shown
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import JobFailed, UsageError
@@ -25,7 +27,7 @@ T = TypeVar("T")
 QueueOfId = Annotated[
     str,
     typer.Option(
-        metavar="QUEUE", show_default=False, help="the job's queue, if you may read only that one [any]"
+        "--queue", "-q", metavar="QUEUE", show_default=False, help="the job's queue, if you may read no other"
     ),
 ]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
@@ -76,7 +78,7 @@ PROMOTE = BulkAction(
     lambda client, which: client.jobs.promote_many(**which),
 )
 
-job = Group("List, get and await jobs; cancel, retry, remove them.")
+job = Group("List, get and await jobs; cancel, retry or remove them.")
 
 
 @job.adds("ls")
@@ -84,39 +86,47 @@ def ls(
     session: Session,
     *,
     jobs: JobFilterOptions,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="how many of the newest jobs")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, metavar="N", help="how many of the newest jobs")
+    ] = 100,
+    results: Annotated[
+        bool, typer.Option("--results", help="include the results, except in a table")
+    ] = False,
 ) -> None:
     """List the newest jobs, the newest last.
 
-    Filters go together. --arg finds jobs whose arguments are known; see `keep_arguments`.
+    A job must match all filters. --arg matches only jobs whose records hold their arguments.
 
     \b
     jsq job ls --task add --state failed,expired --since 2h
     jsq job ls --tag nightly --arg user.id=5 -o name
+    jsq job ls --state succeeded --results -o jsonl
     """
     which = jobs.filter()
-    session.printer.all(session.run(lambda client: client.jobs.list(**which, limit=limit)), JOB_COLUMNS)
+    found = session.run(lambda client: client.jobs.list(**which, limit=limit))
+    list_jobs(session, found, omit="" if results else "result")
 
 
 @job.adds("get")
 def get(session: Session, id: JobId, queue: QueueOfId = "*") -> None:
-    """Show the record of a job, and its attempts.
+    """Show a job: its arguments, times, result and attempts.
+
+    A table shows the size of a long result; `jsq job result` prints the result. -o json prints the whole
+    record.
 
     \b
     jsq job get order-17
+    jsq job get order-17 -o json
     """
     found, attempts = session.run(on(id, status_and_attempts, queue))
-    times = {"ended": found.ended, "waited": found.waited, "ran": found.ran}
-    session.printer.one(
-        found, more={**times, "attempts": attempts}, rows={"attempts": [*map(attempt_line, attempts)]}
-    )
+    print_job(session.printer, found, attempts)
 
 
 @job.adds("checkpoint")
 def checkpoint(session: Session, id: JobId, queue: QueueOfId = "*") -> None:
     """Print the last checkpoint of a job as JSON.
 
-    It is null if the job has none.
+    A job without a checkpoint has null.
 
     \b
     jsq job checkpoint import-2030
@@ -126,35 +136,43 @@ def checkpoint(session: Session, id: JobId, queue: QueueOfId = "*") -> None:
 
 @job.adds("wait")
 def wait(session: Session, id: JobId, queue: QueueOfId = "*", timeout: Timeout = None) -> int:
-    """Wait for a job to end, and show its record.
-
-    Exits with 3 unless it succeeded.
+    """Wait for a job to end, and show it. Exits with 3 unless the job succeeded.
 
     \b
     jsq job wait order-17 --timeout 5m
     """
-    found = session.run(on(id, lambda handle: handle.wait(timeout), queue))
-    session.printer.one(found)
+
+    async def wait_for_end(client: Client) -> JobRecord:
+        async with waiting_shown(client, id, queue):
+            return await client.jobs.handle(id, queue).wait(timeout)
+
+    found = session.run(wait_for_end)
+    print_job(session.printer, found)
     return 0 if found.state == "succeeded" else JOB_FAILED
 
 
 @job.adds("result")
 def result(session: Session, id: JobId, queue: QueueOfId = "*", timeout: Timeout = None) -> None:
-    """Wait for a job to end, and print its result.
+    """Wait for a job to end, and print its result as JSON.
 
-    The result is JSON. Exits with 3 if the job failed, expired or was cancelled.
+    Exits with 3 if the job failed, expired or was cancelled.
 
     \b
     jsq job result order-17 --timeout 5m
     """
-    print_result(session, lambda: session.run(on(id, lambda handle: handle.result(timeout), queue)))
+
+    async def wait_for_result(client: Client) -> Any:
+        async with waiting_shown(client, id, queue):
+            return await client.jobs.handle(id, queue).result(timeout)
+
+    print_result(session, lambda: session.run(wait_for_result))
 
 
 @job.adds("cancel")
 def cancel(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
-    """Cancel jobs, running ones too.
+    """Cancel jobs, also running ones.
 
-    Returns when that is certain.
+    Returns when the server has stored the cancellations.
 
     \b
     jsq job cancel order-17 order-18
@@ -176,7 +194,7 @@ def retry(
 ) -> int:
     """Run failed jobs again, with all their retries.
 
-    With --again, run any job again that has ended, from the arguments in its record.
+    --again also runs jobs that succeeded, expired or were cancelled, with the arguments in their records.
 
     \b
     jsq job retry order-17
@@ -190,7 +208,7 @@ def retry(
 def rm(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
     """Remove jobs that have ended.
 
-    That removes their records, results, checkpoints and dead letters, and frees their ids.
+    Their records, results, checkpoints and dead letters are deleted. Their ids can be submitted again.
 
     \b
     jsq job rm order-17
@@ -203,7 +221,7 @@ def rm(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: B
 def promote(session: Session, ids: SomeIds = None, *, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
     """Run jobs now that are due later.
 
-    These are delayed ones, and those that wait for a retry.
+    A job is due later if it was submitted with a delay, or waits for a retry or after a snooze.
 
     \b
     jsq job promote order-17
@@ -224,7 +242,7 @@ def reschedule(
     ] = None,
     queue: QueueOfId = "*",
 ) -> int:
-    """Start jobs that are due later at another moment.
+    """Change when jobs that are due later start.
 
     \b
     jsq job reschedule order-17 --delay 5m
@@ -235,20 +253,9 @@ def reschedule(
 
 
 async def status_and_attempts(handle: JobHandle[Any]) -> tuple[JobRecord, list[JobAttempt]]:
-    """The record of a job, and its attempts; none for a job that has not begun."""
+    """The record of a job, and its attempts; no attempts for a job that has not started."""
     found = await handle.status()
     return found, await handle.attempts() if found.attempt or found.started else []
-
-
-def attempt_line(attempt: JobAttempt) -> str:
-    """An attempt for people."""
-    words = [str(attempt.number), attempt.state, attempt.worker]
-    if attempt.started is not None:
-        words.append(f"{attempt.started:%Y-%m-%d %H:%M:%S}Z")
-    if attempt.ran is not None:
-        words.append(f"{attempt.ran:.3f} s")
-    words += [attempt.reason, attempt.error.partition("\n")[0]]
-    return "  ".join(word for word in words if word)
 
 
 job.add("edit", edit_job)
@@ -258,7 +265,7 @@ job.add("move", move_job)
 def on(
     id: str, call: Callable[[JobHandle[Any]], Awaitable[T]], queue: str = "*"
 ) -> Callable[[Client], Awaitable[T]]:
-    """A call of a job's handle, as work for a client."""
+    """The call of a method of a job's handle, as work for a client."""
 
     async def work(client: Client) -> T:
         return await call(client.jobs.handle(id, queue))
@@ -267,7 +274,7 @@ def on(
 
 
 def print_result(session: Session, get: Callable[[], object]) -> None:
-    """Print the result of a task; with --verbose, the traceback of one that failed."""
+    """Print the result of a task; with --verbose, also the traceback of a failed one."""
     try:
         session.printer.value(get())
     except JobFailed as failed:

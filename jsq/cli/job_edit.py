@@ -1,4 +1,4 @@
-"""`jsq job edit` and `jsq job move`: change jobs that have not begun."""
+"""`jsq job edit` and `jsq job move`: change jobs that have not started."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -6,12 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from jsq.cli.filters import act_on_jobs, without_none
+from jsq.cli.job_view import print_job
 from jsq.cli.options import JobId, Texts
 from jsq.cli.parsing import (
     merge_arguments,
     read_backoff,
-    read_call,
     read_deadline,
+    read_json_option,
     read_pairs,
 )
 from jsq.cli.session import Session
@@ -25,17 +26,17 @@ EditedIds = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' id
 
 @dataclass(frozen=True, slots=True)
 class EditOptions:
-    """What an edit changes. What is left out stays as it is."""
+    """The changes of an edit. An option that is left out stays as it is."""
 
-    arg: Annotated[Texts, repeated("NAME=VALUE", "change a named argument")] = None
-    json: Annotated[Text, option("JSON", "all arguments, in place of its own")] = None
-    priority: Annotated[Text, option("PRIORITY", "high, normal or low: to the end of that")] = None
+    arg: Annotated[Texts, repeated("NAME=VALUE", "a named argument to change")] = None
+    json: Annotated[Text, option("JSON|@FILE", "all arguments, in place of its own")] = None
+    priority: Annotated[Text, option("PRIORITY", "high, normal or low; the job goes to its end")] = None
     timeout: Annotated[Seconds, duration("the longest run of an attempt")] = None
-    retries: Annotated[Number, option("N", "how often it is tried again")] = None
+    retries: Annotated[Number, option("N", "retries after the first attempt")] = None
     backoff: Annotated[Text, option("HOW", "none, linear, exponential, or waits: 1,5,30")] = None
     keep_result: Annotated[Seconds, duration("how long the result is kept")] = None
-    slots: Annotated[Number, option("N", "how many of its worker's slots it takes")] = None
-    expires: Annotated[Text, option("WHEN", "never start it later: 90, 5m or 2030-12-31T18:00Z")] = None
+    slots: Annotated[Number, option("N", "slots of its worker that it takes")] = None
+    expires: Annotated[Text, option("WHEN", "do not start it later: 90, 5m or 2030-12-31T18:00Z")] = None
     deadline: Annotated[Text, option("WHEN", "end it as expired then: 90, 5m or 2030-12-31T18:00Z")] = None
     header: Annotated[Texts, repeated("NAME=VALUE", "a header, in place of all its own")] = None
     tag: Annotated[Texts, repeated("TAG", "a tag, in place of all its own")] = None
@@ -59,12 +60,12 @@ def edit_job(
     *,
     changes: EditOptions,
     queue: Annotated[
-        str, typer.Option(metavar="QUEUE", show_default=False, help="the job's queue [any]")
+        str, typer.Option("--queue", "-q", metavar="QUEUE", show_default=False, help="the job's queue [any]")
     ] = "*",
 ) -> None:
-    """Change the arguments or options of a job that has not begun.
+    """Change the arguments or options of a job that has not started.
 
-    It keeps its id. Of an edit and the start of the job, one happens.
+    The job keeps its id. If the job starts first, the edit is refused and changes nothing.
 
     \b
     jsq job edit order-17 --arg to=you@example.com --timeout 5m
@@ -72,34 +73,36 @@ def edit_job(
     """
     options = changes.values()
     if changes.arg and changes.json is not None:
-        raise UsageError("--json gives all arguments: it goes without --arg")
+        raise UsageError("--json gives all arguments: use it without --arg")
     if not options and not changes.arg and changes.json is None:
-        raise UsageError("say what is to change, as --arg to=you@example.com or --timeout 5m")
+        raise UsageError("give an option to change, as --arg to=you@example.com or --timeout 5m")
 
     async def act(client: Client) -> JobRecord:
         arguments = None
         if changes.json is not None:
-            call = read_call(changes.json, "--json")
+            call = read_json_option(changes.json)
             arguments = call.named or call.args
         elif changes.arg:
             held = (await client.jobs.get(id, queue)).arguments
             arguments = merge_arguments(id, held, read_pairs("--arg", changes.arg))
         return await client.jobs.edit(id, arguments, queue, **options)
 
-    session.printer.one(session.run(act))
+    print_job(session.printer, session.run(act))
 
 
 def move_job(
     session: Session,
     ids: EditedIds,
-    queue: Annotated[str | None, typer.Option(metavar="QUEUE", help="to this queue")] = None,
+    queue: Annotated[
+        str | None, typer.Option("--queue", "-q", metavar="QUEUE", help="the queue to move to")
+    ] = None,
     priority: Annotated[
-        str | None, typer.Option(metavar="PRIORITY", help="high, normal or low: to the end of that")
+        str | None, typer.Option(metavar="PRIORITY", help="high, normal or low; the job goes to its end")
     ] = None,
 ) -> int:
-    """Move jobs that have not begun to another queue or priority.
+    """Move jobs that have not started to another queue or priority.
 
-    --priority high is the front of a queue: a priority is served in its order.
+    A moved job goes to the end of its new priority. --priority high puts it before all others.
 
     \b
     jsq job move order-17 order-18 --priority high

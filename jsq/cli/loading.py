@@ -1,4 +1,4 @@
-"""Finding the App that a user names as `module:app`."""
+"""Loads the App that a user names as `module:app`."""
 
 import importlib
 import inspect
@@ -19,18 +19,17 @@ OURS = ("<", str(Path(jsq.__file__).parent) + os.sep)
 
 
 def load_app(path: str) -> App:
-    """The App at `module:app`, or returned by a factory there; `app` may be left out.
+    """The App at `module:app`, or the App that a factory there returns; `:app` is the default.
 
-    Modules are looked for in the working directory first.
-
-    Raises `UsageError`, and what jsq itself raises while the module is imported.
+    Modules are searched in the working directory first. Raises `UsageError`, and the errors that jsq itself
+    raises while the module is imported. Call it without a running event loop: a module may use one.
     """
     name, _, attribute = path.partition(":")
     if name.endswith(".py") and Path(name).is_file():
         dotted = module_of(Path(name))
-        raise UsageError(f"{shorten(name)} is a file: write its module, as {dotted}:{attribute or 'app'}")
+        raise UsageError(f"{shorten(name)} is a file: write its module, {dotted}:{attribute or 'app'}")
     if not all(part.isidentifier() for part in name.split(".")):
-        raise UsageError(f"{shorten(repr(path))} names no module: {WRITE}")
+        raise UsageError(f"{shorten(repr(path))} is not the name of a module: {WRITE}")
     module = load_module(name)
     found: object = module
     for part in (attribute or "app").split("."):
@@ -45,7 +44,7 @@ def load_app(path: str) -> App:
 
 
 def called(path: str, factory: Callable[[], object]) -> object:
-    """What a factory returns. Raises `UsageError` if it cannot be called without arguments."""
+    """The value that a factory returns. Raises `UsageError` if it cannot be called without arguments."""
     try:
         inspect.signature(factory).bind()
     except (TypeError, ValueError):
@@ -73,17 +72,17 @@ def load_module(name: str) -> ModuleType:
             raise UsageError(f"no module is named {error.name} in {here}, nor installed: {WRITE}") from error
         raise UsageError(f"module {name} cannot be imported: {error}{place(error)}") from error
     except JsqError as error:
-        if told := place(error).strip():
-            error.add_note(told)
+        if where := place(error).strip():
+            error.add_note(where)
         raise
     except (Exception, SystemExit) as error:
-        told = f"{type(error).__name__}: {error}{place(error)}"
-        raise UsageError(f"module {name} cannot be imported: {told}") from error
+        reason = f"{type(error).__name__}: {error}{place(error)}"
+        raise UsageError(f"module {name} cannot be imported: {reason}") from error
 
 
 def place(error: BaseException) -> str:
-    """Where an import failed, in the innermost file that is neither the import system's nor ours."""
+    """The place where an import failed: the innermost one outside of the import system and of jsq."""
     if isinstance(error, SyntaxError):
-        return ""  # its message tells
+        return ""  # its message has the place
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(OURS)]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

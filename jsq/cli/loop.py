@@ -1,4 +1,4 @@
-"""The event loop of the commands that carry load: uvloop's where that is installed (the extra `fast`)."""
+"""The event loop of the commands that carry load: that of uvloop if it is installed (the extra `fast`)."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -14,7 +14,7 @@ def run_on_loop(work: Coroutine[Any, Any, T]) -> T:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes the loop; None for asyncio's own."""
+    """Creates an event loop of uvloop; None if uvloop is not installed."""
     try:
         import uvloop
     except ImportError:

@@ -1,7 +1,7 @@
 """The options of every command, and groups of options that several commands share.
 
-A parameter of a command whose type is a dataclass stands for the options that are its fields. The first
-parameter is the `CommonOptions`, or a class derived of it.
+A parameter whose type is a dataclass is replaced by one option for each of its fields. The first parameter
+of each command is `CommonOptions`, or a class derived from it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ JobId = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CommonOptions:
-    """The options of every command: where to connect to, and how to print."""
+    """The options of every command: the server to connect to, and the form of the output."""
 
     server: str
     namespace: str
@@ -42,7 +42,7 @@ def common_options(
             "--server",
             "-s",
             metavar="URL",
-            help="the server [JSQ_URL, nats context, localhost]",
+            help="the server [JSQ_URL, the nats context, localhost]",
             rich_help_panel=COMMON,
         ),
     ] = "",
@@ -51,7 +51,7 @@ def common_options(
         typer.Option(
             "--namespace",
             metavar="NAME",
-            help="the installation on that server [JSQ_NAMESPACE, jsq]",
+            help="the namespace on that server [JSQ_NAMESPACE, jsq]",
             rich_help_panel=COMMON,
         ),
     ] = "",
@@ -69,7 +69,7 @@ def common_options(
         typer.Option(
             "--verbose",
             "-v",
-            help="log to stderr; show the traceback of a failed job",
+            help="log to stderr, with the traceback of a failed job",
             rich_help_panel=COMMON,
         ),
     ] = False,
@@ -87,7 +87,7 @@ COMMON_PARAMETERS = tuple(
 
 
 def command(function: Callable[..., T]) -> Callable[..., T]:
-    """Give a command the common options, and the options of each group that it names."""
+    """Give a command the common options, and the options of each group among its parameters."""
     first, *own = inspect.signature(function).parameters.values()
     groups = {parameter.name: parameter.annotation for parameter in own if is_group(parameter)}
 
@@ -110,7 +110,7 @@ def is_group(parameter: inspect.Parameter) -> bool:
 
 
 def expanded(parameter: inspect.Parameter) -> list[inspect.Parameter]:
-    """The options that a parameter stands for: itself, or the fields of its group."""
+    """The options of a parameter: the parameter itself, or the fields of its group."""
     if not is_group(parameter):
         return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
     return [
@@ -122,14 +122,14 @@ def expanded(parameter: inspect.Parameter) -> list[inspect.Parameter]:
 
 
 class Group(typer.Typer):
-    """A word with commands of its own; alone, it lists them."""
+    """A group of commands. Without a command, it prints its help."""
 
     def __init__(self, purpose: str) -> None:
         super().__init__(cls=GroupPage, help=purpose, add_completion=False, rich_markup_mode=None)
         self.callback(invoke_without_command=True)(list_commands)
 
     def add(self, name: str, function: Callable[..., Any]) -> None:
-        """Add a command, which gets the common options."""
+        """Add a command, with the common options."""
         self.command(name, cls=CommandPage)(command(function))
 
     def adds(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:

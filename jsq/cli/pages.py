@@ -1,4 +1,4 @@
-"""The help page of a command: its usage, its arguments, its options, and the common options below them."""
+"""The help page of a command: usage, arguments, options, and the common options under their own heading."""
 
 from collections.abc import Iterator
 from enum import Enum
@@ -47,7 +47,7 @@ class GroupPage(TyperGroup):
 
 
 def without_adapter(option: Any) -> Any:
-    """The option --help, read without an adapter of typer's."""
+    """The option --help, read without an adapter of typer."""
     if option is not None:
         read_without_adapter(option)
     return option
@@ -61,7 +61,7 @@ def section_of(parameter: Any) -> str:
 
 
 def name_value(parameter: Any) -> None:
-    """Have a parameter without a metavar shown by one: the name of the option, N for numbers."""
+    """Give a parameter without a metavar one: the name of the option, or N for numbers."""
     if parameter.metavar is None and not getattr(parameter, "is_flag", False):
         parameter.metavar = metavar(parameter)
 
@@ -84,7 +84,7 @@ def usage(argument: Any) -> str:
 
 
 def command_pages(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each command of a group, and of the groups in it, with the words that lead to it."""
+    """Each command of a group, and of the groups in it, with its path."""
     for name, nested in group.commands.items():
         if getattr(nested, "commands", None):
             yield from command_pages(nested, (*path, name))

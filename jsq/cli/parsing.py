@@ -1,19 +1,20 @@
-"""What a user typed, as values. Raises `UsageError`, naming the place and showing what would be right."""
+"""Reads the texts that a user typed. Each `UsageError` names the place and shows a correct form."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from jsq.errors import UsageError, parse_duration, shorten
 from jsq.model.job import check_id
 
 REFUSED = frozenset({"@line", "@error", "@id", "@arguments", "@text"})
-"""The names in a line that tells of another, which was refused."""
+"""The names in a line of a rejects file, which describes another line that was refused."""
 
-NO_WHEN = "no duration (90, 5m, 2d), and no moment with a time zone (2030-12-31T18:00Z)"
+NO_WHEN = "neither a duration (90, 5m, 2d) nor a moment with a time zone (2030-12-31T18:00Z)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def read_duration(text: str) -> float:
     """Seconds, from `90`, `1.5`, `5m`, `1h30m`, `2d`."""
     found = parse_duration(text)
     if found is None:
-        raise UsageError(f"{shown(text)} is no duration: write seconds, or 5m, 1h30m, 2d")
+        raise UsageError(f"{shown(text)} is not a duration: write seconds, or 5m, 1h30m, 2d")
     return found
 
 
@@ -40,7 +41,9 @@ def read_moment(text: str) -> datetime:
             return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         pass
-    raise UsageError(f"{shown(text)} is no moment with a time zone: write 2030-12-31T18:00Z, or +01:00 for Z")
+    raise UsageError(
+        f"{shown(text)} is not a moment with a time zone: write 2030-12-31T18:00Z, or +01:00 for Z"
+    )
 
 
 def read_when(text: str) -> float | datetime:
@@ -55,18 +58,18 @@ def read_when(text: str) -> float | datetime:
 
 
 def read_since(text: str, now: datetime) -> datetime:
-    """A moment in the past: as such, or as a duration before now."""
+    """A moment in the past, from a moment or from a duration before now."""
     when = read_when(text)
     if isinstance(when, datetime):
         return when
     try:
         return now - timedelta(seconds=when)
     except OverflowError:
-        raise UsageError(f"{shown(text)} ago there was no calendar") from None
+        raise UsageError(f"{shown(text)} ago is before the first year of the calendar") from None
 
 
 def read_pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """Pairs `name=value`, each name once."""
+    """Pairs `name=value`. Raises `UsageError` for a name that is given twice."""
     pairs: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -79,19 +82,19 @@ def read_pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def read_deadline(text: str | None) -> float | datetime | None:
-    """A moment, as such or as a duration from now on."""
+    """A moment, or a duration from now on in seconds."""
     return None if text is None else read_when(text)
 
 
 def read_backoff(text: str | None) -> Any:
-    """A shape's name, or a list of waits: `1,5,30` or `10s,1m,1h`."""
+    """The name of a backoff, or a list of waits: `1,5,30` or `10s,1m,1h`."""
     if text is not None and text[:1].isdigit():
         return [read_duration(part.strip()) for part in text.split(",")]
     return text
 
 
 def read_value(text: str) -> Any:
-    """JSON where the text is JSON, else the text itself."""
+    """The JSON value of the text if it is JSON, else the text itself."""
     try:
         return strict_json(text)
     except RecursionError:
@@ -118,21 +121,36 @@ def read_call(text: str, place: str, *, line: int = 1) -> Call:
     raise UsageError(f"{place}: line {line}: write an object of named arguments, or a list")
 
 
-def read_line(raw: bytes, place: str, line: int) -> tuple[Call, int, str]:
-    """The arguments of one of many jobs, its number and its id: a line that was refused before has its own.
+def read_json_option(text: str) -> Call:
+    """The arguments that `--json` gives: JSON, or `@FILE` for a file of JSON."""
+    if not text.startswith("@"):
+        return read_call(text, "--json")
+    path = text[1:]
+    try:
+        content = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"--json {shown(text)}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--json {shown(text)}: not UTF-8") from error
+    return read_call(content, f"--json {path}")
 
-    Such a line is `{"@line": 17, "@error": "...", "@id": "...", "@arguments": {...}}`; see `jsq.cli.stdin`.
+
+def read_line(raw: bytes, place: str, line: int) -> tuple[Call, int, str]:
+    """The arguments of one of many jobs, the number of its line and its id.
+
+    A line of a rejects file has the number and the id of the line that was refused:
+    `{"@line": 17, "@error": "...", "@id": "...", "@arguments": {...}}`; see `jsq.cli.stdin`.
     """
     call = read_call(utf8(raw, place, line), place, line=line)
-    told = call.named
-    if "@line" not in told or not told.keys() <= REFUSED:
+    fields = call.named
+    if "@line" not in fields or not fields.keys() <= REFUSED:
         return call, line, ""
-    number, id = told["@line"], told.get("@id", "")
+    number, id = fields["@line"], fields.get("@id", "")
     if not isinstance(number, int) or isinstance(number, bool) or not isinstance(id, str):
         raise UsageError(f"{place}: line {line}: @line takes a number, @id a text")
-    text = told.get("@text", "")
-    if "@arguments" in told or not isinstance(text, str):
-        text = json.dumps(told.get("@arguments"))
+    text = fields.get("@text", "")
+    if "@arguments" in fields or not isinstance(text, str):
+        text = json.dumps(fields.get("@arguments"))
     return read_call(text, place, line=line), number, check_id(id) if id else ""
 
 
@@ -144,12 +162,12 @@ def utf8(raw: bytes, place: str, line: int) -> str:
 
 
 def strict_json(text: str) -> Any:
-    """JSON as the standard has it: no NaN, no number that would silently become infinite."""
+    """JSON by the standard: no NaN, and no number that would silently become infinite."""
     return json.loads(text, parse_constant=refuse, parse_float=finite)
 
 
 def refuse(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON value")
+    raise ValueError(f"{word} is not a JSON value")
 
 
 def finite(text: str) -> float:
@@ -164,9 +182,9 @@ def shown(text: str) -> str:
 
 
 def merge_arguments(id: str, held: Any, pairs: Mapping[str, str]) -> dict[str, Any]:
-    """The named arguments of a job with some of them changed. Raises `UsageError` for positional ones."""
+    """The named arguments of a job with some changed. Raises `UsageError` if it has positional ones."""
     if isinstance(held, list) and len(held) == 2 and not held[0]:
-        held = held[1]  # as they are packed where the task's code is not known
+        held = held[1]  # the form of arguments that were submitted by the task's name
     if not isinstance(held, dict):
-        raise UsageError(f"job {id} has positional arguments: give all of them by --json")
+        raise UsageError(f"job {id} has positional arguments: give all of them with --json")
     return held | {name: read_value(value) for name, value in pairs.items()}

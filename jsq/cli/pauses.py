@@ -23,7 +23,8 @@ def pause(
     task: OnlyTask = None,
     key: Key = None,
     until: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="when it ends: a moment, or a duration from now")
+        str | None,
+        typer.Option(metavar="WHEN", help="end it after 90, 5m, 2d, or at 2030-12-31T18:00Z [no end]"),
     ] = None,
 ) -> None:
     """Pause a queue, a task or a key. Running jobs go on.
@@ -49,19 +50,21 @@ def resume(session: Session, queue: Queue, task: OnlyTask = None, key: Key = Non
 
 @dataclass(frozen=True, slots=True)
 class SettingOptions:
-    """The settings to change; `none` takes a limit away."""
+    """The settings to change; `none` removes a limit."""
 
     concurrency: Annotated[
-        str | None, typer.Option(metavar="N", help="jobs of a priority that run at once, or none")
+        str | None, typer.Option(metavar="N", help="jobs of each priority that run at once, or none")
     ] = None
     rate: Annotated[
-        str | None, typer.Option(metavar="RATE", help="how often jobs start, as 100/m, or none")
+        str | None, typer.Option(metavar="RATE", help="how many jobs start in a period, as 100/m, or none")
     ] = None
     max_jobs: Annotated[str | None, typer.Option(metavar="N", help="jobs that may wait, or none")] = None
     max_bytes: Annotated[str | None, typer.Option(metavar="N", help="bytes that may wait, or none")] = None
     lease: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="silence of a worker after which its jobs are reclaimed"),
+        typer.Option(
+            metavar="DURATION", help="how long a worker may be silent before its jobs are reclaimed"
+        ),
     ] = None
     max_crashes: Annotated[
         str | None, typer.Option(metavar="N", help="worker crashes after which a job is quarantined")
@@ -74,7 +77,9 @@ class SettingOptions:
     ] = None
     weight: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=N", help="turns of a key for one of the others; repeat for all; or none"),
+        typer.Option(
+            metavar="KEY=N", help="share of a key when keys take turns; repeat for all keys; or none"
+        ),
     ] = None
     keep_arguments: Annotated[
         bool | None,
@@ -107,9 +112,9 @@ class SettingOptions:
 
 
 def update(session: Session, queue: Queue, *, settings: SettingOptions) -> None:
-    """Change settings of a queue. Workers follow at once.
+    """Change settings of a queue. Running workers follow at once.
 
-    The declaration of an App is put back when a worker of it starts, or by `jsq provision`.
+    The next start of a worker, and `jsq provision`, restore the settings that the App declares.
 
     \b
     jsq queue update mail --concurrency 20 --rate 100/m
@@ -127,15 +132,15 @@ def read_whole(option: str, text: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"--{option} {text!r}: write a whole number, or none") from None
+        raise UsageError(f"--{option} must be a whole number or none, got {text!r}") from None
 
 
 def read_weights(texts: list[str]) -> dict[str, int | None]:
-    """The weight of each key; of one that is given twice, the last."""
+    """The weight of each key; the last one of a key that is given twice."""
     pairs = (text.rpartition("=") for text in texts)
     return {key: read_whole("weight", number) for key, _, number in pairs}
 
 
 def described(pause: Pause) -> dict[str, Any]:
-    """A pause as it is printed; one that lasts until it is ended has no `until`."""
+    """The fields of a pause; a pause without an end has no `until`."""
     return {"task": pause.task, "key": pause.key, "reason": pause.reason, "until": pause.until}

@@ -1,7 +1,7 @@
 """How results are printed: the one place that knows tables, JSON, JSON lines, YAML and names.
 
-Results go to stdout, talk to stderr. Unless told otherwise by `--output`, a terminal gets a table; a pipe
-or a file gets JSON, and a list of things one JSON object a line.
+Results go to stdout, messages to stderr. Without `--output`, a terminal gets a table. A pipe or a file gets
+JSON, and a list there is one JSON object a line.
 """
 
 import base64
@@ -15,25 +15,15 @@ from enum import StrEnum
 from typing import Any
 
 from jsq.cli.escaping import json_text, safe, yaml_text
+from jsq.cli.styles import STYLES, paint
 
 ENDLESS = 10_000
-"""Columns of what is not a terminal."""
+"""Columns of an output that is not a terminal."""
 
 NARROW = 8
-"""Columns to which a cell may be cut."""
+"""The least width to which a cell is cut."""
 
 GAP = "  "
-
-STYLES = {
-    "succeeded": "green",
-    "ok": "green",
-    "failed": "red",
-    "error": "red",
-    "cancelled": "yellow",
-    "expired": "yellow",
-    "warning": "yellow",
-    "running": "cyan",
-}
 
 
 class Form(StrEnum):
@@ -57,13 +47,27 @@ class Printer:
 
     form: Form | None = None
 
-    def all(self, found: Sequence[object], columns: Sequence[str], *, name: str = "id") -> None:
-        """Print a list. A table shows `columns`, the form `name` one field, the others everything."""
-        documents = [document(one) for one in found]
+    def all(
+        self,
+        found: Sequence[object],
+        columns: Sequence[str],
+        *,
+        name: str = "id",
+        rows: Sequence[Mapping[str, object]] | None = None,
+        omit: str = "",
+    ) -> None:
+        """Print a list.
+
+        A table shows `columns`, of `rows` if they are given. The form `name` prints one field. The other
+        forms print every field but `omit`.
+        """
         form = self._form(Form.JSONL)
         if form is Form.TABLE:
-            show_table([cells(one, columns) for one in found], columns)
-        elif form is Form.JSON:
+            show_table([cells(one, columns) for one in (found if rows is None else rows)], columns)
+            return
+        documents = [document(one) for one in found]
+        documents = [{key: held for key, held in one.items() if key != omit} for one in documents]
+        if form is Form.JSON:
             put(json_text(documents, indent=2))
         elif form is Form.YAML:
             put(yaml_text(documents))
@@ -77,35 +81,40 @@ class Printer:
         *,
         name: str = "id",
         more: Mapping[str, object] = {},
-        rows: Mapping[str, Sequence[str]] = {},
+        fields: Mapping[str, str] | None = None,
     ) -> None:
-        """Print one thing, with all that is known of it, and `more`; a table has the lines `rows` of some."""
-        known = document(found)
+        """Print one result, with all its fields and those of `more`. A table shows `fields`, if given."""
         form = self._form(Form.JSON)
         if form is Form.TABLE:
-            shown = cells(found, known, whole=True) | cells(more, more, whole=True)
-            show_fields(shown | {field: "\n".join(map(safe, lines)) for field, lines in rows.items()})
+            show_fields(fields if fields is not None else cells(found, document(found), whole=True))
             return
-        known = known | {field: document(value) for field, value in more.items() if not empty(value)}
+        known = document(found) | {
+            field: document(value) for field, value in more.items() if not empty(value)
+        }
         if form is Form.NAME:
             put(safe(str(known[name])))
         else:
             self.value(known)
 
     def value(self, value: object) -> None:
-        """Print a bare JSON value: what a task returned."""
+        """Print a bare JSON value: the result of a task."""
         form = self._form(Form.JSON)
         if form is Form.YAML:
             put(yaml_text(value))
         else:
             put(json_text(value, indent=2 if form in (Form.JSON, Form.TABLE) else None))
 
-    def next(self, found: object, line: str, *, name: str = "id", default: Form | None = None) -> None:
-        """Print one thing of a list that may never end; a table has `line`. JSON is one object a line."""
+    def next(
+        self, found: object, line: str, *, name: str = "id", default: Form | None = None, word: str = ""
+    ) -> None:
+        """Print one result of a list that may never end. JSON is one object a line.
+
+        A table has `line`, in which `word` has its color on a terminal.
+        """
         known = document(found)
         match self.form or default or self._form(Form.JSONL):
             case Form.TABLE:
-                put(safe(line))
+                put(safe(line).replace(word, paint(word, word, sys.stdout), 1) if word else safe(line))
             case Form.NAME:
                 put(safe(str(known[name])))
             case Form.YAML:
@@ -122,18 +131,18 @@ class Printer:
 
 
 def put(text: str) -> None:
-    """Write a result at once: who reads a pipe need not wait, and who has left is noticed."""
+    """Write a result at once: the reader of a pipe need not wait for it, and a closed pipe is noticed."""
     print(text, flush=True)
 
 
 def document(value: Any) -> Any:
-    """A value as JSON has it: objects for dataclasses, without their empty fields; moments in UTC."""
+    """A value as JSON: dataclasses as objects without their empty fields, moments in UTC."""
     if (as_dict := getattr(value, "as_dict", None)) is not None:
         return {name: held for name, held in as_dict().items() if held is not None}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         shown = {key: document(held) for key, held in known.items() if held is not None and not empty(held)}
-        # The result of a task is printed as it is, and only if it was kept.
+        # The result of a task is printed as it is, and only if it was stored.
         return shown | {"result": known["result"]} if known.get("has_result") else shown
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -178,7 +187,7 @@ def cell(value: object, *, whole: bool = False) -> str:
 
 
 def away(moment: datetime, now: datetime) -> str:
-    """How far a moment is, in its largest unit."""
+    """The distance of a moment from now, in its largest unit."""
     seconds = abs((now - moment).total_seconds())
     units = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
     unit = next((unit for unit, size in units.items() if seconds >= size), "s")
@@ -187,7 +196,7 @@ def away(moment: datetime, now: datetime) -> str:
 
 
 def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
-    """A table, one line for each row; where the terminal is too narrow for it, one for each field."""
+    """A table with a line for each row, or with a line for each field if the terminal is too narrow."""
     from rich.cells import cell_len, set_cell_size
     from rich.console import Console
     from rich.text import Text
@@ -213,14 +222,14 @@ def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> Non
 
 
 def cut(text: str, room: int) -> str:
-    """A text that fits into `room` columns, with a mark where it was longer."""
+    """A text cut to `room` columns, with a mark at its end if it was longer."""
     from rich.cells import cell_len, set_cell_size
 
     return text if cell_len(text) <= room else f"{set_cell_size(text, room - 1).rstrip()}…"
 
 
 def fit(natural: Sequence[int], room: int) -> list[int] | None:
-    """Widths of columns that fit into a line, the last ones cut first, the first not at all; or None."""
+    """Widths of columns that fit into a line, or None. The last ones are cut first, the first one never."""
     widths = list(natural)
     for place in range(len(widths) - 1, 0, -1):
         excess = sum(widths) - room
@@ -230,9 +239,9 @@ def fit(natural: Sequence[int], room: int) -> list[int] | None:
 
 
 def show_fields(fields: Mapping[str, str]) -> None:
-    """One field a line; a text of many lines is set below its name."""
+    """Print one field a line; a text of several lines goes below its name."""
     for name, text in fields.items():
         if "\n" in text:
             put(f"{name}:\n" + "\n".join(f"  {line}" for line in text.splitlines()))
         elif text:
-            put(f"{name}: {text}")
+            put(f"{name}: {paint(text, text, sys.stdout) if name == 'state' else text}")

@@ -1,4 +1,4 @@
-"""`jsq provision`: bring the server to what an app declares; print the permissions of its users."""
+"""`jsq provision`: create on the server what an App declares, and print the permissions of its users."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -25,9 +25,9 @@ class RoleOptions:
     """The options that print accounts and users."""
 
     roles: Annotated[
-        bool, typer.Option("--roles", help="ask no server; print accounts and users for nats-server.conf")
+        bool, typer.Option("--roles", help="print accounts and users for nats-server.conf; uses no server")
     ] = False
-    jwt: Annotated[bool, typer.Option("--jwt", help="with --roles: the claims for JWTs instead")] = False
+    jwt: Annotated[bool, typer.Option("--jwt", help="with --roles: print the claims of JWTs instead")] = False
     user: Annotated[
         Texts,
         typer.Option(
@@ -35,27 +35,29 @@ class RoleOptions:
             help="with --roles: a user, as web=submitter, jsq=admin or ops=worker:mail,pdf+observer:*",
         ),
     ] = None
-    queue: Annotated[Texts, typer.Option(help="with --roles: a queue of the roles that name none")] = None
+    queue: Annotated[
+        Texts, typer.Option("--queue", "-q", help="with --roles: a queue for the roles that name none")
+    ] = None
     nkey: Annotated[
         Texts,
-        typer.Option(metavar="NAME=KEY", help="with --roles: the public key by which a user logs in"),
+        typer.Option(metavar="NAME=KEY", help="with --roles: the public key of a user"),
     ] = None
 
     def check(self) -> None:
-        """Raises `UsageError` for an option that has no effect without `--roles`."""
+        """Raises `UsageError` for an option that needs `--roles`, if that is not given."""
         if not self.roles and (self.user or self.queue or self.nkey or self.jwt):
-            raise UsageError("--user, --queue, --nkey and --jwt go with --roles")
+            raise UsageError("--user, --queue, --nkey and --jwt need --roles")
 
 
 @command
 def provision(
     session: Session,
     target: Annotated[
-        str, typer.Argument(metavar="MODULE:APP", help="whose queues [all that are there]")
+        str, typer.Argument(metavar="MODULE:APP", help="the App whose queues to create [the existing queues]")
     ] = "",
     replicas: Annotated[
         int | None,
-        typer.Option("--replicas", metavar="1|3|5", help="servers that hold each queue [as declared]"),
+        typer.Option("--replicas", metavar="1|3|5", help="servers that store each queue [as declared]"),
     ] = None,
     events: Annotated[
         float | None, duration("keep an event log of all jobs for this long [as the App declares]")
@@ -63,11 +65,11 @@ def provision(
     check: Annotated[
         bool, typer.Option("--check", help="change nothing; exit 1 if anything differs")
     ] = False,
-    wait: Annotated[float, duration("how long to wait for a server that does not answer yet")] = 0.0,
+    wait: Annotated[float, duration("how long to wait for a server that does not answer")] = 0.0,
     *,
     roles: RoleOptions,
 ) -> int:
-    """Create the streams and queues, and bring them to what is declared; print what differed.
+    """Create the streams and queues, or change them to what is declared, and print the changes.
 
     \b
     jsq provision shop:app --check

@@ -1,5 +1,7 @@
 """`jsq queue`: list queues, count their jobs, purge, pause, update and remove them."""
 
+import asyncio
+import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -17,6 +19,9 @@ from jsq.client.client import Client
 from jsq.errors import QueueNotEmpty, QueueNotFound, UsageError, count_noun
 from jsq.model.pause import WHOLE_QUEUE, Pause
 
+WATCH_SECONDS = 2.0
+"""Seconds between two prints of `jsq queue stats --watch`."""
+
 SETTINGS = ("queue", "concurrency", "rate", "lease", "replicas", "paused")
 COUNTS = (
     *("queue", "waiting", "waiting_for_key", "running", "scheduled", "oldest", "in/s", "out/s"),
@@ -25,7 +30,7 @@ COUNTS = (
 
 QueueArguments = Annotated[list[str] | None, typer.Argument(metavar="QUEUE", help="the queues' names")]
 
-queue = Group("List queues, count their jobs; purge, pause, update, remove them.")
+queue = Group("List queues, count their jobs; purge, pause, update or remove them.")
 
 
 @queue.adds("ls")
@@ -54,30 +59,38 @@ def get(session: Session, queue: Queue) -> None:
 def stats(
     session: Session,
     queue: Annotated[str | None, typer.Argument(metavar="QUEUE", help="only this queue")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="print the counts again and again")] = False,
 ) -> None:
-    """Count the jobs of queues, and how many come and leave.
+    """Count the jobs of queues, and how many arrive and leave.
 
-    Jobs are waiting (high/normal/low), in key groups, running, delayed, or dead. `oldest` is how long the
-    oldest waiting job has waited; `in/s` and `out/s` are means of the last minute, as a worker measured them.
+    Jobs are waiting (high/normal/low priority), waiting for their key group, running, delayed, or dead.
+    `oldest` is the age of the oldest waiting job. `in/s` and `out/s` are means of the last minute, which a
+    worker measured. --watch prints the counts again every 2 seconds, until Ctrl-C.
 
     \b
     jsq queue stats
+    jsq queue stats --watch
     jsq queue stats mail -o json
     """
-    found = session.run(lambda client: client.queues.stats(queue))
-    if queue is not None and not found:
-        raise QueueNotFound(queue)
-    if session.printer.shows_tables:
-        session.printer.all([counts_row(one) for one in found], COUNTS, name="queue")
-    else:
-        session.printer.all(found, COUNTS, name="queue")
+
+    async def count(client: Client) -> None:
+        while True:
+            found = await client.queues.stats(queue)
+            if queue is not None and not found:
+                raise QueueNotFound(queue)
+            if watch:
+                clear_screen()
+            session.printer.all(found, COUNTS, name="queue", rows=[counts_row(one) for one in found])
+            if not watch:
+                return
+            await asyncio.sleep(WATCH_SECONDS)
+
+    session.run(count)
 
 
 @queue.adds("purge")
 def purge(session: Session, queues: QueueArguments = None, *, bulk: BulkOptions) -> int:
-    """Cancel the jobs of queues that have not started.
-
-    Running jobs go on.
+    """Cancel the jobs of queues that have not started. Running jobs go on.
 
     \b
     jsq queue purge mail --dry-run
@@ -108,14 +121,16 @@ def rm(
     session: Session,
     queue: Queue,
     force: Annotated[
-        bool, typer.Option("--force", help="cancel its jobs and remove its schedules before")
+        bool, typer.Option("--force", help="first cancel its jobs and remove its schedules")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only count what it holds")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="count its jobs and schedules, and remove nothing")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")] = False,
 ) -> None:
     """Remove a queue, with its settings and pauses.
 
-    Refused while it holds jobs or schedules, without --force. Dead letters and records stay.
+    Without --force, a queue that has jobs or schedules is not removed. Dead letters and records stay.
 
     \b
     jsq queue rm mail --dry-run
@@ -133,8 +148,14 @@ def rm(
     session.printer.one(removed, name="queue")
 
 
+def clear_screen() -> None:
+    """Clear a terminal, so that the next table replaces the last one."""
+    if sys.stdout.isatty():
+        print("\x1b[H\x1b[2J", end="", flush=True)
+
+
 def contents_text(held: QueueContents) -> str:
-    """A queue that is removed, with what goes and what stays."""
+    """A queue that is removed, the counts of what is removed with it, and the counts of what stays."""
     gone = [count_noun(held.jobs, "job")] if held.jobs else []
     gone += [count_noun(len(held.schedules), "schedule")] if held.schedules else []
     stay = [
@@ -169,7 +190,7 @@ queue.add("update", pauses.update)
 
 
 def pause_cell(pauses: Iterable[Pause]) -> str:
-    """What is paused of a queue: `yes`, `until ...`, and the tasks and keys that are."""
+    """The pauses of a queue: `yes` for the whole queue, else the paused tasks and keys; each with its end."""
     return ", ".join(
         (pause.scope if pause.scope != WHOLE_QUEUE else "yes")
         + (f" until {pause.until:%Y-%m-%d %H:%M:%SZ}" if pause.until else "")
@@ -178,7 +199,7 @@ def pause_cell(pauses: Iterable[Pause]) -> str:
 
 
 def settings_row(stats: QueueStats) -> dict[str, Any]:
-    """A queue's settings as a table shows them."""
+    """The settings of a queue as a row of a table."""
     settings = stats.settings
     return {
         "queue": stats.queue,
@@ -195,7 +216,7 @@ def rate_cell(per_second: float | None) -> str | None:
 
 
 def counts_row(stats: QueueStats) -> dict[str, Any]:
-    """A queue's numbers of jobs as a table shows them."""
+    """The counts of a queue as a row of a table."""
     return {
         "queue": stats.queue,
         "waiting": "/".join(str(number) for number in stats.waiting.values()),

@@ -30,23 +30,21 @@ TICK_COLUMNS = ("local", "utc", "in")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the schedule's name")]
 
-schedule = Group("List, add, remove, pause, run schedules; list their ticks.")
+schedule = Group("List, add, remove, pause and run schedules; list their next ticks.")
 
 
 @schedule.adds("ls")
 def ls(session: Session) -> None:
     """List schedules.
 
-    An orphan is no longer declared by any live worker: `jsq provision MODULE:APP` removes it.
+    No live worker declares an orphan any more; `jsq provision MODULE:APP` removes it.
 
     \b
     jsq schedule ls
     """
     found = session.run(lambda client: client.schedules.list())
-    if session.printer.shows_tables:
-        session.printer.all([row(one) for one in found], SCHEDULE_COLUMNS, name="name")
-    else:
-        session.printer.all([known(one) for one in found], SCHEDULE_COLUMNS, name="name")
+    rows = [row(one) for one in found]
+    session.printer.all([known(one) for one in found], SCHEDULE_COLUMNS, name="name", rows=rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +53,16 @@ class RecurrenceOptions:
 
     cron: Annotated[Text, option("FIELDS", "five fields, six with the seconds first, or @daily")] = None
     every: Annotated[Text, option("DURATION", "an interval: 30s, 1h30m")] = None
-    tz: Annotated[Text, option("ZONE", "of --cron, as Europe/Berlin [UTC]")] = None
-    jitter: Annotated[Seconds, duration("delay each tick by up to this long")] = None
-    catch_up: Annotated[Text, option("WHICH", "missed ticks that fire: latest, all, none [latest]")] = None
-    overlap: Annotated[
-        Text, option("ACTION", "while the last job is unfinished: queue, skip, cancel it [queue]")
+    tz: Annotated[Text, option("ZONE", "the time zone of --cron, as Europe/Berlin [UTC]")] = None
+    jitter: Annotated[Seconds, duration("random delay of each tick, up to this long")] = None
+    catch_up: Annotated[
+        Text, option("WHICH", "missed ticks that submit a job: latest, all or none [latest]")
     ] = None
-    start: Annotated[datetime | None, moment("no tick comes before it")] = None
-    end: Annotated[datetime | None, moment("no tick comes after it")] = None
+    overlap: Annotated[
+        Text, option("ACTION", "if the last job is unfinished: queue, skip or cancel [queue]")
+    ] = None
+    start: Annotated[datetime | None, moment("the schedule has no tick before it")] = None
+    end: Annotated[datetime | None, moment("the schedule has no tick after it")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class LifetimeOptions:
     """How long each job of a schedule may take, from its submit."""
 
     deadline: Annotated[Seconds, duration("end a job as expired this long after it was submitted")] = None
-    expires: Annotated[Seconds, duration("never start a job later than this after it was submitted")] = None
+    expires: Annotated[Seconds, duration("do not start a job later than this after it was submitted")] = None
     retry_for: Annotated[Seconds, duration("no retry later than this after its first start")] = None
 
 
@@ -87,7 +87,7 @@ def add(
     settings: JobSettings,
     lifetime: LifetimeOptions,
 ) -> None:
-    """Add a schedule, or change the one of that name; show it.
+    """Add a schedule, or change the schedule of that name, and show it.
 
     Each ARG and VALUE is read as JSON if it is JSON, else taken as text.
 
@@ -100,7 +100,7 @@ def add(
     loaded = load_app(app) if app else None
     call = arguments.call(args or ())
     if call.args and call.named:
-        raise UsageError("the arguments of a schedule are positional or named: use ARG or --arg")
+        raise UsageError("a schedule takes positional or named arguments, not both: use ARG or --arg")
     options: Any = settings.values() | asdict(recurrence) | asdict(lifetime)
     options["headers"], options["tags"] = options["headers"] or None, options["tags"] or None
     target = loaded.find(task) if loaded is not None else task
@@ -123,7 +123,7 @@ def get(session: Session, name: Name) -> None:
 def rm(
     session: Session,
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")] = False,
 ) -> None:
     """Remove a schedule; the jobs that it submitted stay.
 
@@ -136,9 +136,7 @@ def rm(
 
 @schedule.adds("run")
 def run(session: Session, name: Name) -> None:
-    """Submit a job of a schedule now, and print its id.
-
-    The next tick stays as it was.
+    """Submit a job of a schedule now, and print its id. The next tick does not change.
 
     \b
     jsq schedule run nightly
@@ -149,7 +147,7 @@ def run(session: Session, name: Name) -> None:
 
 @schedule.adds("pause")
 def pause(session: Session, name: Name) -> None:
-    """Pause a schedule: it submits nothing until it is resumed.
+    """Pause a schedule. It submits no jobs until it is resumed.
 
     \b
     jsq schedule pause nightly
@@ -159,9 +157,7 @@ def pause(session: Session, name: Name) -> None:
 
 @schedule.adds("resume")
 def resume(session: Session, name: Name) -> None:
-    """Resume a paused schedule, from its next tick.
-
-    Missed ticks are not caught up.
+    """Resume a paused schedule from its next tick. The ticks of the pause submit no jobs.
 
     \b
     jsq schedule resume nightly
@@ -173,7 +169,7 @@ def resume(session: Session, name: Name) -> None:
 def next_ticks(
     session: Session,
     name: Name,
-    number: Annotated[int, typer.Option("-n", metavar="N", help="how many ticks")] = 10,
+    number: Annotated[int, typer.Option("--limit", "-n", min=1, metavar="N", help="how many ticks")] = 10,
 ) -> None:
     """List the next ticks of a schedule, in its time zone and in UTC.
 
@@ -182,17 +178,17 @@ def next_ticks(
     """
     found = session.run(lambda client: client.schedules.next(name, number))
     if not found:
-        say(f"schedule {name} has no tick ahead")
+        say(f"schedule {name} has no next tick")
     session.printer.all([tick_row(tick) for tick in found], TICK_COLUMNS, name="utc")
 
 
 def known(found: ScheduleRecord) -> dict[str, Any]:
-    """All that is known of a schedule, with the arguments themselves in place of their text."""
+    """The fields of a schedule, with the arguments as values in place of their JSON text."""
     return {**document(found), "arguments": strict_json(found.arguments)}
 
 
 def row(found: Any) -> dict[str, Any]:
-    """A schedule as a table shows it."""
+    """A schedule as a row of a table."""
     states = [word for word in ("paused", "orphan") if getattr(found, word)]
     return {
         "name": found.name,
@@ -206,7 +202,7 @@ def row(found: Any) -> dict[str, Any]:
 
 
 def tick_row(tick: datetime) -> dict[str, str]:
-    """A tick as a table shows it: in the schedule's zone, in UTC, and how far it is."""
+    """A tick as a row of a table: in the time zone of the schedule, in UTC, and how long until then."""
     left = tick - datetime.now(UTC)
     return {
         "local": f"{tick:%a %Y-%m-%d %H:%M:%S %Z}",

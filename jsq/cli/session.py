@@ -1,4 +1,4 @@
-"""What the commands that talk to a server have in common: a connection, a question, a list of failures."""
+"""Shared by all commands that use a server: the connection, the confirmation, and the list of failures."""
 
 import asyncio
 import sys
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Connectable(Protocol):
-    """An App, as far as a connection needs it."""
+    """The attributes of an App that a connection needs."""
 
     @property
     def client(self) -> Client: ...
@@ -30,14 +30,14 @@ class Connectable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Session(CommonOptions):
-    """One run of a command that talks to a server."""
+    """One run of a command that uses a server."""
 
     def run(
         self, work: Callable[[Client], Awaitable[T]], app: Connectable | None = None, *, wait: float = 0.0
     ) -> T:
-        """Do some work with a connected client, and close it.
+        """Do some work with a connected client, and close the client.
 
-        With `wait`, for so many seconds, work that is safe to repeat waits for a server that does not answer.
+        With `wait`, retry for so many seconds while no server answers; the work must be safe to repeat.
         """
 
         async def connected() -> T:
@@ -46,7 +46,7 @@ class Session(CommonOptions):
                     say(f"connected to {client.login.shown}, namespace {client.namespace}")
                 return await work(client)
 
-        return asyncio.run(wait_for_server(connected, say_waiting, seconds=wait))
+        return asyncio.run(wait_for_server(connected, report_waiting, seconds=wait))
 
     def client(self, app: Connectable | None = None) -> Client:
         """A client for the server and namespace of the options, else the app, else the environment."""
@@ -54,17 +54,17 @@ class Session(CommonOptions):
         return Client(self.server or (app.client.login if app else None), namespace=namespace, name="jsq-cli")
 
 
-def say_waiting(error: BrokerUnavailable) -> None:
-    """Say that a command waits for its server, unless it is to give up at once."""
+def report_waiting(error: BrokerUnavailable) -> None:
+    """Report that a command waits for its server."""
     say(f"jsq: waiting: {error}")
 
 
 def confirm(doing: str, *, yes: bool) -> None:
-    """Ask before something is destroyed. Raises `UsageError` where nobody can be asked, `Exit` at a no."""
+    """Ask before something is destroyed. Raises `Exit` at a no, and `UsageError` without a terminal."""
     if yes:
         return
     if sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UsageError(f"this would {doing}; say so with --yes")
+        raise UsageError(f"this would {doing}; confirm with --yes")
     if not typer.confirm(f"{doing[:1].upper()}{doing[1:]}?", err=True):
         raise typer.Exit(1)
 
@@ -83,6 +83,6 @@ async def collect(ids: Sequence[str], act: Callable[[str], Awaitable[T]]) -> tup
 
 
 def print_traceback(session: Session, failed: JobFailed) -> None:
-    """With --verbose, where a job failed."""
+    """With --verbose, print the traceback of a failed job."""
     if session.verbose and failed.traceback:
         say(failed.traceback.rstrip())

@@ -1,4 +1,4 @@
-"""Standard input line by line: read while other things go on, checked, and written down where refused."""
+"""Reads standard input by lines in a thread, checks each line, and writes refused lines to a file."""
 
 import asyncio
 import contextlib
@@ -27,8 +27,9 @@ LONGEST_LINE = 64 * 2**20
 class InputLine:
     """One line that was read.
 
-    `number` is its own, or the one it had where it was refused before. `id` is what its job has to be called,
-    if anything; `wrong` why it is none.
+    `place` counts the lines of this input. `number` is the same, or the number of a line of a rejects file in
+    its first input. `id` is the id of the job, if the line or a prefix gives one. `wrong` is the error of a
+    line that is no job.
     """
 
     place: int
@@ -40,7 +41,7 @@ class InputLine:
 
 
 def checked(submission: Submission, place: int, raw: bytes, id_prefix: str) -> InputLine:
-    """A line with its packed arguments, or its error. With an `id_prefix`, its id is that and its number."""
+    """A line with its encoded arguments or its error. With an `id_prefix`, its id is prefix and number."""
     number, id = place, ""
     wrong: UsageError
     try:
@@ -61,9 +62,9 @@ def prefixed_id(prefix: str, number: int) -> str:
 
 
 class Source:
-    """What comes from a file descriptor, in pieces of whole lines.
+    """Reads a file descriptor in pieces of whole lines.
 
-    A thread reads it, for a read may take for ever, and what the loop has to do goes on meanwhile.
+    A thread reads, because a read may never return and the event loop has to go on.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -74,7 +75,7 @@ class Source:
         threading.Thread(target=self._read, name="jsq-stdin", daemon=True).start()
 
     async def pieces(self, stop: asyncio.Event) -> AsyncIterator[list[bytes]]:
-        """The lines, some at a time, until their end or until told to stop."""
+        """The lines, some at a time, to the end of the input or until `stop` is set."""
         begun: list[bytes] = []
         while (piece := await self._next(stop)) is not None:
             head, newline, rest = piece.rpartition(b"\n")
@@ -104,7 +105,7 @@ class Source:
         return found or None
 
     def _read(self) -> None:
-        """Read to the end. Not by `sys.stdin`, whose lock would be held while the program ends."""
+        """Read to the end. `sys.stdin` is not used: its lock would be held while the program ends."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             while True:
                 self._ahead.acquire()
@@ -118,10 +119,10 @@ class Source:
 
 
 class Rejects:
-    """The file of the lines that were not stored: each can be submitted again as it is.
+    """The file of the lines that were not stored. Each of its lines can be submitted again.
 
-    `{"@line": 17, "@error": "...", "@arguments": {...}}`, with the `@id` of one that may have been stored;
-    what is no JSON has an `@text`.
+    `{"@line": 17, "@error": "...", "@arguments": {...}}`, with the `@id` of a job that may have been stored.
+    A line that is not JSON has `@text` in place of `@arguments`.
     """
 
     def __init__(self, path: str) -> None:
@@ -129,7 +130,7 @@ class Rejects:
         self.count = 0
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(0), Path(path).stat()):
-                raise UsageError(f"--rejects {path}: it is what is read; name another file")
+                raise UsageError(f"--rejects {path}: this file is the input; name another one")
         try:
             self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 -- closed at `__exit__`
         except OSError as error:
@@ -143,14 +144,14 @@ class Rejects:
 
     def add(self, line: InputLine, error: BaseException, id: str = "") -> None:
         self.count += 1
-        told = {"@line": line.number, "@error": str(error) or type(error).__name__}
+        reason = {"@line": line.number, "@error": str(error) or type(error).__name__}
         known = {"@id": id or line.id} if id or line.id else {}
-        self._file.write(json.dumps(told | known | line_arguments(line.raw)) + "\n")
+        self._file.write(json.dumps(reason | known | line_arguments(line.raw)) + "\n")
         self._file.flush()
 
 
 def line_arguments(raw: bytes) -> dict[str, Any]:
-    """What a line gave, as a line of rejects gives it."""
+    """The arguments or the text of a line, as a line of a rejects file has them."""
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError):

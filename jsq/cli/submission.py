@@ -1,4 +1,4 @@
-"""What the jobs of one `jsq submit` have in common, be it one or a million."""
+"""The task and the options that all jobs of one `jsq submit` share."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,23 +15,26 @@ from jsq.model.options import Options
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A task and how its jobs are submitted; with the App that declares it, if that is known."""
+    """A task and the options of its jobs, with the App that declares the task, if one is given."""
 
     target: SubmitTarget
     options: Options
     app: App | None = None
 
     def pack(self, call: Call) -> bytes:
-        """A call's arguments, checked as far as the task is known. Raises `BadArguments`."""
+        """The encoded arguments of a call, checked if the App is given. Raises `BadArguments`."""
         return self.target.pack(call.args, call.named)
 
     def submitter(self, client: Client) -> Submitter[..., Any]:
-        """Submits the jobs by a client."""
+        """The submitter of the jobs, on a client."""
         return Submitter(client.connection, self.target, self.options)
 
 
 def submission_of(task: str, options: Options, app: App | None) -> Submission:
-    """Options that are left open are as the app declares them. Raises `UnknownTask`, `BadName`."""
+    """The submission of a task; options that are left out are as the App declares them.
+
+    Raises `UnknownTask`, `BadName`.
+    """
     if app is None:
         return Submission(SubmitTarget(task), options)
     found = app.find(task)

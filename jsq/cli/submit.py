@@ -1,4 +1,4 @@
-"""`jsq submit`: one job from the command line, or one for each line of stdin."""
+"""`jsq submit`: submit one job from the command line, or one for each line of stdin."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +26,13 @@ from jsq.cli.submit_options import (
     UniqueOptions,
     duration,
 )
+from jsq.cli.waiting import waiting_shown
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import UsageError
 from jsq.model.options import Options, check_key_given, read_options
 
-Args = Annotated[Texts, typer.Argument(metavar="ARG", help="positional, or - for JSON lines")]
+Args = Annotated[Texts, typer.Argument(metavar="ARG", help="positional arguments, or - for JSON lines")]
 Raw = Annotated[bool, typer.Option("--raw", help="take every argument as text, not as JSON")]
 
 
@@ -64,15 +65,16 @@ def submit(
     texts. Put arguments that start with a dash after --.
 
     With - as the only ARG, each line of stdin is one job: an object of named arguments, or a list of
-    positional ones. If any line is wrong, nothing is submitted. The ids come in the order of the lines.
-    Of more than 64 MiB (or 500,000 lines) each part is checked before it is sent: --check reads all first.
+    positional ones. If a line is wrong, no job is submitted. The ids are printed in the order of the lines.
+    Input of more than 64 MiB or 500,000 lines is checked and sent in parts; --check reads all of it first.
 
-    A run that broke off says how many jobs are stored, and from which line to go on. With --id-prefix no
-    line is submitted twice. With --rejects, lines that were not stored are written to a file.
+    A bulk submit that breaks off reports how many jobs are stored, and from which line to go on. With
+    --id-prefix no line is submitted twice. With --rejects, lines that were not stored are written to a file.
 
     \b
     jsq submit send you@example.com --arg subject=hi --wait
     jsq submit add --delay 5m --id tea --json '{"a": 1, "b": 2}'
+    jsq submit add --json @arguments.json
     jsq submit add -- -1 2
     jsq submit add - --id-prefix sums --rejects left.jsonl < sums.jsonl
     """
@@ -81,7 +83,7 @@ def submit(
     submission = submission_of(task, options, declaring)
     if args == ["-"] and not raw:
         if arguments.given or uniqueness.id is not None or waiting.wait:
-            raise UsageError("- submits many jobs: it goes without --arg, --json, --id and --wait")
+            raise UsageError("- submits many jobs: use it without --arg, --json, --id and --wait")
         return submit_lines(session, submission, lines)
     check_single(args or (), lines, waiting, raw=raw)
     packed = submission.pack(arguments.call(args or (), raw=raw))
@@ -93,13 +95,13 @@ def submit(
 
 
 def check_single(args: Sequence[str], lines: BulkSubmitOptions, waiting: WaitOptions, *, raw: bool) -> None:
-    """Raises `UsageError` for options that do not go with the submit of one job."""
+    """Raises `UsageError` for options that a submit of one job does not have."""
     if lines != BulkSubmitOptions():
-        raise UsageError("--all-or-nothing, --id-prefix, --rejects, --from-line and --check go with - only")
+        raise UsageError("--all-or-nothing, --id-prefix, --rejects, --from-line and --check need -")
     if waiting.wait_timeout is not None and not waiting.wait:
-        raise UsageError("--wait-timeout goes with --wait; the limit of an attempt is --timeout")
+        raise UsageError("--wait-timeout needs --wait; --timeout limits an attempt")
     if "-" in args and not raw:
-        raise UsageError("- stands alone: it reads the arguments of many jobs from stdin")
+        raise UsageError("- must be the only ARG: it reads the arguments of many jobs from stdin")
 
 
 def submit_options_of(
@@ -121,7 +123,8 @@ def submit_and_wait(session: Session, submission: Submission, packed: bytes, tim
         if session.verbose:
             say(f"job {handle.id}")
         report_duplicate(handle)
-        return await client.jobs.handle(handle.id, handle.queue).result(timeout)  # the JSON value
+        async with waiting_shown(client, handle.id, handle.queue):
+            return await client.jobs.handle(handle.id, handle.queue).result(timeout)  # the JSON value
 
     print_result(session, lambda: session.run(work, submission.app))
 

@@ -11,9 +11,9 @@ from jsq.cli.options import Texts
 from jsq.cli.parsing import (
     Call,
     read_backoff,
-    read_call,
     read_deadline,
     read_duration,
+    read_json_option,
     read_moment,
     read_pairs,
     read_value,
@@ -27,12 +27,17 @@ Seconds: TypeAlias = float | None
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="the task's name")]
 AppPath = Annotated[
     str,
-    typer.Option(metavar="MODULE:APP", help="the App that declares the task: its options and checks apply"),
+    typer.Option(
+        "--app",
+        "-A",
+        metavar="MODULE:APP",
+        help="the App that declares the task: its options and checks apply",
+    ),
 ]
 
 
-def option(metavar: str, text: str) -> Any:
-    return typer.Option(metavar=metavar, help=text)
+def option(metavar: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text)
 
 
 def repeated(metavar: str, text: str) -> Any:
@@ -40,7 +45,7 @@ def repeated(metavar: str, text: str) -> Any:
 
 
 def duration(text: str, variable: str | None = None) -> Any:
-    """An option that takes a duration, which an environment variable may give instead."""
+    """An option that takes a duration, from the command line or from an environment variable."""
     return typer.Option(
         parser=read_duration, metavar="DURATION", help=text, envvar=variable, show_envvar=False
     )
@@ -55,7 +60,7 @@ class ArgumentOptions:
     """The arguments of a job, besides the positional ones."""
 
     arg: Annotated[Texts, repeated("NAME=VALUE", "a named argument")] = None
-    json: Annotated[Text, option("JSON", "all arguments: an object or a list")] = None
+    json: Annotated[Text, option("JSON|@FILE", "all arguments: an object or a list")] = None
 
     @property
     def given(self) -> bool:
@@ -66,8 +71,8 @@ class ArgumentOptions:
         named = read_pairs("--arg", self.arg or ())
         if self.json is not None:
             if args or named:
-                raise UsageError("--json gives all arguments: it goes without ARG and --arg")
-            return read_call(self.json, "--json")
+                raise UsageError("--json gives all arguments: use it without ARG and --arg")
+            return read_json_option(self.json)
         read = str if raw else read_value
         return Call([read(text) for text in args], {name: read(text) for name, text in named.items()})
 
@@ -76,13 +81,13 @@ class ArgumentOptions:
 class JobSettings:
     """The options that a submitted and a scheduled job have in common."""
 
-    queue: Annotated[Text, option("QUEUE", "the queue [default]")] = None
+    queue: Annotated[Text, option("QUEUE", "the queue [default]", "--queue", "-q")] = None
     priority: Annotated[Text, option("PRIORITY", "high, normal or low [normal]")] = None
-    key: Annotated[Text, option("KEY", "its key group: the keys of a queue take turns")] = None
-    per_key: Annotated[Number, option("N", "jobs of its key that run at once; 1: in their order")] = None
-    slots: Annotated[Number, option("N", "how many of its worker's slots it takes [1]")] = None
+    key: Annotated[Text, option("KEY", "its key group; the keys of a queue take turns")] = None
+    per_key: Annotated[Number, option("N", "jobs of its key that run at once; 1 keeps their order")] = None
+    slots: Annotated[Number, option("N", "slots of its worker that it takes [1]")] = None
     timeout: Annotated[Seconds, duration("the longest run of an attempt")] = None
-    retries: Annotated[Number, option("N", "how often it is tried again [as the task declares]")] = None
+    retries: Annotated[Number, option("N", "retries after the first attempt [as the task declares]")] = None
     backoff: Annotated[Text, option("HOW", "none, linear, exponential, or waits: 1,5,30")] = None
     keep_result: Annotated[Seconds, duration("how long the result is kept")] = None
     keep_arguments: Annotated[
@@ -90,7 +95,7 @@ class JobSettings:
         typer.Option(
             "--keep-arguments/--no-keep-arguments",
             show_default=False,
-            help="whether its record holds its arguments at its end [yes]",
+            help="whether its record holds its arguments when it has ended [yes]",
         ),
     ] = None
     header: Annotated[Texts, repeated("NAME=VALUE", "a header")] = None
@@ -114,16 +119,16 @@ class TimeOptions:
 
     delay: Annotated[Seconds, duration("start it after 90 (seconds), 5m, 1h30m, 2d")] = None
     at: Annotated[datetime | None, moment("start it at 2030-12-31T18:00Z")] = None
-    expires: Annotated[Text, option("WHEN", "never start it later: 90, 5m or 2030-12-31T18:00Z")] = None
+    expires: Annotated[Text, option("WHEN", "do not start it later: 90, 5m or 2030-12-31T18:00Z")] = None
     deadline: Annotated[Text, option("WHEN", "end it as expired then: 90, 5m or 2030-12-31T18:00Z")] = None
     retry_for: Annotated[
-        Text, option("WHEN", "no retry after 1h from its first start, or 2030-12-31T18:00Z")
+        Text, option("WHEN", "no retry later than 1h after its first start, or than 2030-12-31T18:00Z")
     ] = None
     backoff_max: Annotated[Seconds, duration("the longest wait of the backoff")] = None
-    jitter: Annotated[Seconds, option("SHARE", "share of each wait left to chance, 0 to 1")] = None
-    wait_for_room: Annotated[
-        Seconds, duration("how long to try again where the queue is full [fail at once]")
-    ] = None
+    jitter: Annotated[Seconds, option("SHARE", "random share of each wait, 0 to 1")] = None
+    wait_for_room: Annotated[Seconds, duration("how long to retry if the queue is full [fail at once]")] = (
+        None
+    )
 
     def values(self) -> dict[str, Any]:
         """The options by their names in Python."""
@@ -143,19 +148,21 @@ class TimeOptions:
 class UniqueOptions:
     """The id of a submitted job, its unique key, and what happens to a duplicate."""
 
-    id: Annotated[Text, option("ID", "an id of your own, 1 to 128 characters: there is one job of it")] = None
-    unique: Annotated[Text, option("KEY", "one job of the task with this key at a time")] = None
+    id: Annotated[
+        Text, option("ID", "an id of your own, 1 to 128 characters; there is only one job with it")
+    ] = None
+    unique: Annotated[Text, option("KEY", "at most one job of the task with this key at a time")] = None
     unique_until: Annotated[Text, option("WHEN", "hold the key until finish or start [finish]")] = None
     unique_for: Annotated[Seconds, duration("hold the key for this long, whatever happens to the job")] = None
     on_duplicate: Annotated[
         Text,
         option(
             "ACTION",
-            "if the id or key is taken: return that job, raise (exit 6); a key: replace, keep_last",
+            "if the id or key is taken: return, raise (exit 6); for a key also replace, keep_last",
         ),
     ] = None
-    debounce: Annotated[Seconds, duration("start when no job of the key came for this long")] = None
-    throttle: Annotated[Seconds, duration("of the key's jobs within this time, keep only the first")] = None
+    debounce: Annotated[Seconds, duration("start when no job of the key was submitted for this long")] = None
+    throttle: Annotated[Seconds, duration("keep only the first job of the key within this time")] = None
 
     @property
     def raises(self) -> bool:
@@ -163,7 +170,7 @@ class UniqueOptions:
         return self.on_duplicate == "raise"
 
     def values(self) -> dict[str, Any]:
-        """The options by their names in Python; without a unique key, `raise` is about the id."""
+        """The options by their names in Python; without a unique key, `raise` applies to the id."""
         names = ("id", "unique", "unique_until", "unique_for", "debounce", "throttle")
         about_id = self.unique is None and self.id is not None and self.on_duplicate in ("raise", "return")
         return {

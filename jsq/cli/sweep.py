@@ -17,12 +17,14 @@ INCONSISTENCY_COLUMNS = ("inconsistency", "queue", "job", "repaired")
 @command
 def sweep(
     session: Session,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="repair nothing, only list")] = False,
-    age: Annotated[float, duration("the least age of what is examined")] = MIN_AGE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="list the inconsistencies and repair none")
+    ] = False,
+    age: Annotated[float, duration("skip entries younger than this")] = MIN_AGE,
 ) -> None:
-    """Find inconsistencies on the server, and repair them. Workers do so by themselves, a part at a time.
+    """Find inconsistencies on the server, and repair them. Workers do this all the time, a part at a time.
 
-    Skips entries younger than --age, because work in progress looks the same.
+    Entries younger than --age are skipped, because work in progress is no different from an inconsistency.
 
     \b
     jsq sweep --dry-run

@@ -1,4 +1,4 @@
-"""`jsq version`: what is installed here, and what answers there."""
+"""`jsq version`: the versions of the installed packages and of the server."""
 
 import asyncio
 import importlib.metadata
@@ -12,12 +12,12 @@ from jsq.client.client import Client
 from jsq.errors import JsqError
 
 SERVER_VERSION_SECONDS = 1.5
-"""How long the server may take to answer."""
+"""Seconds that the server has to answer."""
 
 
 @command
 def version(session: Session) -> None:
-    """Show the versions of jsq, Python, the NATS client, and of the server if it answers soon.
+    """Show the versions of jsq, Python, the NATS client, and of the server if it answers.
 
     \b
     jsq version -o json
@@ -30,7 +30,7 @@ def version(session: Session) -> None:
     try:
         versions["server"] = asyncio.run(server_version(session.client()))
     except TimeoutError:
-        say("no server answers soon")
+        say(f"no server answered within {SERVER_VERSION_SECONDS} s")
     except JsqError as error:
         say(str(error))
     session.printer.one(versions, name="jsq")

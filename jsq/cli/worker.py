@@ -20,45 +20,48 @@ import typer
 from jsq.cli.loop import run_on_loop
 from jsq.cli.options import CommonOptions, command
 from jsq.cli.printing import Form
+from jsq.cli.styles import has_colors
 from jsq.cli.submit_options import duration
 
 STUCK_SECONDS = 5.0
-"""How long a stopped worker may take to leave: a thread or task that never ends shall not keep it."""
+"""Seconds after its stop in which a worker must end, even if a thread or a task never ends."""
 
 SILENT = 10.0
+"""Seconds without a turn of the event loop after which /livez fails."""
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""How prometheus_client is told where the processes of one worker add up their numbers."""
+"""The variable of prometheus_client for the folder in which worker processes share their metrics."""
 
 
 def variable(field: str, text: str, *names: str, metavar: str | None = None) -> Any:
-    """An option that an environment variable may give instead: `group_writes` is JSQ_GROUP_WRITES."""
+    """An option that an environment variable can set too: `group_writes` is JSQ_GROUP_WRITES."""
     return typer.Option(*names, metavar=metavar, help=text, envvar=f"JSQ_{field.upper()}", show_envvar=False)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How each worker process runs; see `WorkerSettings`. The environment may give each of them."""
+    """How each worker process runs; see `WorkerSettings`. Environment variables can set each option."""
 
     concurrency: Annotated[
-        int, variable("concurrency", "jobs run at once by each process", "--concurrency", "-c", metavar="N")
+        int,
+        variable("concurrency", "jobs that each process runs at once", "--concurrency", "-c", metavar="N"),
     ] = 10
-    prefetch: Annotated[int, variable("prefetch", "jobs held beyond those that run", metavar="N")] = 0
-    grace: Annotated[float, duration("how long running jobs get at a stop", "JSQ_GRACE")] = 25.0
+    prefetch: Annotated[int, variable("prefetch", "jobs that each process fetches ahead", metavar="N")] = 0
+    grace: Annotated[float, duration("how long running jobs may go on at a stop", "JSQ_GRACE")] = 25.0
     burst: Annotated[bool, variable("burst", "exit when no job can start", "--burst")] = False
     group_writes: Annotated[
         str, variable("group_writes", "write events in groups: auto, always or never", metavar="WHEN")
     ] = "auto"
     child_tasks: Annotated[
         int | None,
-        variable("child_tasks", "process tasks one child runs before it is replaced", metavar="N"),
+        variable("child_tasks", "process tasks after which a child process is replaced", metavar="N"),
     ] = None
     child_memory: Annotated[
-        int | None, variable("child_memory", "memory of a child from which it is replaced", metavar="MB")
+        int | None, variable("child_memory", "memory above which a child process is replaced", metavar="MB")
     ] = None
     unknown_task_for: Annotated[
         float,
-        duration("how long a job of an unknown task is put off before it fails", "JSQ_UNKNOWN_TASK_FOR"),
+        duration("how long to snooze a job of an unknown task before it fails", "JSQ_UNKNOWN_TASK_FOR"),
     ] = 600.0
     sweep: Annotated[float, duration("time between sweeps; 0 disables them", "JSQ_SWEEP")] = 60.0
 
@@ -78,7 +81,9 @@ class LogOptions:
     ] = None
     log_level: Annotated[
         str | None,
-        typer.Option(metavar="LEVEL", help="debug, info, warning or error [info; debug with -v]"),
+        typer.Option(
+            "--log-level", "-l", metavar="LEVEL", help="debug, info, warning or error [info; debug with -v]"
+        ),
     ] = None
 
     def start(self, common: CommonOptions) -> None:
@@ -87,13 +92,20 @@ class LogOptions:
 
         form = "json" if common.printer.form in (Form.JSON, Form.JSONL) else "text"
         level = "debug" if common.verbose else "info"
-        log_to_stderr(log_format_of(self.log_format or form), log_level_of(self.log_level or level))
+        log_to_stderr(
+            log_format_of(self.log_format or form),
+            log_level_of(self.log_level or level),
+            colors=has_colors(sys.stderr),
+        )
 
 
 @command
 def worker(
     common: CommonOptions,
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="the App whose jobs to run")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODULE:APP", help="the App whose jobs to run, or a function that returns it"),
+    ],
     queues: Annotated[
         str,
         typer.Option(
@@ -106,7 +118,7 @@ def worker(
     *,
     options: WorkerOptions,
     processes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="worker processes, restarted when they die")
+        int, typer.Option(min=1, metavar="N", help="worker processes; one that dies is restarted")
     ] = 1,
     reload: Annotated[bool, typer.Option("--reload", help="restart when the code changes")] = False,
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="serve /metrics, /livez, /readyz")] = "",
@@ -115,15 +127,15 @@ def worker(
 ) -> None:
     """Run jobs until stopped.
 
-    The first SIGTERM or Ctrl-C hands back jobs that have not begun, and lets running jobs finish within
-    --grace; a second one hands those back too. No attempt is spent.
+    At the first SIGTERM or Ctrl-C, the worker returns jobs that have not started, and lets running jobs
+    finish within --grace. At a second one, it returns these too. No attempt is counted for a returned job.
 
-    The environment may give the options that say how each process runs, as JSQ_CONCURRENCY=50, JSQ_SWEEP=0.
+    Environment variables can set the options from --concurrency to --sweep: JSQ_CONCURRENCY=50, JSQ_SWEEP=0.
 
     \b
     jsq worker shop:app --concurrency 50 --processes 2 --log-format json
     jsq worker shop:app --queues mail=3,default=1 --http 127.0.0.1:9464
-    jsq worker shop:app --burst
+    jsq worker shop.jobs:create_app --burst
     """
     settings = options.settings()
     log.start(common)
@@ -135,11 +147,13 @@ def worker(
                 supervise(child_command(), processes, options.grace, http, watched, finite=options.burst)
             )
         )
-    sys.exit(run_on_loop(run_worker(common, target, read_queues(queues), settings, http, supervised)))
+    chosen = read_queues(queues)
+    app = load_worker_app(common, target, chosen)
+    sys.exit(run_on_loop(run_worker(app, chosen, settings, http, supervised)))
 
 
 def use_server(common: CommonOptions) -> None:
-    """Have an App that names no server and no namespace take those of the options."""
+    """Make the server and the namespace of the options the defaults of an App."""
     if common.server:
         os.environ["JSQ_URL"] = common.server
     if common.namespace:
@@ -151,15 +165,17 @@ def check_server_options(common: CommonOptions, target: str, app: Any) -> None:
     from jsq.errors import UsageError
 
     if common.server and app.client.login.url != common.server:
-        raise UsageError(f"{target} connects to {app.client.login.shown}: give no --server, or no url to App")
+        raise UsageError(
+            f"{target} connects to {app.client.login.shown}: leave out --server, or the url of App"
+        )
     if common.namespace and app.namespace != common.namespace:
-        raise UsageError(f"{target} is in namespace {app.namespace}: give --namespace, or App one, not both")
+        raise UsageError(f"{target} is in namespace {app.namespace}: leave out --namespace, or that of App")
 
 
 def settle_memory() -> None:
-    """Have the garbage collector pass over what is loaded for good, and come less often.
+    """Exclude loaded modules from garbage collection, and collect less often.
 
-    What a job leaves behind is freed by counting; each look at all that lives costs a tenth of a short job.
+    Reference counting frees the objects of a job. A full collection costs a tenth of a short job.
     """
     gc.collect()
     gc.freeze()
@@ -183,7 +199,7 @@ def log_level_of(text: str) -> str:
 
 
 def read_queues(text: str) -> list[str] | dict[str, int]:
-    """Names joined by commas, or names with weights: then one that has none has 1. Raises `BadOption`."""
+    """Names joined by commas, or names with weights; a name without one then has 1. Raises `BadOption`."""
     from jsq.errors import BadOption
     from jsq.settings import split_list
 
@@ -201,24 +217,25 @@ def read_queues(text: str) -> list[str] | dict[str, int]:
     return {name: int(weight or 1) for name, weight in pairs}
 
 
-async def run_worker(
-    common: CommonOptions,
-    target: str,
-    queues: list[str] | dict[str, int],
-    settings: Any,
-    http: str,
-    supervised: int,
-) -> int:
-    """Run one worker in this process."""
+def load_worker_app(common: CommonOptions, target: str, queues: list[str] | dict[str, int]) -> Any:
+    """The App of a worker, loaded without a running event loop: its module may use one of its own."""
     from jsq.cli.loading import load_app
-    from jsq.worker import Worker
-    from jsq.worker.supervisor import report_to_supervisor
 
     app = load_app(target)
     check_server_options(common, target, app)
-    for queue in set(queues) - set(app.queues):
+    for queue in sorted(set(queues) - set(app.queues)):
         typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
-    registry, observer = metrics(seen=bool(http) or METRICS_FOLDER in os.environ)
+    return app
+
+
+async def run_worker(
+    app: Any, queues: list[str] | dict[str, int], settings: Any, http: str, supervised: int
+) -> int:
+    """Run one worker in this process."""
+    from jsq.worker import Worker
+    from jsq.worker.supervisor import report_to_supervisor
+
+    registry, observer = metrics(served=bool(http) or METRICS_FOLDER in os.environ)
     hands = Worker(app, queues=queues or None, settings=settings, observer=observer)
     settle_memory()
     with on_signals(hands.stop), probes(http if supervised < 0 else "", registry, hands):
@@ -246,7 +263,7 @@ async def supervise(
     *,
     finite: bool = False,
 ) -> int:
-    """Keep worker processes alive, and serve the sum of their metrics."""
+    """Run worker processes, restart those that die, and serve the sum of their metrics."""
     from jsq.worker.supervisor import Supervisor, WorkerCommand
 
     check_watchfiles(watched)
@@ -263,14 +280,14 @@ async def supervise(
 
 
 def forget_metrics(folder: str, pid: int) -> None:
-    """Take the numbers that only a living process has out of the sum."""
+    """Remove the gauges of a dead process from the sum."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(pid, path=folder)  # type: ignore[no-untyped-call]  # the library's
 
 
 def child_command() -> list[str]:
-    """This very command, without what only the parent does."""
+    """The command of a worker process: this command without the options of its parent."""
     left: list[str] = []
     skip = False
     for word in sys.argv[1:]:
@@ -290,12 +307,12 @@ def check_watchfiles(watched: Path | None) -> None:
     from jsq.errors import UsageError
 
     if watched is not None and find_spec("watchfiles") is None:
-        raise UsageError("--reload needs one more package: pip install 'jsq[reload]'")
+        raise UsageError("--reload needs the package watchfiles: pip install 'jsq[reload]'")
 
 
-def metrics(*, seen: bool) -> tuple[Any, Any]:
-    """This process' registry, and what counts into it. Where nobody looks, nothing is loaded or counted."""
-    if not seen:
+def metrics(*, served: bool) -> tuple[Any, Any]:
+    """The registry of this process and its observer; None for both if the metrics are not served."""
+    if not served:
         return None, None
     from prometheus_client import CollectorRegistry
 
@@ -307,7 +324,7 @@ def metrics(*, seen: bool) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Have SIGTERM, SIGINT and the end of the terminal stop us gently; `nohup` has us outlive that."""
+    """Call `stop` at SIGTERM, at SIGINT, and when the terminal is closed, unless `nohup` ignores that."""
     loop = asyncio.get_running_loop()
     ends = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -323,7 +340,7 @@ def on_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def probes(http: str, registry: Any, hands: Any) -> Iterator[None]:
-    """Serve one worker's metrics and probes, if asked to."""
+    """Serve the metrics and probes of one worker, if there is an address."""
     if not http:
         yield
         return
@@ -343,7 +360,7 @@ def probes(http: str, registry: Any, hands: Any) -> Iterator[None]:
 def summed_probes(
     http: str, folder: str, alive: Callable[[], bool], ready: Callable[[], bool]
 ) -> Iterator[None]:
-    """Serve the sum of the children's metrics, if asked to."""
+    """Serve the sum of the metrics of all worker processes, if there is an address."""
     if not http:
         yield
         return
@@ -360,7 +377,7 @@ def summed_probes(
 
 
 def leave_soon(code: int) -> None:
-    """End the process even if a task's thread, or a task that swallows its cancellation, never ends."""
+    """End the process soon, even if a thread, or a task that ignores its cancellation, never ends."""
     timer = threading.Timer(STUCK_SECONDS, os._exit, (code,))
     timer.daemon = True
     timer.start()

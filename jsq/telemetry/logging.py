@@ -14,15 +14,24 @@ Format = Literal["text", "json"]
 MAX_WAITING_LINES = 1_000
 """Lines that may wait for the end of a turn of the event loop."""
 
+LEVEL_COLORS = {
+    logging.DEBUG: 2,
+    logging.INFO: 32,
+    logging.WARNING: 33,
+    logging.ERROR: 31,
+    logging.CRITICAL: 31,
+}
+"""The ANSI code of each level."""
+
 _empty_record = vars(logging.makeLogRecord({}))
 _first_extra = len(_empty_record)
 _record_fields = frozenset(_empty_record) | {"message", "asctime", "taskName"}
 
 
-def log_to_stderr(form: Format, level: str) -> None:
+def log_to_stderr(form: Format, level: str, *, colors: bool = False) -> None:
     """Write the log records of jsq and of tasks to stderr, one line each."""
     handler = LineHandler()
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.setFormatter(JsonLines() if form == "json" else TextLines(colors=colors))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("nats").setLevel("WARNING")
 
@@ -75,11 +84,17 @@ def extras(record: logging.LogRecord) -> list[tuple[str, Any]]:
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO job started job=... task=...`"""
+    """`2026-01-31T12:00:00.000Z INFO job started job=... task=...`; with `colors`, the level is colored."""
+
+    def __init__(self, *, colors: bool = False) -> None:
+        super().__init__()
+        self._codes = LEVEL_COLORS if colors else {}
 
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join([f"{name}={format_value(value)}" for name, value in extras(record)])
-        head = f"{format_moment(record)} {record.levelname} {printable(record.getMessage())}"
+        code = self._codes.get(record.levelno)
+        level = record.levelname if code is None else f"\x1b[{code}m{record.levelname}\x1b[0m"
+        head = f"{format_moment(record)} {level} {printable(record.getMessage())}"
         line = f"{head} {fields}" if fields else head
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -113,8 +128,10 @@ def format_second(whole: int) -> str:
 
 def format_value(value: object) -> str:
     kind = type(value)
-    if kind is int or kind is float:
+    if kind is int:
         return str(value)
+    if isinstance(value, float):
+        return str(round(value, 3) if abs(value) >= 1 else value)
     text = str(value)
     if text.isalnum():
         return text

@@ -72,13 +72,13 @@ async def pid_in(file: Path, until: Until) -> int:
 
 @rows(
     {
-        "56-file-that-is-none": (("--json", "@nowhere.json"), "--json: line 1 column 1: not JSON"),
+        "56-file-that-is-none": (("--json", "@nowhere.json"), "--json '@nowhere.json': No such file"),
         "56-not-json": (("--json", '{"a": 1,\n "b": tru}'), "--json: line 2 column 7: not JSON"),
         "56-looks-like-an-option": (
             ("-5",),
-            "no such option: -5: arguments that begin with a dash go after --; see",
+            "no such option: -5: write arguments that start with a dash after --; see",
         ),
-        "56-argument-with-json": (("--json", "[]", "--", "-5"), "goes without ARG"),
+        "56-argument-with-json": (("--json", "[]", "--", "-5"), "use it without ARG"),
     }
 )
 async def test_wrong_arguments_submit_nothing(
@@ -103,7 +103,7 @@ async def test_a_wrong_line_submits_nothing(jsq: Command, client: Client, given:
     ended = await jsq("submit", "any", "-", stdin=lines)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
     assert says in ended.err
-    assert ended.err.endswith("(--check --rejects FILE tells all such lines)\n")
+    assert ended.err.endswith("(--check --rejects FILE lists all such lines)\n")
     assert await stored(client) == 0
 
 

@@ -243,12 +243,12 @@ async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["1", "--id-prefix", "b"], "go with - only"),
-        (["1", "--check"], "go with - only"),
+        (["1", "--id-prefix", "b"], "need -"),
+        (["1", "--check"], "need -"),
         (["-", "--id-prefix", "a\tb"], "job id must be"),
         (["-", "--id-prefix", "x" * 120], "job id must be"),
         (["-", "--from-line", "0"], "--from-line must be 1 or more"),
-        (["-", "--all-or-nothing", "--rejects", "r"], "goes without --rejects"),
+        (["-", "--all-or-nothing", "--rejects", "r"], "cannot be used with --rejects"),
         (["-", "--rejects", "no/such/folder"], "--rejects no/such/folder: No such file"),
     ],
 )
@@ -266,7 +266,7 @@ async def test_the_rejects_are_not_written_over_what_is_read(jsq: Command) -> No
     jsq.write("same", "[1]\n")
     ended = await jsq(code=SAME)
     assert ended.code == 2
-    assert "it is what is read" in ended.err
+    assert "this file is the input" in ended.err
     assert (jsq.folder / "same").read_text() == "[1]\n"
 
 

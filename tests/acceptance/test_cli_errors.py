@@ -152,7 +152,12 @@ async def test_a_fault_of_our_own_is_one_line(jsq: Command) -> None:
 async def test_a_word_alone_tells_its_commands_on_stderr(jsq: Command, words: list[str]) -> None:
     ended = await jsq(*words)
     assert (ended.code, ended.out) == (2, "")
-    assert "Commands:" in ended.err
+    assert ("Commands:" if words else "Inspect:") in ended.err
+
+
+async def test_a_hidden_option_is_not_proposed(jsq: Command) -> None:
+    ended = await jsq("worker", "shop:app", "--supervise")
+    assert (ended.code, "supervised" in ended.err) == (2, False)
 
 
 async def test_a_slip_of_the_pen_gets_a_proposal(jsq: Command) -> None:
@@ -315,7 +320,17 @@ async def test_a_terminal_gets_a_table_in_colors(jsq: Command, hostile: str) -> 
 async def test_a_terminal_gets_one_thing_field_by_field(jsq: Command, hostile: str) -> None:
     ended = await jsq.on_terminal("job", "get", hostile)
     assert f"id: {hostile}\r\n" in ended.out
-    assert "state: failed\r\n" in ended.out
+    assert "state: \x1b[31mfailed\x1b[0m\r\n" in ended.out
+
+
+async def test_a_worker_loads_its_app_outside_of_the_event_loop(jsq: Command, client: Client) -> None:
+    jsq.write(
+        "shop.py",
+        f"import asyncio\nfrom jsq import App\nasync def name(): return {client.namespace!r}\n"
+        "app = App(namespace=asyncio.run(name()))\n@app.task\ndef any(): ...\n",
+    )
+    ended = await jsq("worker", "shop:app", "--burst")
+    assert (ended.code, "worker stopped" in ended.err) == (0, True), ended.err
 
 
 async def test_twenty_columns_are_enough(jsq: Command, hostile: str) -> None:
@@ -367,15 +382,15 @@ async def test_an_error_is_ascii_in_an_ascii_locale(jsq: Command) -> None:
             ("dead", "show"),
             "no such command 'show': there are ls, get, retry, purge; see `jsq dead --help`",
         ),
-        (("-s", "nats://a:1", "job"), "no such option: -s: options of a command go after its name;"),
+        (("-s", "nats://a:1", "job"), "no such option: -s: write the options of a command after its name;"),
         (
             ("job", "ls", "--sate", "failed"),
             "no such option: --sate; is --since or --state meant? See `jsq job ls --help`",
         ),
-        (("job", "ls", "--limit", "0"), "invalid value for '--limit': it takes 1 or more, got 0; see"),
+        (("job", "ls", "--limit", "0"), "invalid value for '--limit' / '-n': must be 1 or more, got 0; see"),
         (
             ("job", "ls", "--limit", "few"),
-            "invalid value for '--limit': it takes a whole number, got 'few'; see",
+            "invalid value for '--limit' / '-n': must be a whole number, got 'few'; see",
         ),
     ],
 )
@@ -390,6 +405,6 @@ async def test_a_word_that_there_is_not_is_told_with_what_there_is(
 @pytest.mark.parametrize("word", ["", "job", "queue", "schedule", "dead"])
 async def test_help_tells_the_purpose_of_each_command_in_whole(jsq: Command, word: str) -> None:
     told = (await jsq(*filter(None, [word]), "--help", environment={"COLUMNS": "80"})).out
-    commands = told.partition("Commands:")[2].splitlines()
+    commands = told.partition("Commands:" if word else "Develop:")[2].splitlines()
     assert commands
     assert [line for line in commands if line.endswith("...")] == []

@@ -64,7 +64,7 @@ async def test_jobs_are_found_by_their_arguments_and_acted_on(
 
     assert (await jsq("job", "retry", "--tag", "x", "--arg", "user.id=1", "--yes")).json == {"retried": 1}
     asked = await jsq("job", "rm", "--tag", "x")
-    assert (asked.code, "this would remove 1 job; say so with --yes" in asked.err) == (2, True)
+    assert (asked.code, "this would remove 1 job; confirm with --yes" in asked.err) == (2, True)
     refused = await jsq("job", "rm", jobs[0].id)
     assert (refused.code, "only a job that has ended can; cancel it first" in refused.err) == (6, True)
     assert (await jsq("job", "rm", "--state", "retrying", "--dry-run")).code == 2

@@ -89,6 +89,20 @@ async def test_a_list_comes_in_each_form(jsq: Command, client: Client, listed: L
     assert (await jsq("job", "ls", "-o", "json", "--state", "failed")).json == []
 
 
+async def test_a_list_has_results_only_if_they_are_asked_for(
+    jsq: Command, client: Client, worker: Any, listed: Listed
+) -> None:
+    job = await client.task("add").submit(1, 2)
+    await job.result(30)
+    await listed()
+
+    [without] = (await jsq("job", "ls")).lines
+    [with_result] = (await jsq("job", "ls", "--results")).lines
+
+    assert ("result" in without, with_result["result"]) == (False, 3)
+    assert without.items() <= with_result.items()
+
+
 async def test_a_job_is_told_in_each_form(jsq: Command, client: Client) -> None:
     id = (await client.task("add").submit(1, 2)).id
 
@@ -147,7 +161,7 @@ async def test_jobs_are_cancelled_by_what_is_said_of_them(jsq: Command, client: 
     assert (listed.code, [job["id"] for job in listed.lines]) == (0, [job.id for job in jobs])
     unsaid = await jsq("job", "cancel", "--tag", "x")
     assert (unsaid.code, unsaid.out) == (2, "")
-    assert "cancel 3 jobs; say so with --yes" in unsaid.err
+    assert "cancel 3 jobs; confirm with --yes" in unsaid.err
     for words in ((), (other.id, "--tag", "x"), (other.id, "--dry-run"), ("--state", "failed")):
         assert (await jsq("job", "cancel", *words)).code == 2
     asked = await jsq.on_terminal("job", "cancel", "--tag", "x", typed=b"n\n")
@@ -420,6 +434,30 @@ async def test_doctor_tells_what_is_well(jsq: Command, client: Client) -> None:
     assert "\nwarning  workers: none is alive" in table
 
 
+async def test_doctor_of_an_empty_namespace_has_one_line_for_the_streams(jsq: Command) -> None:
+    ended = await jsq("doctor")
+
+    assert ended.code == 0
+    subjects = [finding["subject"] for finding in ended.lines]
+    [streams] = [finding for finding in ended.lines if finding["subject"] == "streams"]
+    assert (streams["severity"], "is empty" in streams["message"]) == ("warning", True)
+    assert [subject for subject in subjects if subject.startswith("KV_")] == []
+
+
+async def test_live_workers_are_listed_with_their_tasks(
+    jsq: Command, client: Client, worker: Any, until: Until
+) -> None:
+    await until(lambda: client.admin.workers())
+
+    [known] = (await jsq("worker", "ls")).lines
+    head, row = (await jsq("worker", "ls", "-o", "table")).out.splitlines()
+
+    assert (known["queues"], known["tasks"]) == (["default"], ["add", "endless", "picky"])
+    assert head.split()[:3] == ["WORKER", "HOST", "PID"]
+    assert row.endswith("default  add, endless, picky")
+    assert (await jsq("worker", "ls", "-o", "name")).out == f"{known['worker']}\n"
+
+
 async def test_doctor_reads_what_servers_tell_of_themselves(
     jsq: Command, client: Client, server: EmbeddedServer
 ) -> None:
@@ -448,7 +486,7 @@ async def test_sweep_tells_what_it_found_and_mends_it(jsq: Command, client: Clie
     assert (young.code, young.out) == (0, "")
     assert looked.lines == [found | {"repaired": False}]
     assert (mended.lines, mended.err) == ([found | {"repaired": True}], "1 inconsistency found, 1 repaired\n")
-    assert (wrong.code, "'-1' is no duration" in wrong.err) == (2, True)
+    assert (wrong.code, "'-1' is not a duration" in wrong.err) == (2, True)
 
 
 async def test_version_tells_the_servers_if_it_answers(jsq: Command) -> None:

@@ -1,5 +1,7 @@
 """`jsq queue rm`, and what `jsq queue stats` counts."""
 
+import signal
+
 from jsq import Client
 from tests.acceptance.conftest import Command
 
@@ -9,7 +11,7 @@ async def test_an_empty_queue_is_removed_after_a_question(jsq: Command, client: 
 
     refused = await jsq("queue", "rm", "default")
     assert refused.code == 2
-    assert "this would remove queue default; say so with --yes" in refused.err
+    assert "this would remove queue default; confirm with --yes" in refused.err
     removed = await jsq("queue", "rm", "default", "--yes")
     assert removed.code == 0
     assert removed.err == "removed queue default\n"
@@ -19,6 +21,16 @@ async def test_an_empty_queue_is_removed_after_a_question(jsq: Command, client: 
         5,
         "jsq: error: there is no queue default; `jsq queue ls` lists the queues\n",
     )
+
+
+async def test_counts_are_printed_until_interrupted(jsq: Command, client: Client) -> None:
+    await client.admin.provision()
+
+    async with jsq.running("queue", "stats", "--watch", "-o", "name") as process:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"default\n"
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
 
 
 async def test_a_queue_with_jobs_is_removed_by_force_with_their_number(jsq: Command, client: Client) -> None:

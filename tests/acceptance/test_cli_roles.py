@@ -92,8 +92,8 @@ async def test_claims_for_jwts_are_printed_as_json(jsq: Command) -> None:
         (("--roles", "--queue", "a.b"), "queue name must be"),
         (("--roles", "--nkey", "web"), "write name=value"),
         (("--roles", "--nkey", "web=SUABC"), "must be that of a named user"),
-        (("--user", "web=submitter"), "go with --roles"),
-        (("--jwt",), "go with --roles"),
+        (("--user", "web=submitter"), "need --roles"),
+        (("--jwt",), "need --roles"),
     ],
 )
 async def test_roles_that_cannot_be_are_refused(jsq: Command, words: tuple[str, ...], told: str) -> None:

@@ -53,7 +53,10 @@ async def test_a_schedule_is_added_listed_changed_and_removed(jsq: Command, clie
     assert (job.deadline, job.retry_for) == (3600.0, 1800.0)
 
     refused = await jsq("schedule", "rm", "nightly")
-    assert (refused.code, "this would remove schedule nightly; say so with --yes" in refused.err) == (2, True)
+    assert (refused.code, "this would remove schedule nightly; confirm with --yes" in refused.err) == (
+        2,
+        True,
+    )
     removed = await jsq("schedule", "rm", "nightly", "--yes", "-o", "name")
     assert (removed.code, removed.out) == (0, "nightly\n")
     assert (await jsq("schedule", "ls")).out == ""
@@ -117,8 +120,8 @@ async def test_what_no_schedule_is_named_is_not_found(jsq: Command) -> None:
         (("1", "--arg", "a=1"), "positional or named"),
         (("1", "--json", "[]"), "--json gives all arguments"),
         (("--json", "5"), "write an object of named arguments, or a list"),
-        (("--jitter", "soon"), "is no duration"),
-        (("--start", "tomorrow"), "is no moment with a time zone"),
+        (("--jitter", "soon"), "is not a duration"),
+        (("--start", "tomorrow"), "is not a moment with a time zone"),
         (("--app", "nothing:app"), "no module is named nothing"),
     ],
 )

@@ -1,5 +1,6 @@
 """`jsq submit`: one job, or one for each line of stdin."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -74,7 +75,7 @@ async def test_what_looks_like_an_option_goes_behind_two_dashes(
         refused = await jsq("submit", "echo", "-5")
 
     assert ended.code == 2
-    assert "- stands alone" in ended.err
+    assert "- must be the only ARG" in ended.err
     assert refused.code == 2
     assert "no such option" in refused.err
     async with working():
@@ -159,6 +160,41 @@ async def test_a_failed_job_gives_3_and_its_error_on_stderr(
     assert ended.err.splitlines()[-1].endswith("failed (error): ValueError: so it is")
     assert "Traceback" not in ended.err
     assert "raise ValueError(reason)" in told.err
+
+
+async def test_a_wait_reports_that_no_worker_serves_the_queue(jsq: Command) -> None:
+    ended = await jsq("submit", "echo", "--queue", "idle", "--wait", "--wait-timeout", "2.5s")
+
+    assert (ended.code, ended.out) == (124, "")
+    assert ended.err.startswith("jsq: waiting: no live worker serves queue idle\n")
+
+
+async def test_a_wait_shows_the_progress_on_a_terminal(
+    jsq: Command, app: App, client: Client, working: Working
+) -> None:
+    @app.task
+    async def half(ctx: Context) -> None:
+        ctx.progress(0.5, "pages")
+        await asyncio.Event().wait()
+
+    async with working():
+        ended = await jsq.on_terminal("submit", "half", "--id", "p1", "--wait", "--wait-timeout", "3s")
+        await client.jobs.cancel("p1")
+
+    assert ended.code == 124
+    assert "\r\x1b[Krunning 50% pages" in ended.out
+
+
+async def test_json_arguments_come_from_a_file(jsq: Command, client: Client) -> None:
+    jsq.write("call.json", '{"to": "you",\n "times": 2}\n')
+    jsq.write("wrong.json", '{"to":\n tru}')
+
+    ended = await jsq("submit", "echo", "--json", "@call.json")
+    wrong = await jsq("submit", "echo", "--json", "@wrong.json")
+
+    job = await client.jobs.get(ended.out.strip())
+    assert job.arguments == [[], {"to": "you", "times": 2}]
+    assert (wrong.code, "--json wrong.json: line 2 column 2: not JSON" in wrong.err) == (2, True)
 
 
 async def test_waiting_ends_with_124_when_the_time_is_up(jsq: Command) -> None:
@@ -252,8 +288,8 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
         (["echo", "--queue", "a.b"], "queue name must be"),
         (["echo", "--id", "a\tb"], "job id must be"),
         (["echo", "--priority", "urgent"], "must be one of high, normal, low"),
-        (["echo", "--delay", "soon"], "no duration"),
-        (["echo", "--delay", "-5"], "no duration"),
+        (["echo", "--delay", "soon"], "not a duration"),
+        (["echo", "--delay", "-5"], "not a duration"),
         (["echo", "--delay", "400d"], "must be 0 to 31622400 seconds"),
         (["echo", "--delay", "1h", "--at", "2030-01-01T00:00Z"], "must not be combined with delay"),
         (["echo", "--at", "2030-01-01"], "time zone"),
@@ -266,23 +302,23 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
         (["echo", "--retry-for", "0"], "retry_for must "),
         (["echo", "--retry-for", "2020-01-01T00:00Z"], "must be in the future"),
         (["echo", "--timeout", "0"], "timeout"),
-        (["echo", "--wait-for-room", "long"], "no duration"),
+        (["echo", "--wait-for-room", "long"], "not a duration"),
         (["echo", "--header", "trace"], "name=value"),
         (["echo", "--header", "Nats-TTL=1"], "reserved"),
         (["echo", "--tag", ""], "tag"),
         (["echo", "--arg", "=1"], "name=value"),
-        (["echo", "1", "--json", "{}"], "goes without ARG"),
+        (["echo", "1", "--json", "{}"], "use it without ARG"),
         (["echo", "--json", "5"], "an object"),
         (["echo", "--json", '{"a":\n 1,}'], "--json: line 2 column 4"),
         (["echo", "--json", '["\\ud800"]'], "cannot be sent as JSON"),
         (["echo", "--app", "nowhere"], "no module is named nowhere"),
         (["echo", "--output", "xml"], "--output"),
         (["echo", "--no-such"], "no such option"),
-        (["echo", "--wait-timeout", "1s"], "--wait-timeout goes with --wait"),
-        (["echo", "--expires", "soon"], "'soon' is no duration (90, 5m, 2d), and no moment"),
+        (["echo", "--wait-timeout", "1s"], "--wait-timeout needs --wait"),
+        (["echo", "--expires", "soon"], "'soon' is neither a duration (90, 5m, 2d) nor a moment"),
         ([], "missing argument"),
-        (["echo", "-", "--id", "x"], "goes without"),
-        (["echo", "-", "--wait"], "goes without"),
+        (["echo", "-", "--id", "x"], "use it without"),
+        (["echo", "-", "--wait"], "use it without"),
     ],
 )
 async def test_a_wrong_word_is_a_usage_error(

@@ -129,5 +129,5 @@ def test_the_demo_of_a_folder_without_text_is_refused(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 2
-    assert "holds no text file" in done.stderr
+    assert "contains no text file" in done.stderr
     assert "Traceback" not in done.stderr

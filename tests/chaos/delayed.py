@@ -56,7 +56,7 @@ async def send_at(site: Site, moments: list[datetime]) -> None:
 
 async def lateness(server: EmbeddedServer, jobs: int, seconds: float) -> bool:
     """Jobs at random times: the lateness of each."""
-    async with site(server, jobs) as one, one.working("noop", bare=False) as worker:
+    async with site(server, jobs) as one, one.working("noop", baseline=False) as worker:
         start = datetime.now(UTC) + timedelta(seconds=AHEAD)
         await send_at(one, [start + timedelta(seconds=random.uniform(0, seconds)) for _ in range(jobs)])
         await one.until(jobs, worker)
@@ -75,9 +75,9 @@ async def rates(server: EmbeddedServer, jobs: int, held: int) -> tuple[float, fl
         for start in range(0, held, 10_000):
             count = min(10_000, held - start)
             await noop.options(delay=86_400).submit_many([(0, "")] * count)
-        submitted = (await submit(one, bare=False)).per_second or 0.0
+        submitted = (await submit(one, baseline=False)).per_second or 0.0
         count = jobs + 2 * min(jobs, 200)
-        async with one.working("noop", bare=False) as worker:
+        async with one.working("noop", baseline=False) as worker:
             await one.until(count, worker)
             rows = one.rows()
     return submitted, (len(rows) - 1) / max(1, rows[-1][1] - rows[0][1]) * 1e9
@@ -95,7 +95,7 @@ async def held(server: EmbeddedServer, jobs: int, many: int, rounds: int) -> boo
 
 async def instant(server: EmbeddedServer, jobs: int) -> bool:
     """Jobs that are due at one instant: each begins once."""
-    async with site(server, jobs) as one, one.working("noop", bare=False) as worker:
+    async with site(server, jobs) as one, one.working("noop", baseline=False) as worker:
         due = datetime.now(UTC) + timedelta(seconds=AHEAD + jobs / 500)
         await send_at(one, [due + timedelta(microseconds=number // 1000) for number in range(jobs)])
         early = one.count()

@@ -35,7 +35,10 @@ COMMAND_PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "reference-queue": ("queues and dead letters", ("queue", "dead")),
     "reference-worker": (
         "workers and operations",
-        ("dev", "demo", "worker", "events", "provision", "bench", "doctor", "sweep", "guide", "version"),
+        (
+            *("dev", "demo", "worker", "worker ls", "events", "provision", "bench", "doctor", "sweep"),
+            *("guide", "version"),
+        ),
     ),
 }
 """The commands of each reference page."""

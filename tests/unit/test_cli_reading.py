@@ -48,7 +48,7 @@ def test_a_duration_is_seconds_or_units(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "m", "5x", "-5", "1e9", "inf", "nan", "5m ", "5m!", "٣", "1h-5m"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no duration: write"):
+    with pytest.raises(UsageError, match="not a duration: write"):
         read_duration(text)
 
 
@@ -76,7 +76,7 @@ def test_a_deadline_is_a_moment_or_a_duration() -> None:
 def test_since_is_a_moment_or_a_duration_ago() -> None:
     assert read_since("10m", NOW) == NOW - timedelta(minutes=10)
     assert read_since("2026-01-01T00:00Z", NOW) == datetime(2026, 1, 1, tzinfo=UTC)
-    with pytest.raises(UsageError, match="no calendar"):
+    with pytest.raises(UsageError, match="before the first year"):
         read_since("999999999d", NOW)
 
 
@@ -131,7 +131,7 @@ def test_arguments_are_an_object_or_a_list() -> None:
         ('{"a": 1,\n "b" 2}', "--json: line 2 column 6: not JSON"),
         ("", "--json: line 1 column 1: not JSON"),
         ("5", "an object of named arguments, or a list"),
-        ("[NaN]", "NaN is no JSON value"),
+        ("[NaN]", "NaN is not a JSON value"),
         ("[1e999]", "too large a number"),
         ("[" * 100_000, "nested too deep"),
     ],
@@ -176,7 +176,7 @@ def test_a_line_that_was_refused_before_has_its_own_number_and_id(
         b'{"@line": "7", "@arguments": []}',
         b'{"@line": true, "@arguments": []}',
         b'{"@line": 7, "@id": 5, "@arguments": []}',
-        b'{"@line": 7, "@id": "a b", "@arguments": []}',
+        b'{"@line": 7, "@id": "a\\tb", "@arguments": []}',
         b'{"@line": 7, "@arguments": 5}',
         b'{"@line": 7, "@text": "[1"}',
         b'{"@line": 7}',
@@ -204,8 +204,8 @@ def test_an_app_is_found_in_the_working_directory(here: Path) -> None:
     ("code", "path", "told"),
     [
         ("", "shop_none", "no module is named shop_none"),
-        ("", "shop b:app", "names no module"),
-        ("", ":app", "names no module"),
+        ("", "shop b:app", "is not the name of a module"),
+        ("", ":app", "is not the name of a module"),
         ("", "shop_c", "module shop_c has no app"),
         ("app = 5", "shop_d", "shop_d is int, not an App"),
         ("import not_there_at_all", "shop_e", "cannot be imported: No module named 'not_there_at_all'"),
@@ -241,7 +241,7 @@ def test_a_wrong_declaration_is_told_with_its_place(here: Path) -> None:
 
 def test_a_file_in_place_of_its_module_is_told_the_module(here: Path) -> None:
     (here / "shop_k.py").touch()
-    with pytest.raises(UsageError, match=r"shop_k\.py is a file: write its module, as shop_k:app"):
+    with pytest.raises(UsageError, match=r"shop_k\.py is a file: write its module, shop_k:app"):
         load_app("shop_k.py:app")
 
 
@@ -249,7 +249,7 @@ def test_a_path_that_begins_with_a_dot_names_the_same_module(here: Path) -> None
     (here / "shop_l").mkdir()
     (here / "shop_l" / "queue.py").touch()
     for path in ("./shop_l/queue.py", str(here / "shop_l" / "queue.py")):
-        with pytest.raises(UsageError, match=r"write its module, as shop_l\.queue:app"):
+        with pytest.raises(UsageError, match=r"write its module, shop_l\.queue:app"):
             load_app(path)
 
 

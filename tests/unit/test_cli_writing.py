@@ -1,5 +1,6 @@
 """Values as text: inert, and read back as they were."""
 
+import io
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +13,10 @@ from hypothesis import strategies as some
 from jsq.cli.errors import CODES, code_of, describe
 from jsq.cli.escaping import json_text, safe, yaml_text
 from jsq.cli.events import event_line
+from jsq.cli.job_view import job_fields
 from jsq.cli.printing import away, cells, cut, document, fit
+from jsq.cli.styles import paint
+from jsq.cli.waiting import no_worker_reason
 from jsq.errors import JobNotFound, ResultTimeout, UsageError, count_noun
 from jsq.model.job import JobRecord
 
@@ -115,11 +119,96 @@ def test_the_narrower_error_has_the_say_over_the_exit_code() -> None:
 
 def test_an_error_without_a_class_of_ours_is_called_internal() -> None:
     told = describe(ZeroDivisionError("by zero"))
-    assert told == "internal error: ZeroDivisionError: by zero (run with JSQ_DEBUG=1 for the traceback)"
+    assert told == "internal error: ZeroDivisionError: by zero (JSQ_DEBUG=1 prints the traceback)"
+
+
+SECRET_FIELDS = ("sequence", "has_result", "has_arguments", "arguments_size", "failures", "interruptions")
+
+
+def test_a_job_for_people_has_its_arguments_and_times_and_no_internal_fields() -> None:
+    ended = NOW + timedelta(seconds=1.5)
+    job = JobRecord(
+        *("a1", "mail", "failed", "send", 7, ended, 2),
+        submitted=NOW,
+        started=NOW + timedelta(seconds=1),
+        has_arguments=True,
+        arguments=[["you"], {"subject": "hi"}],
+        options={"retries": 3},
+        error="ValueError: no",
+    )
+
+    fields = {name: text for name, text in job_fields(job).items() if text}
+
+    assert not fields.keys() & set(SECRET_FIELDS)
+    assert fields["arguments"] == '"you", subject="hi"'
+    assert fields["attempt"] == "2 of 4"
+    assert (fields["submitted"], fields["waited"]) == ("2026-01-02 12:00:00.000Z", "1.000 s")
+    assert (fields["ended"], fields["ran"]) == ("2026-01-02 12:00:01.500Z", "0.500 s")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ([1, 2], "[1, 2]"),
+        (None, "null"),
+        (list(range(3_000)), "3,000 items, 17 KB; jsq job result a1"),
+        ({"k" * 300: 1}, "1 field, 307 bytes; jsq job result a1"),
+        ("x" * 2_000_000, "2,000,000 characters, 2 MB; jsq job result a1"),
+    ],
+)
+def test_a_long_result_is_replaced_by_its_size(value: object, shown: str) -> None:
+    job = JobRecord("a1", "mail", "succeeded", has_result=True, result=value)
+
+    assert job_fields(job)["result"] == shown
+
+
+def test_arguments_that_the_record_lacks_have_their_size() -> None:
+    job = JobRecord("a1", "mail", "succeeded", arguments_size=20_000, arguments_hash="ab")
+
+    assert job_fields(job)["arguments"] == "20 KB, not in the record"
+
+
+def test_pipes_dumb_terminals_and_users_without_colors_get_plain_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert paint("failed", "failed", Terminal()) == "\x1b[31mfailed\x1b[0m"
+    assert paint("other", "other", Terminal()) == "other"
+    assert paint("failed", "failed", io.StringIO()) == "failed"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert paint("failed", "failed", Terminal()) == "failed"
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert paint("failed", "failed", Terminal()) == "failed"
+
+
+@pytest.mark.parametrize(
+    ("workers", "reason"),
+    [
+        ([], "no live worker serves queue mail"),
+        ([{"queues": ["other"], "tasks": ["sendd"]}], "no live worker serves queue mail"),
+        (
+            [{"queues": ["mail"], "tasks": ["sent", "add"]}],
+            "no live worker of queue mail has a task send; is sent meant?",
+        ),
+        ([{"queues": ["mail"], "tasks": ["send"]}], ""),
+    ],
+)
+def test_a_wait_for_a_job_that_no_worker_can_run_has_a_reason(
+    workers: list[dict[str, object]], reason: str
+) -> None:
+    job = JobRecord("a1", "mail", "snoozed", "send", reason="unknown_task")
+
+    assert no_worker_reason(job, workers) == reason
 
 
 def test_an_event_for_people_tells_how_far_the_job_is() -> None:
     event = JobRecord("a1", "mail", "running", "send", at=NOW, attempt=2, progress=0.25, text="pages")
 
-    assert event_line(event) == "12:00:00.000  running      a1  mail  send  attempt 2  25%  pages"
+    assert event_line(event) == "12:00:00.000  running      a1  mail  send  attempt 2  25% pages"
     assert event_line(JobRecord("a1", "mail", "queued", "send")) == "queued       a1  mail  send"

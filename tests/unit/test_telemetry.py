@@ -159,3 +159,14 @@ def test_an_address_is_read(text: str, read: tuple[str, int]) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(BadOption, match="http must "):
         read_address(text)
+
+
+def test_a_line_on_a_terminal_has_a_colored_level_and_no_microseconds() -> None:
+    record = logging.LogRecord("jsq", logging.WARNING, "", 0, "job retrying", (), None)
+    vars(record).update(seconds=1.214467, short=0.000419, error="Größe 1")
+
+    line = TextLines(colors=True).format(record)
+
+    assert " \x1b[33mWARNING\x1b[0m job retrying " in line
+    assert line.endswith('seconds=1.214 short=0.000419 error="Größe 1"')
+    assert "\x1b" not in TextLines().format(record)

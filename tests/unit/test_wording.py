@@ -13,7 +13,7 @@ PENDING = (
 )
 """Paths whose prose is not rewritten yet. The list may only shrink."""
 
-REWRITTEN = ("jsq/guide", "jsq/cli/guide.py", "tests/guide")
+REWRITTEN = ("jsq/guide", "jsq/cli", "tests/guide")
 """Paths in a pending folder whose prose follows the rules already."""
 
 FILES = sorted(

@@ -9,7 +9,7 @@ from jsq.broker.broker import Broker
 from jsq.broker.health.finding import Finding, judge_clock, judge_use
 from jsq.broker.health.monitor import clock_offset, examine_servers
 from jsq.broker.health.permissions import examine_permissions
-from jsq.broker.topology.configs import WAKEUPS, Config, settings_of
+from jsq.broker.topology.configs import WAKEUPS, Config, settings_of, shared_configs
 from jsq.broker.topology.provision import Change
 from jsq.codec import events
 from jsq.errors import BrokerError, ForeignStream, count_noun
@@ -17,9 +17,6 @@ from jsq.model.job import PRIORITIES
 from jsq.model.pause import WHOLE_QUEUE
 from jsq.model.repair import DESCRIPTIONS, HARMLESS, REPAIR_DESCRIPTIONS, Inconsistency
 from jsq.settings import QueueSettings
-
-SHARED_STREAMS = 6
-"""How many streams the namespace has beside its queues."""
 
 MIN_PAYLOAD = 65_536
 """Bytes: where a server takes no larger message, arguments and tracebacks soon find no room."""
@@ -100,17 +97,25 @@ async def _shortest_lease(broker: Broker) -> float:
 
 async def _streams(broker: Broker) -> list[Finding]:
     missing = await broker.provisioner.reconcile_shared(1, write=False)
+    if await _is_new(broker, missing):
+        rule = "the first submit, a worker or `jsq provision` creates its streams"
+        return [Finding("warning", "streams", f"namespace {broker.subjects.namespace} is empty: {rule}")]
     if missing:
-        log = broker.subjects.streams.records
+        lost = Change(broker.subjects.streams.records, "missing")
         return [
             Finding(
-                "error" if change == Change(log, "missing") and len(missing) < SHARED_STREAMS else "warning",
-                change.what,
-                f"{change.how}; run `jsq provision`",
+                "error" if change == lost else "warning", change.what, f"{change.how}; run `jsq provision`"
             )
             for change in missing
         ]
     return [Finding("ok", "streams", "the records, the ids and the dead letters are in place")]
+
+
+async def _is_new(broker: Broker, missing: Sequence[Change]) -> bool:
+    """Whether a namespace has no streams at all: nothing was lost, but nothing was created yet."""
+    shared = {config["name"] for config in shared_configs(broker.subjects, 1)}
+    absent = {change.what for change in missing if change.how == "missing"}
+    return shared <= absent and not await broker.streams.queue_names()
 
 
 async def _replicas(broker: Broker) -> list[Finding]:

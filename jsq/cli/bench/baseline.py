@@ -1,8 +1,8 @@
-"""The same writes with nothing around them: what `jsq bench` measures jsq against.
+"""The baseline of `jsq bench`: the same messages without the work of jsq around them.
 
-A bare loop submits, pulls, starts, finishes and acknowledges jobs with the very messages that jsq sends, in
-the same order and with the same conditions. It keeps no lease, checks no arguments, judges no outcome, and
-falls over at the first refusal. What it reaches is what the server and this connection give at best.
+A bare loop submits, pulls, starts, finishes and acknowledges jobs with the messages that jsq sends, in the
+same order and with the same conditions. It extends no lease, checks no arguments, judges no outcome, and
+stops at the first error. Its speed is the best that the server and this connection allow.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ PULL_SECONDS = 600
 
 
 class Baseline:
-    """A connection with a callback for each answer, and no more."""
+    """A connection with a callback for each reply, and nothing else."""
 
     def __init__(self, wire: Wire, subjects: Subjects, queue: str, task: str) -> None:
         self.wire = wire
@@ -51,7 +51,7 @@ class Baseline:
     # -- the submitter's side ----------------------------------------------------------------------------
 
     async def submit(self, count: int, payload: bytes, *, window: int = 100) -> None:
-        """Submit jobs, so many under way at once: one message each."""
+        """Submit jobs with one message each, `window` of them at a time."""
         ids = iter(new_ids(count))
         left, done = count, asyncio.get_running_loop().create_future()
 
@@ -76,7 +76,7 @@ class Baseline:
         self._ask(names.ready(queue, "normal", id), payload, headers, answered)
 
     async def pour(self, count: int, payload: bytes) -> None:
-        """Submit jobs in flows."""
+        """Submit jobs in pipelined batches."""
         stem = self.names.ready(self.queue, "normal", STEM)
         messages = [OutgoingMessage(stem + id, payload, self._order) for id in new_ids(count)]
         for part in parts(messages):
@@ -98,7 +98,7 @@ class Baseline:
     # -- the worker's side -------------------------------------------------------------------------------
 
     async def work(self, concurrency: int, seconds: float, ran: Callable[[bytes], None]) -> None:
-        """Take jobs, until cancelled. Each lasts `seconds`; `ran` is told its arguments when it begins."""
+        """Run jobs until cancelled. Each lasts `seconds`; its start calls `ran` with its arguments."""
         wanted = max(1, concurrency // 2)
         credit = 0
 
@@ -133,7 +133,7 @@ class Baseline:
                 return
             id = message.subject.rpartition(".")[2]
             tokens = message.reply.split(".")
-            handing = DeliveryInfo("bare", int(tokens[5]), int(tokens[4]))
+            handing = DeliveryInfo("baseline", int(tokens[5]), int(tokens[4]))
             now = int(1000 * time.time())
             running = events.encode_running(Job(id, self.task), handing, now, now)
             self._record(id, running, 0, lambda answer: begun(message, id, running, answer))

@@ -1,4 +1,4 @@
-"""`jsq bench`: how fast this server and this machine are, and how close jsq comes to what they can do."""
+"""`jsq bench`: measure jsq on this machine, beside a baseline that sends the same messages."""
 
 import contextlib
 import importlib.metadata
@@ -35,31 +35,31 @@ def bench(
     ] = 10_000,
     samples: Annotated[int, typer.Option(min=5, help="jobs of latency and roundtrip")] = 200,
     payload: Annotated[str, typer.Option(metavar="BYTES,...", help="bytes of a job's argument")] = "16",
-    concurrency: Annotated[int, typer.Option(help="jobs run at once by each process")] = 100,
+    concurrency: Annotated[int, typer.Option(help="jobs that each process runs at once")] = 100,
     processes: Annotated[int, typer.Option(min=1, help="worker processes")] = 1,
     storage: Annotated[str, typer.Option(help="file or memory")] = "file",
-    replicas: Annotated[int, typer.Option(help="1, 3 or 5, where --server is a cluster")] = 1,
+    replicas: Annotated[int, typer.Option(help="1, 3 or 5, if --server is a cluster")] = 1,
     sync_interval: Annotated[
-        str, typer.Option(help="when the server that is started here syncs to disk: always, 1s, ...")
+        str, typer.Option(help="when the started server syncs to disk: always, 1s, ...")
     ] = "1s",
     group_writes: Annotated[
         str, typer.Option(metavar="WHEN", help="write events in groups: auto, always or never")
     ] = "auto",
 ) -> None:
-    """Measure jsq on a server started here, or on that of --server.
+    """Measure jsq on a server that is started for this, or on that of --server.
 
-    Beside each figure stands its floor: the same messages sent by a bare loop on the wire, which keeps no
-    lease, checks nothing and stops at the first refusal. RATIO is jsq's part of the floor's rate, or how many
-    times the floor's median latency. CPU is in seconds for 1,000 jobs, memory in MiB. Everything is done in
-    namespaces of its own, which are removed.
+    The column floor has the figure of a baseline: a bare loop that sends the same messages, extends no lease,
+    checks nothing and stops at the first error. RATIO is the rate of jsq, or its median latency, divided by
+    that of the baseline. CPU is in seconds for 1,000 jobs, memory in MiB. Each run has its own namespace,
+    which is removed at its end.
+
+    submit sends jobs one by one, and bulk sends all in one submit_many. The jobs of drain do nothing, those
+    of mixed wait for 10 ms. The latency is measured from a submit to the start of its job, the roundtrip to
+    its result.
 
     \b
     jsq bench submit drain --jobs 20000
     jsq bench latency -o json
-
-    submit: jobs one by one, 100 under way. bulk: all in one submit_many. drain: jobs that do nothing, from a
-    full queue. latency: submit to start, on an idle worker. roundtrip: submit to result, one after the other.
-    mixed: jobs that wait for 10 ms.
     """
     names = workloads or list(WORKLOADS)
     for name in names:
@@ -88,7 +88,7 @@ async def all_of(names: list[str], plans: list[Plan], login: Login, pid: int | N
 
 @contextlib.contextmanager
 def bench_server(session: Session, sync_interval: str) -> Iterator[tuple[Login, int | None]]:
-    """The server of --server, or one that is started here for this; and its process, if it is ours."""
+    """The login of --server; or that of a server that runs until the block ends, with its process id."""
     if session.server:
         yield session.client().login, None
         return
@@ -102,7 +102,7 @@ def sizes(text: str) -> list[int]:
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--payload {text!r}: it takes numbers of bytes, joined by commas") from None
+        raise UsageError(f"--payload {text!r}: write numbers of bytes, joined by commas") from None
     for size in found:
         if not 0 <= size <= 1_000_000:
             raise BadOption("payload", size, "must be numbers from 0 to 1,000,000")
@@ -133,14 +133,14 @@ def show(session: Session, results: list[Result], plan: Plan, sync_interval: str
 
 
 def figure(found: Figures) -> str:
-    """A rate, or latencies, as people read them."""
+    """A rate, or latencies, as text."""
     if found.per_second is not None:
         return f"{found.per_second:,.0f}/s"
     return f"p50 {found.p50_ms} ms, p99 {found.p99_ms} ms"
 
 
 def machine() -> str:
-    """What it was measured on."""
+    """The versions and the machine of a measurement."""
     loop = "uvloop" if loop_factory() is not None else "asyncio"
     versions = f"jsq {jsq.__version__}, Python {platform.python_version()} ({loop})"
     nats = importlib.metadata.version("nats-py")

@@ -1,16 +1,16 @@
-"""What processes use: CPU seconds and memory, as Linux tells in /proc; elsewhere nothing is told."""
+"""The CPU seconds and the memory of processes, from /proc of Linux. Other systems have no figures."""
 
 import os
 from pathlib import Path
 
 
 def cpu_seconds(pids: list[int]) -> float | None:
-    """The seconds of CPU that processes have used, in user and system mode."""
+    """The CPU seconds of processes, in user and system mode."""
     fields = [stat(pid) for pid in pids]
-    told = [field for field in fields if field is not None]
-    if not told or not hasattr(os, "sysconf"):
+    found = [field for field in fields if field is not None]
+    if not found or not hasattr(os, "sysconf"):
         return None
-    return sum(int(field[11]) + int(field[12]) for field in told) / os.sysconf("SC_CLK_TCK")
+    return sum(int(field[11]) + int(field[12]) for field in found) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(pids: list[int]) -> float | None:
@@ -20,7 +20,7 @@ def memory_mb(pids: list[int]) -> float | None:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all below it."""
+    """A process and all of its descendants."""
     parents = {
         int(path.name): field for path in Path("/proc").glob("[0-9]*") if (field := stat(int(path.name)))
     }

@@ -1,4 +1,4 @@
-"""What the workers of `jsq bench` run: jobs that note when they began. And a bare worker, to compare with."""
+"""The tasks of `jsq bench`, which note when each job started, and the worker of the baseline."""
 
 import array
 import asyncio
@@ -24,7 +24,7 @@ app = App(name="jsq-bench")
 
 
 class Marks:
-    """Pairs of moments in nanoseconds, when a job was sent and when it began, in a file for each process."""
+    """For each job, when it was sent and when it started, in nanoseconds, in one file for each process."""
 
     def __init__(self) -> None:
         self._rows = array.array("q")
@@ -54,21 +54,21 @@ async def noop(sent: int, body: str = "") -> None:
 
 @app.task(name="sleep", queue=QUEUE)
 async def sleep(sent: int, body: str = "") -> None:
-    """Wait for a moment, as for another service."""
+    """Wait for `SLEEP_SECONDS`, as a call of another service would."""
     marks.add(sent)
     await asyncio.sleep(SLEEP_SECONDS)
 
 
 def main() -> None:
-    """A bare worker: `TASK CONCURRENCY`."""
+    """Run the worker of the baseline. The arguments are `TASK CONCURRENCY`."""
     task, concurrency = sys.argv[1], int(sys.argv[2])
     run_on_loop(work(task, concurrency))
 
 
 async def work(task: str, concurrency: int) -> None:
-    broker = await Broker.connect(read_login(), namespace=read_namespace(), name="jsq-bare")
-    bare = await Baseline(broker.wire, broker.subjects, QUEUE, task).open()
-    await bare.work(
+    broker = await Broker.connect(read_login(), namespace=read_namespace(), name="jsq-baseline")
+    baseline = await Baseline(broker.wire, broker.subjects, QUEUE, task).open()
+    await baseline.work(
         concurrency,
         SLEEP_SECONDS if task == "sleep" else 0.0,
         lambda arguments: marks.add(from_json(arguments)["sent"]),

@@ -1,4 +1,4 @@
-"""The workloads of `jsq bench`, each done by jsq and by a bare loop in turn, on the same server."""
+"""The workloads of `jsq bench`. jsq and the baseline do each of them in turn, on the same server."""
 
 import asyncio
 import contextlib
@@ -28,18 +28,18 @@ from jsq.task import AnyTask
 
 WARM_UP = 200
 PAUSE = 0.02
-"""Seconds between the jobs of `latency`: long enough for all to fall asleep."""
+"""Seconds between the jobs of `latency`: long enough for all processes to become idle."""
 
 LOOK = 0.005
-"""Seconds between two looks at what workers have noted."""
+"""Seconds between two reads of the notes of the workers."""
 
 PATIENCE = 60.0
-"""Seconds for which no job may begin before a run is given up."""
+"""Seconds without the start of a job after which a run fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured, and how."""
+    """The settings of a measurement."""
 
     jobs: int = 10_000
     samples: int = 200
@@ -53,7 +53,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one run came to. CPU is in seconds for 1,000 jobs, memory in MiB, latency in milliseconds."""
+    """The figures of one run. CPU is in seconds for 1,000 jobs, memory in MiB, latency in milliseconds."""
 
     per_second: float | None = None
     p50_ms: float | None = None
@@ -67,7 +67,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A workload as jsq did it, and its floor: the same by a bare loop. `ratio` is 1 where they are alike."""
+    """The figures of jsq for a workload, and those of the baseline. `ratio` is 1 if they are equal."""
 
     workload: str
     payload: int
@@ -77,7 +77,7 @@ class Result:
 
 
 class Site:
-    """One run's own namespace on the server, and what is needed to load it."""
+    """The namespace of one run on the server, its tasks and its worker processes."""
 
     def __init__(self, plan: Plan, app: App, server: int | None) -> None:
         self.plan = plan
@@ -95,7 +95,7 @@ class Site:
 
         self.tasks: dict[str, AnyTask] = {"noop": noop, "sleep": sleep}
 
-    async def bare(self, task: str = "noop") -> Baseline:
+    async def baseline(self, task: str = "noop") -> Baseline:
         broker = await self.app.client.broker()
         return await Baseline(broker.wire, broker.subjects, QUEUE, task).open()
 
@@ -105,24 +105,24 @@ class Site:
     # -- workers -----------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def working(self, task: str, *, bare: bool) -> AsyncIterator[subprocess.Popen[bytes]]:
-        """A worker process (or several), ended at the end."""
+    async def working(self, task: str, *, baseline: bool) -> AsyncIterator[subprocess.Popen[bytes]]:
+        """Worker processes, which are ended when the block ends; gives the first."""
         plan = self.plan
         words = ["jsq", "worker", "jsq.cli.bench.tasks:app", "--queues", QUEUE, "--log-level", "warning"]
         words += ["--concurrency", str(plan.concurrency), "--processes", str(plan.processes)]
         words += ["--group-writes", plan.group_writes]
-        if bare:
+        if baseline:
             words = ["jsq.cli.bench.tasks", task, str(plan.concurrency)]
         login = self.app.client.login
         env = {**os.environ, "JSQ_URL": login.url, "JSQ_NAMESPACE": self.app.namespace}
         env[FOLDER] = str(self.folder)
-        count = plan.processes if bare else 1
+        count = plan.processes if baseline else 1
         processes = [start_process(words, env) for _ in range(count)]
         try:
             yield processes[0]
         finally:
             for process in processes:
-                process.send_signal(signal.SIGKILL if bare else signal.SIGTERM)
+                process.send_signal(signal.SIGKILL if baseline else signal.SIGTERM)
             for process in processes:
                 await asyncio.to_thread(process.wait)
             self.workers = []
@@ -133,20 +133,20 @@ class Site:
         return sum(path.stat().st_size // 16 for path in self.folder.iterdir())
 
     def rows(self) -> list[tuple[int, int]]:
-        """When each job was sent and when it began, in nanoseconds, as they began."""
+        """When each job was sent and when it started, in nanoseconds, in the order of the starts."""
         flat = array("q")
         for path in self.folder.iterdir():
             flat.frombytes(path.read_bytes())
         return sorted(zip(flat[::2], flat[1::2], strict=True), key=lambda row: row[1])
 
     async def until(self, count: int, worker: subprocess.Popen[bytes]) -> None:
-        """Wait until so many jobs have begun. Raises `BrokerUnavailable` when none does any more."""
+        """Wait until so many jobs have started. Raises `BrokerUnavailable` if no more jobs start."""
         seen, since = -1, time.monotonic()
         while (found := self.count()) < count:
             if found > seen:
                 seen, since = found, time.monotonic()
             if worker.poll() is not None or time.monotonic() - since > PATIENCE:
-                raise BrokerUnavailable(f"{found:,} of {count:,} jobs began, and then no more")
+                raise BrokerUnavailable(f"{found:,} of {count:,} jobs started, and then no more")
             await asyncio.sleep(LOOK)
 
     # -- measuring ---------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Site:
         return cpu_seconds([self.server]) if self.server else None
 
     def used(self, jobs: int, *, client: float, worker: float | None, server: float | None) -> Figures:
-        """CPU seconds for 1,000 jobs since what was read at the beginning, and memory now."""
+        """CPU seconds for 1,000 jobs since the given readings, and the memory now."""
 
         def each(now: float | None, before: float | None) -> float | None:
             return round((now - before) / jobs * 1000, 4) if now is not None and before is not None else None
@@ -169,11 +169,11 @@ class Site:
         )
 
 
-# -- workloads: each is done with `bare` or without ---------------------------------------------------------
+# -- workloads, each done by jsq or by the baseline ----------------------------------------------------
 
 
-async def submit(site: Site, *, bare: bool) -> Figures:
-    """Submit jobs one by one, 100 under way."""
+async def submit(site: Site, *, baseline: bool) -> Figures:
+    """Submit jobs one by one, 100 at a time."""
     jobs, noop = site.plan.jobs, site.tasks["noop"]
 
     async def go(count: int) -> None:
@@ -185,19 +185,19 @@ async def submit(site: Site, *, bare: bool) -> Figures:
 
         await asyncio.gather(*(pump() for _ in range(100)))
 
-    loop = await site.bare() if bare else None
+    loop = await site.baseline() if baseline else None
     send = (lambda count: loop.submit(count, site.arguments())) if loop else go
     return await timed(site, jobs, send)
 
 
-async def bulk(site: Site, *, bare: bool) -> Figures:
+async def bulk(site: Site, *, baseline: bool) -> Figures:
     """Submit all jobs in one call."""
     noop = site.tasks["noop"]
 
     async def go(count: int) -> None:
         await noop.submit_many([(time.time_ns(), site.body)] * count)
 
-    loop = await site.bare() if bare else None
+    loop = await site.baseline() if baseline else None
     send = (lambda count: loop.pour(count, site.arguments())) if loop else go
     return await timed(site, site.plan.jobs, send)
 
@@ -212,20 +212,20 @@ async def timed(site: Site, jobs: int, send: Callable[[int], Awaitable[None]]) -
     return replace(found, per_second=round(jobs / seconds))
 
 
-async def drain(site: Site, *, bare: bool) -> Figures:
-    """Run jobs that do nothing from a queue that was filled before."""
-    return await emptied(site, "noop", bare=bare)
+async def drain(site: Site, *, baseline: bool) -> Figures:
+    """Run jobs that do nothing, from a full queue."""
+    return await emptied(site, "noop", baseline=baseline)
 
 
-async def mixed(site: Site, *, bare: bool) -> Figures:
+async def mixed(site: Site, *, baseline: bool) -> Figures:
     """Run jobs that wait for 10 ms each."""
-    return await emptied(site, "sleep", bare=bare)
+    return await emptied(site, "sleep", baseline=baseline)
 
 
-async def emptied(site: Site, task: str, *, bare: bool) -> Figures:
+async def emptied(site: Site, task: str, *, baseline: bool) -> Figures:
     jobs = site.plan.jobs
     await site.tasks[task].submit_many([(time.time_ns(), site.body)] * jobs)
-    async with site.working(task, bare=bare) as worker:
+    async with site.working(task, baseline=baseline) as worker:
         await site.until(1, worker)
         early, site.workers = site.count(), family(worker.pid)
         before, server, client = cpu_seconds(site.workers), site.server_cpu(), time.process_time()
@@ -236,10 +236,10 @@ async def emptied(site: Site, task: str, *, bare: bool) -> Figures:
     return replace(found, per_second=round((len(rows) - 1) / seconds), client_cpu=None)
 
 
-async def latency(site: Site, *, bare: bool) -> Figures:
-    """From a submit to the start of its job, on a worker that has nothing else to do."""
+async def latency(site: Site, *, baseline: bool) -> Figures:
+    """The time from a submit to the start of its job, on an idle worker."""
     samples, noop = site.plan.samples, site.tasks["noop"]
-    loop = await site.bare() if bare else None
+    loop = await site.baseline() if baseline else None
 
     async def send() -> None:
         if loop is None:
@@ -247,7 +247,7 @@ async def latency(site: Site, *, bare: bool) -> Figures:
         else:
             loop.put(new_id(), site.arguments(), lambda _: None)
 
-    async with site.working("noop", bare=bare) as worker:
+    async with site.working("noop", baseline=baseline) as worker:
         for count in (WARM_UP // 10, WARM_UP // 10 + samples):
             while (begun := site.count()) < count:
                 for _ in range(count - begun):
@@ -258,12 +258,12 @@ async def latency(site: Site, *, bare: bool) -> Figures:
     return Figures(p50_ms=percentile(waits, 0.5), p99_ms=percentile(waits, 0.99))
 
 
-async def roundtrip(site: Site, *, bare: bool) -> Figures:
-    """From a submit to its result, one job after the other."""
+async def roundtrip(site: Site, *, baseline: bool) -> Figures:
+    """The time from a submit to the result of its job, one job after the other."""
     noop = site.tasks["noop"]
-    loop = await site.bare() if bare else None
+    loop = await site.baseline() if baseline else None
     times: list[float] = []
-    async with site.working("noop", bare=bare):
+    async with site.working("noop", baseline=baseline):
         for _ in range(WARM_UP // 10 + site.plan.samples):
             began = time.perf_counter()
             if loop is None:
@@ -282,8 +282,10 @@ WORKLOADS: dict[str, Workload] = {
 
 
 async def measure(name: str, plan: Plan, login: Login, server: int | None) -> Result:
-    """Do a workload with jsq and by a bare loop, each in a namespace of its own, removed at the end."""
-    found = [await once(WORKLOADS[name], plan, login, server, bare=bare) for bare in (False, True)]
+    """Do a workload with jsq and with the baseline, each in a namespace that is removed at the end."""
+    found = [
+        await once(WORKLOADS[name], plan, login, server, baseline=baseline) for baseline in (False, True)
+    ]
     figures, floor = found
     if figures.per_second is not None:
         ratio = figures.per_second / max(1e-9, floor.per_second or 0.0)
@@ -292,14 +294,14 @@ async def measure(name: str, plan: Plan, login: Login, server: int | None) -> Re
     return Result(name, plan.payload, figures, floor, round(ratio, 2))
 
 
-async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, bare: bool) -> Figures:
+async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, baseline: bool) -> Figures:
     async with App(login, name="jsq-bench", namespace=f"bench-{new_id()[-8:]}") as app:
         settings = QueueSettings.read(storage=plan.storage, replicas=plan.replicas)
         await app.client.admin.provision({QUEUE: settings})
         broker = await app.client.broker()
         site = Site(plan, app, server)
         try:
-            return await load(site, bare=bare)
+            return await load(site, baseline=baseline)
         finally:
             with contextlib.suppress(JsqError):
                 await remove_everything(broker.namespace, QUEUE)
@@ -309,7 +311,7 @@ async def once(load: Workload, plan: Plan, login: Login, server: int | None, *, 
 
 
 def start_process(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A Python process that ends with us."""
+    """Start a Python process that ends with this one."""
     command = [sys.executable, "-m", *words]
     return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_us())
 
