@@ -65,7 +65,7 @@ def provision(
     check: Annotated[
         bool, typer.Option("--check", help="change nothing; exit 1 if anything differs")
     ] = False,
-    wait: Annotated[float, duration("how long to wait for a server that does not answer")] = 0.0,
+    wait: Annotated[float, duration("how long to wait for servers that are not up yet")] = 0.0,
     *,
     roles: RoleOptions,
 ) -> int:

@@ -154,9 +154,14 @@ class JobRecord:
 
     @property
     def waited(self) -> float | None:
-        """Seconds from when the job was due, or else submitted, to the start of its last attempt."""
+        """Seconds from when the job was due, or else submitted, to the start of its last attempt.
+
+        None before the first start, and while a retry or snooze waits: `due` is then its next attempt's.
+        """
         since = self.due or self.submitted
-        return (self.started - since).total_seconds() if self.started and since else None
+        if self.started is None or since is None or self.state in ("retrying", "snoozed"):
+            return None
+        return (self.started - since).total_seconds()
 
     @property
     def ran(self) -> float | None:

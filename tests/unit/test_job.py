@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from jsq.codec import envelope
 from jsq.codec.envelope import new_id
 from jsq.errors import MAX_DURATION, BadName, BadOption
-from jsq.model.job import PRIORITIES, RESERVED_QUEUES, Job, check_id, check_namespace, check_queue, check_task
+from jsq.model.job import (
+    PRIORITIES,
+    RESERVED_QUEUES,
+    Job,
+    JobRecord,
+    check_id,
+    check_namespace,
+    check_queue,
+    check_task,
+)
 from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_TAGS, Options, parse_options, read_options
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -359,3 +368,17 @@ def test_attempts_count_what_failed_and_what_crashed(failures: int, crashes: int
 
 def test_a_year_and_a_day_is_the_longest_delay() -> None:
     assert Options(delay=MAX_DURATION).due(NOW) == NOW + timedelta(days=366)
+
+
+@pytest.mark.parametrize(
+    ("state", "due", "waited"),
+    [("succeeded", None, 2.0), ("succeeded", 1.0, 1.0), ("retrying", 60.0, None), ("snoozed", 60.0, None)],
+)
+def test_a_record_shows_how_long_a_job_waited_unless_its_next_attempt_is_not_due_yet(
+    state: str, due: float | None, waited: float | None
+) -> None:
+    submitted = datetime(2026, 11, 30, tzinfo=UTC)
+    later = None if due is None else submitted + timedelta(seconds=due)
+    started = submitted + timedelta(seconds=2)
+
+    assert JobRecord("a", "mail", state, due=later, submitted=submitted, started=started).waited == waited
