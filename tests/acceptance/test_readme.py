@@ -1,6 +1,5 @@
-"""What the README shows is run here, each section in a folder of its own, as a newcomer would."""
+"""The README: its blocks are run as a newcomer would run them, and its statements have a source."""
 
-import itertools
 import re
 import subprocess
 import sys
@@ -11,87 +10,99 @@ import pytest
 from jsq.model.event import TRANSITIONS
 from jsq.server import EmbeddedServer
 from tests.helpers.forkserver import ForkServer
-from tests.helpers.pages import Block, Reader, anchors, blocks_of, reader_environment
+from tests.helpers.pages import (
+    GUIDE,
+    PAGES,
+    Reader,
+    broken_links,
+    linked_files,
+    missing_tests,
+    page_blocks,
+    reader_environment,
+    syntax_errors,
+)
 from tests.helpers.repository import ROOT
 
 README = ROOT / "README.md"
-SETUP = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/"
+TEXT = README.read_text()
+MAX_LINES = 250
 
 
-def blocks(*languages: str) -> list[Block]:
-    return [block for block in blocks_of(README.read_text(), README) if block.language in languages]
+def section(heading: str) -> str:
+    return TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
-def sections() -> dict[str, list[Block]]:
-    """The blocks to run of each section and subsection that has any, by its heading."""
-    text = README.read_text()
-    masked = re.sub(
-        r"^```.*?^```$", lambda block: block[0].replace("\n#", "\n "), text, flags=re.MULTILINE | re.DOTALL
-    )
-    starts = [found.start() for found in re.finditer(r"^###? ", masked, re.MULTILINE)]
-    found = {}
-    for start, end in itertools.pairwise([*starts, len(text)]):
-        part = text[start:end]
-        shown = blocks_of(part, README, first_line=text.count("\n", 0, start) + 1)
-        if shown := [block for block in shown if block.language in ("python", "console")]:
-            found[part.partition("\n")[0].lstrip("# ")] = shown
-    return found
-
-
-FILES = {block.word: block.text for block in blocks("python") if block.word}
-SECTIONS = sections()
-
-
-@pytest.mark.parametrize("heading", [pytest.param(one, id=one.lower().replace(" ", "-")) for one in SECTIONS])
-def test_every_block_of_a_section_does_what_it_shows(
-    heading: str, tmp_path: Path, server: EmbeddedServer, namespace: str, forks: ForkServer
+def test_every_block_does_what_it_shows(
+    tmp_path: Path, server: EmbeddedServer, namespace: str, forks: ForkServer
 ) -> None:
-    """In each section, the files of the README are there and a worker runs the tasks of the first section."""
+    blocks = page_blocks(README)
     reader = Reader.at(tmp_path, server, namespace, forks)
-    reader.write(FILES)
+    reader.write({block.word: block.text for block in blocks if block.is_file})
 
-    reader.run(SECTIONS[heading])
+    reader.run(blocks)
+
+    assert syntax_errors(blocks) == []
 
 
-def test_every_section_with_blocks_is_run() -> None:
-    assert [block for shown in SECTIONS.values() for block in shown] == blocks("python", "console")
-    assert set(FILES) == {"tasks.py", "pages.py", "loads.py", "rates.py", "shop.py", "search.py"}
+def test_the_readme_is_short() -> None:
+    assert TEXT.count("\n") <= MAX_LINES
 
 
 def test_the_two_commands_are_what_ci_runs() -> None:
-    demo, tests = [block.text.strip() for block in blocks("bash")][:2]
-    assert demo == SETUP + "jsq demo"
-    assert tests == SETUP + "python -m pytest"
+    demo, tests = [block.text.strip() for block in page_blocks(README) if block.language == "bash"]
+    setup = "python3 -m venv .venv && .venv/bin/pip install -e '.[{}]' && .venv/bin/{}"
+    install = ".venv/bin/pip install --quiet --disable-pip-version-check -e '.[{}]'"
+    run = (ROOT / ".ci" / "run").read_text()
+
+    assert demo == setup.format("server", "jsq demo")
+    assert tests == setup.format("dev", "python -m pytest")
+    assert [run.index(line) for line in (install.format("server"), ".venv/bin/jsq demo")]
+    assert run.index(".venv/bin/jsq demo") < run.index(install.format("dev")) < run.index(".ci/test")
     assert ".venv/bin/python -m pytest" in (ROOT / ".ci" / "test").read_text()
-    assert "pip install --quiet --disable-pip-version-check -e '.[dev]'" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_picture_of_states_is_the_table_in_the_code() -> None:
-    [picture] = blocks("mermaid")
+@pytest.mark.parametrize("path", [README, GUIDE / "concepts.md"], ids=lambda path: path.stem)
+def test_the_picture_of_states_is_the_table_in_the_code(path: Path) -> None:
+    [picture] = [block for block in page_blocks(path) if block.language == "mermaid"]
     drawn = set(re.findall(r"^\s+(\w+) --> (\w+)$", picture.text, re.MULTILINE))
+
     assert drawn == {(state, following) for state, after in TRANSITIONS.items() for following in after}
 
 
-def test_each_link_within_the_readme_leads_to_a_heading() -> None:
-    linked = re.findall(r"\]\(#([^)]+)\)", README.read_text())
-    assert len(linked) > 20
-    assert set(linked) <= anchors(README)
+def test_the_links_and_the_tests_that_the_readme_names_exist() -> None:
+    assert broken_links(README) == []
+    assert missing_tests(README) == set()
+    assert len(re.findall(r"`test_\w+`", TEXT)) >= 3
 
 
-def test_each_test_that_the_readme_names_is_there() -> None:
-    code = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", README.read_text()))
-    assert named
-    assert named <= set(re.findall(r"^(?:async )?def (test_\w+)\(", code, re.MULTILINE))
+def test_every_page_of_the_guide_can_be_reached_from_the_readme() -> None:
+    reached, waiting = {README}, [README]
+    while waiting:
+        found = {path for path in linked_files(waiting.pop()) if path.suffix == ".md" and path.exists()}
+        waiting.extend(found - reached)
+        reached |= found
+
+    assert set(PAGES) - reached == set()
 
 
-def test_each_fault_in_the_readme_has_a_test_and_what_is_said_of_others_a_source() -> None:
-    section = README.read_text().partition("\n## What happens when something dies")[2].partition("\n## ")[0]
-    faults = [line for line in section.splitlines() if line.startswith("| **")]
-    assert len(faults) == 7
-    assert all("`test_" in fault for fault in faults)
-    sources = re.findall(r"^\[([\w-]+)\]: https://\S+$", section, re.MULTILINE)
-    assert sorted(set(re.findall(r"\]\[([\w-]+)\]", section))) == sorted(sources)
+@pytest.mark.parametrize(
+    ("heading", "command"), [("Speed", "`jsq bench`"), ("Evidence", "`python -m tests.chaos ")]
+)
+def test_figures_have_a_command_and_a_commit(heading: str, command: str) -> None:
+    assert command in section(heading)
+    assert re.search(r"at commit [0-9a-f]{7}\b", section(heading))
+
+
+@pytest.mark.parametrize(
+    ("heading", "page", "count"), [("Comparison", "comparison", 11), ("Speed", "performance", 5)]
+)
+def test_every_row_is_in_the_page_that_a_section_leads_to(heading: str, page: str, count: int) -> None:
+    """A table has a row with the heads of its columns."""
+    rows = [line for line in section(heading).splitlines() if line.startswith("| ")]
+    known = (GUIDE / f"{page}.md").read_text().splitlines()
+
+    assert len(rows) == count
+    assert [row for row in rows if row not in known] == []
 
 
 def test_the_demo_survives_the_death_of_a_worker_and_leaves_nothing(tmp_path: Path) -> None:

@@ -32,9 +32,6 @@ from tests.helpers.repository import ROOT
 GUIDE = ROOT / "jsq" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
 
-INCOMPLETE = True
-"""Pages of the guide are still to be written. Links to them are accepted until then."""
-
 WORKER = "jsq worker tasks:app"
 """The worker of a page that does not name another command."""
 
@@ -200,6 +197,13 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def linked_files(path: Path) -> set[Path]:
+    """The files that a page links to."""
+    links = _LINK.findall(without_code(path.read_text()))
+    files = {link.partition("#")[0] for link in links if not re.match(r"https?://", link)}
+    return {(path.parent / file).resolve() for file in files if file}
+
+
 def broken_links(path: Path) -> list[str]:
     """The links of a page to files, headings and references that do not exist."""
     text = without_code(path.read_text())
@@ -210,8 +214,6 @@ def broken_links(path: Path) -> list[str]:
 def _leads_somewhere(link: str, path: Path) -> bool:
     file, _, anchor = link.partition("#")
     target = (path.parent / file).resolve() if file else path
-    if INCOMPLETE and target.parent == GUIDE and not target.exists():
-        return True
     if not target.exists() or not target.is_relative_to(ROOT):
         return False
     return not anchor or anchor in anchors(target)

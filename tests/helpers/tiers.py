@@ -1,6 +1,6 @@
 """The tiers of the tests: a default tier for every change, a proof tier, and runs that are started by hand.
 
-`pytest` runs the default tier: unit, integration and acceptance tests, the README, one chaos run of ten
+`pytest` runs the default tier: unit, integration and acceptance tests, README and guide, one chaos run of ten
 seconds, one cluster of three servers, and one scenario of crash points. A test there takes 30 s at most.
 
 `pytest -m proof` runs what takes minutes: longer chaos runs, processes killed at every point, clusters, races
