@@ -420,6 +420,34 @@ async def test_an_observer_of_all_queues_lists_everything(place: Place) -> None:
         assert not [finding for finding in await tower.admin.doctor() if finding.severity == "error"]
 
 
+async def test_observers_read_the_event_log_as_far_as_their_queues_go(place: Place, until: Until) -> None:
+    async with place.client("jsq") as admin, place.client("tower") as tower, place.client("eyes") as eyes:
+        await admin.admin.provision(events="1d")
+        for queue in ("mail", "pay"):
+            await (await to(admin, queue, id=f"{queue}-1")).cancel()
+        broker = await tower.broker()
+
+        async def copied() -> bool:
+            found = await broker.jetstream.stream_info(broker.subjects.streams.events)
+            return found is not None and found["state"]["messages"] == 2
+
+        await until(copied)
+
+        broker = await eyes.broker()
+        stream, subject = broker.subjects.streams.events, broker.subjects.event
+        found = await broker.reads.last(stream, subject("mail", "mail-1"))
+        assert found is not None
+        assert b"cancelled" in found.payload
+        with pytest.raises(NotAllowed):
+            await broker.reads.last(stream, subject("pay", "pay-1"))
+        with pytest.raises(NotAllowed):
+            await broker.reads.fetch(stream, subject("mail", "mail-1"))
+
+        await admin.jobs.remove_many(state="cancelled")
+        kept = {(one.id, one.state) async for one in tower.jobs.events(follow=False)}
+        assert kept == {("mail-1", "cancelled"), ("pay-1", "cancelled")}
+
+
 async def test_a_submitter_of_all_queues_submits_to_each(place: Place) -> None:
     async with place.client("shop-1") as shop:
         for queue in ("mail", "pay"):

@@ -279,9 +279,14 @@ def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 
 
 def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """Looks at jobs, at what waits, and at dead letters. Of all queues: at lists of them too."""
+    """Reads jobs, the messages that wait, and dead letters. Of all queues: lists of them too.
+
+    An observer of all queues reads the whole event log, if there is one. An observer of one queue reads the
+    last revision that the log has of a job: a request for more can name any queue.
+    """
     found = reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
+            last_message_request(subjects.streams.events, subjects.event(queue, ANY)),
             last_message_request(subjects.streams.records, subjects.dead(queue, "*", ANY)),
             last_message_request(subjects.streams.bucket("schedules"), subjects.schedule(queue, ANY)),
         ),
