@@ -25,7 +25,7 @@ WATCH_SECONDS = 2.0
 SETTINGS = ("queue", "concurrency", "rate", "lease", "replicas", "paused")
 COUNTS = (
     *("queue", "waiting", "waiting_for_key", "running", "scheduled", "oldest", "in/s", "out/s"),
-    *("dead", "records", "bytes", "paused"),
+    *("dead", "revisions", "bytes", "paused"),
 )
 
 QueueArguments = Annotated[list[str] | None, typer.Argument(metavar="QUEUE", help="the queues' names")]
@@ -60,12 +60,14 @@ def stats(
     session: Session,
     queue: Annotated[str | None, typer.Argument(metavar="QUEUE", help="only this queue")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="print the counts again and again")] = False,
+    records: Annotated[bool, typer.Option("--records", help="count the jobs that have a record")] = False,
 ) -> None:
     """Count the jobs of queues, and how many arrive and leave.
 
     Jobs are waiting (high/normal/low priority), waiting for their key group, running, delayed, or dead.
     `oldest` is the age of the oldest waiting job. `in/s` and `out/s` are means of the last minute, which a
     worker measured. --watch prints the counts again every 2 seconds, until Ctrl-C.
+    `revisions` are those of the records, two for most jobs. Counting the records takes the server longer.
 
     \b
     jsq queue stats
@@ -75,12 +77,13 @@ def stats(
 
     async def count(client: Client) -> None:
         while True:
-            found = await client.queues.stats(queue)
+            found = await client.queues.stats(queue, records=records)
             if queue is not None and not found:
                 raise QueueNotFound(queue)
             if watch:
                 clear_screen()
-            session.printer.all(found, COUNTS, name="queue", rows=[counts_row(one) for one in found])
+            columns = (*COUNTS, "records") if records else COUNTS
+            session.printer.all(found, columns, name="queue", rows=[counts_row(one) for one in found])
             if not watch:
                 return
             await asyncio.sleep(WATCH_SECONDS)
@@ -227,6 +230,7 @@ def counts_row(stats: QueueStats) -> dict[str, Any]:
         "in/s": rate_cell(stats.arrivals_per_second),
         "out/s": rate_cell(stats.departures_per_second),
         "dead": stats.dead,
+        "revisions": stats.revisions,
         "records": stats.records,
         "bytes": stats.bytes,
         "paused": pause_cell(stats.pauses),

@@ -33,10 +33,15 @@ class QueuesClient:
             return found
         raise QueueNotFound(queue)
 
-    async def stats(self, queue: str | None = None) -> AllStats:
-        """The numbers of jobs that wait, run, are due later and are dead, for one queue or all."""
+    async def stats(self, queue: str | None = None, *, records: bool = False) -> AllStats:
+        """The numbers of jobs that wait, run, are due later and are dead, for one queue or all.
+
+        With `records`, also the number of jobs that have a record. The server counts those in about 0.06 s of
+        CPU time for each 100,000.
+        """
         broker = await self._connection.broker()
-        return await broker.queue_stats.read(None if queue is None else check_queue(queue))
+        name = None if queue is None else check_queue(queue)
+        return await broker.queue_stats.read(name, records=records)
 
     async def count_waiting(self, queue: str) -> int:
         """How many jobs `purge` would check."""

@@ -30,7 +30,9 @@ class QueueMetrics:
             "departures_per_second", "Jobs that ended or left each second, over a minute."
         )
         self._dead = gauge("dead_letters", "Dead letters, counted once a minute.")
-        self._records = gauge("records", "Revisions of records, two for most jobs; counted once a minute.")
+        self._revisions = gauge(
+            "revisions", "Revisions of records, two for most jobs; counted once a minute."
+        )
 
     def set(self, stats: QueueStats, throughput: Throughput | None) -> None:
         queue = stats.queue
@@ -40,7 +42,7 @@ class QueueMetrics:
         self._running.labels(queue).set(stats.running)
         self._scheduled.labels(queue).set(stats.scheduled)
         self._oldest.labels(queue).set(stats.oldest_job_age or 0.0)
-        for gauge, number in ((self._dead, stats.dead), (self._records, stats.records)):
+        for gauge, number in ((self._dead, stats.dead), (self._revisions, stats.revisions)):
             if number is not None:
                 gauge.labels(queue).set(number)
         if throughput is not None:

@@ -1,6 +1,7 @@
 """The JetStream API: streams, consumers and their messages, by calls that are retried over an election."""
 
 import functools
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
@@ -124,6 +125,31 @@ class JetStreamApi:
         """The number of messages on a subject (with wildcards); for streams of few subjects."""
         found = await self.stream_info(stream, subject)
         return sum((found["state"].get("subjects") or {}).values()) if found is not None else 0
+
+    async def count_subjects(self, stream: str, subject: str) -> int:
+        """How many subjects of a stream match one with wildcards; 0 if there is no stream.
+
+        A consumer of the last message of each subject reports that when it is created. The server deletes it
+        a second later.
+        """
+        name = f"count-{secrets.token_hex(8)}"
+        config = {
+            "name": name,
+            "deliver_policy": "last_per_subject",
+            "ack_policy": "none",
+            "filter_subject": subject,
+            "inactive_threshold": 1_000_000_000,
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        request = {"stream_name": stream, "config": config, "action": "create"}
+        try:
+            created = await self.call(f"CONSUMER.CREATE.{stream}.{name}", request)
+        except Refused as error:
+            if error.code == NO_STREAM:
+                return 0
+            raise
+        return int(created["num_pending"])
 
     async def purge(self, stream: str, subject: str, *, below: int | None = None, keep: int = 0) -> int:
         """Delete the messages on a subject (with wildcards), or those below a sequence; returns how many.

@@ -74,7 +74,7 @@ async def test_a_job_that_waits_for_its_key_counts_for_the_age(client: Client) -
     assert stats.oldest_job_age is not None
 
 
-async def test_dead_letters_and_records_are_counted(
+async def test_dead_letters_revisions_and_records_are_counted(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(retries=0)
@@ -87,8 +87,8 @@ async def test_dead_letters_and_records_are_counted(
         await asyncio.gather(*(job.wait(WAIT) for job in jobs))
 
         async def are_counted() -> bool:
-            [stats] = await client.queues.stats("default")
-            return (stats.dead, stats.records) == (2, 6)  # two revisions each
+            [stats] = await client.queues.stats("default", records=True)
+            return (stats.dead, stats.revisions, stats.records) == (2, 6, 3)
 
         await until(are_counted)
 

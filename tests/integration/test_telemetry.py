@@ -137,7 +137,7 @@ async def test_metrics_show_what_the_queues_hold(
         assert await shown.metric(r'jsq_queue_waiting_for_key\{queue="mail"\}') == 0
         assert 0 < await shown.metric(r'jsq_queue_oldest_job_age_seconds\{queue="mail"\}') < 60
         assert await shown.metric(r'jsq_queue_dead_letters\{queue="mail"\}') == 0
-        assert 'jsq_queue_records{queue="mail"}' in (await shown.get("/metrics"))[1]
+        assert 'jsq_queue_revisions{queue="mail"}' in (await shown.get("/metrics"))[1]
 
 
 async def test_a_lost_server_makes_a_worker_unready_but_not_dead(

@@ -34,8 +34,9 @@ class QueueStats:
 
     `oldest_job_age` is how many seconds ago the oldest waiting job was stored or due; None if none waits.
     `arrivals_per_second` and `departures_per_second` are those of the last minute, as a worker of the queue
-    has measured them; see `Throughput`. `dead` and `records` are None for a user that may not look at those
-    of all queues.
+    has measured them; see `Throughput`. `dead`, `revisions` and `records` are None for a user that may not
+    read those of all queues. `revisions` are those of the records, two for most jobs; `records` counts the
+    jobs that have one, if that was requested.
     """
 
     queue: str
@@ -50,6 +51,7 @@ class QueueStats:
     oldest_job_age: float | None = None
     arrivals_per_second: float | None = None
     departures_per_second: float | None = None
+    revisions: int | None = None
     records: int | None = None
 
     @property
@@ -79,21 +81,25 @@ class QueueStatsReader:
         self._query = query
         self._presence = presence
 
-    async def read(self, queue: str | None = None) -> list[QueueStats]:
-        """The numbers of one queue, or of all."""
+    async def read(self, queue: str | None = None, *, records: bool = False) -> list[QueueStats]:
+        """The numbers of one queue, or of all; with `records`, the number of jobs with a record too."""
         if queue is not None:
             one = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
             found = {queue: one} if one is not None else {}
         else:
             found = await self._streams.queues()
         measured = await self._throughputs() if found else {}
-        return [
+        read = [
             with_throughput(await self._read(name, found[name], count=True), measured.get(name))
             for name in sorted(found)
         ]
+        if not records:
+            return read
+        counts = [await unless_forbidden(self._query.count_records, one.queue) for one in read]
+        return [replace(one, records=count) for one, count in zip(read, counts, strict=True)]
 
     async def measure(self, queue: str, *, count: bool) -> tuple[QueueStats, QueueSample] | None:
-        """The numbers of a queue, and a sample; without `count` not its dead letters and records."""
+        """The numbers of a queue, and a sample; without `count` not its dead letters and revisions."""
         found = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
         if found is None:
             return None
@@ -144,7 +150,7 @@ class QueueStatsReader:
             waiting_for_key=in_groups,
             pauses=tuple(pauses.pauses.values()),
             oldest_job_age=await self._oldest_age(queue, consumers, in_groups),
-            records=await unless_forbidden(self._query.count_records, queue) if count else None,
+            revisions=await unless_forbidden(self._query.count_revisions, queue) if count else None,
         )
 
     async def _oldest_age(
