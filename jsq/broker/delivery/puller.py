@@ -112,9 +112,14 @@ class Puller:
             await self._wire.drain(self._subscription)
 
     def request(self) -> None:
-        """Request as many deliveries as there is room for, if less than half of them are in flight."""
+        """Request as many deliveries as there is room for, if less than half of them are in flight.
+
+        A puller that is not open yet sends no request: its replies would have no address.
+        """
         self._room = room = self._demand(self)
-        if self._closed or room <= 0 or self.in_flight * 2 > room or not self._wire.connected:
+        if self._closed or self._subscription is None or not self._wire.connected:
+            return
+        if room <= 0 or self.in_flight * 2 > room:
             return
         missing = room - self.in_flight
         self._last_request += 1
