@@ -53,7 +53,7 @@ class SettingOptions:
     """The settings to change; `none` removes a limit."""
 
     concurrency: Annotated[
-        str | None, typer.Option(metavar="N", help="jobs of each priority that run at once, or none")
+        str | None, typer.Option(metavar="N", help="jobs that all workers run at once, or none")
     ] = None
     rate: Annotated[
         str | None, typer.Option(metavar="RATE", help="how many jobs start in a period, as 100/m, or none")
