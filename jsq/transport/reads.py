@@ -3,7 +3,7 @@
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jsq.errors import NotAllowed, Refused
@@ -12,6 +12,9 @@ from jsq.transport.retrying import ABSENT_SECONDS, READ_SECONDS, with_retry
 from jsq.transport.wire import API_SECONDS, NO_STREAM, TRY_SECONDS, Wire
 
 _NO_MESSAGE = 10037
+
+ROOM_FOR_REQUEST = 1_024
+"""Bytes of a request for many subjects that its other fields may take."""
 
 
 class Reads:
@@ -95,8 +98,10 @@ class Reads:
 
     async def last_per_subject(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
         """The last message on each of the subjects (with wildcards): a thousand messages at most."""
-        request = {"multi_last": list(subjects), "batch": 1000}
-        found, _ = await self._retry_page(stream, request)
+        found: list[Reply] = []
+        for some in by_size(subjects, self._wire.max_payload - ROOM_FOR_REQUEST):
+            page, _ = await self._retry_page(stream, {"multi_last": some, "batch": 1000})
+            found += page
         return found
 
     async def _ask_leader(self, stream: str, request: Mapping[str, Any]) -> Reply | None:
@@ -162,3 +167,18 @@ class Reads:
         if last.status == "503":
             raise NoResponders(f"nobody at {wire.login.shown} serves {stream}")
         return page, int(last.headers.get("Nats-Num-Pending", "0"))
+
+
+def by_size(subjects: Sequence[str], most: int) -> Iterator[list[str]]:
+    """The subjects in their order, in parts whose JSON takes `most` bytes at most, or one subject each."""
+    part: list[str] = []
+    left = most
+    for subject in subjects:
+        size = len(subject) + 4  # quotes, a comma and a space
+        if part and size > left:
+            yield part
+            part, left = [], most
+        part.append(subject)
+        left -= size
+    if part:
+        yield part

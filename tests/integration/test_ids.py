@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -26,6 +27,7 @@ from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
 from tests.helpers.ghosts import READY, make_ghosts, repairs_of
 from tests.helpers.ids import ODD_IDS, PLAIN_IDS
+from tests.helpers.servers import nats_server
 from tests.helpers.workers import Working
 
 IDS = (*PLAIN_IDS, *ODD_IDS)
@@ -213,6 +215,17 @@ async def test_the_longest_names_of_all_fit_the_server(
     entry = await bucket.get(f"{queue}.{encode_token(longest)}")
     assert json.loads(entry.value or b"")["state"] == "cancelled"
     await connection.close()
+
+
+async def test_many_long_ids_are_looked_up_on_a_server_with_small_messages(tmp_path: Path) -> None:
+    ids = [f"{number:03}{ODD_IDS[-1][3:]}" for number in range(100)]
+    small = f"jetstream {{ store_dir: '{tmp_path}/js' }}\nmax_payload: 65536\n"
+    with nats_server(tmp_path, small) as address:
+        async with Client(f"nats://{address}") as client:
+            await client.task("any").submit_many([[]] * 100, ids=ids)
+            again = await client.task("any").submit_many([[]] * 100, ids=ids)
+            assert all(job.duplicate for job in again)
+            assert {one.id for one in await client.jobs.list()} == {*ids}
 
 
 async def test_a_key_of_any_text_has_limits_and_pauses(app: App, client: Client, working: Working) -> None:
