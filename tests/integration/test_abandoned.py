@@ -20,7 +20,7 @@ from tests.helpers.workers import Working
 SHORT_UNWIND = WorkerTimings(unwind=0.1)
 
 
-async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
+async def test_a_coroutine_that_swallows_its_cancellation_is_abandoned(
     app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     release = asyncio.Event()
@@ -36,7 +36,7 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
     await given_up(app, working, until, caplog, "stubborn", release.set, SHORT_UNWIND)
 
 
-async def test_a_thread_that_does_not_end_is_given_up(
+async def test_a_thread_that_does_not_end_is_abandoned(
     app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     release = threading.Event()
@@ -48,7 +48,7 @@ async def test_a_thread_that_does_not_end_is_given_up(
     await given_up(app, working, until, caplog, "stubborn_thread", release.set, SHORT_UNWIND)
 
 
-async def test_at_its_hard_timeout_what_cannot_be_killed_is_given_up(
+async def test_a_function_that_cannot_be_killed_is_abandoned_at_its_hard_timeout(
     app: App, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     release = threading.Event()
@@ -116,7 +116,7 @@ async def test_a_thread_that_ends_at_its_timeout_is_not_abandoned(
     assert "task abandoned" not in caplog.messages
 
 
-async def test_an_obedient_coroutine_is_not_given_up_at_its_hard_timeout(
+async def test_a_coroutine_that_ends_when_cancelled_is_not_abandoned(
     app: App, working: Working, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.task(retries=0, hard_timeout=0.1)
@@ -129,7 +129,7 @@ async def test_an_obedient_coroutine_is_not_given_up_at_its_hard_timeout(
     assert "task abandoned" not in caplog.messages
 
 
-async def test_a_blocked_loop_is_named_while_it_is_blocked(
+async def test_a_blocked_event_loop_is_logged_while_it_is_blocked(
     app: App, working: Working, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = CollectorRegistry()
@@ -203,7 +203,7 @@ async def test_a_renamed_task_runs_the_jobs_of_its_old_names(
         app.task(name="other", aliases=["post"])(send.function)
 
 
-async def test_a_worker_that_stops_gives_nothing_up_that_ends_in_time(
+async def test_a_worker_that_stops_abandons_no_function_that_ends_in_time(
     app: App, working: Working, caplog: pytest.LogCaptureFixture
 ) -> None:
     began = asyncio.Event()

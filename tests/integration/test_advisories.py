@@ -27,7 +27,7 @@ async def advised(client: Client, until: Until, number: int) -> None:
     await until(kept)
 
 
-async def test_a_message_that_the_server_gave_up_is_repaired_while_another_job_runs(
+async def test_an_undeliverable_message_is_repaired_while_another_job_runs(
     client: Client, until: Until
 ) -> None:
     await client.admin.provision()
@@ -45,7 +45,7 @@ async def test_a_message_that_the_server_gave_up_is_repaired_while_another_job_r
     assert await client.admin.sweep() == []
 
 
-async def test_an_advisory_of_a_message_that_was_handed_over_again_is_none(
+async def test_an_advisory_of_a_message_that_was_delivered_again_is_ignored(
     client: Client, until: Until
 ) -> None:
     await client.admin.provision()
@@ -59,7 +59,7 @@ async def test_an_advisory_of_a_message_that_was_handed_over_again_is_none(
     assert await client.admin.sweep() == []
 
 
-async def test_two_namespaces_of_an_account_keep_their_own_advisories(
+async def test_two_namespaces_of_an_account_store_their_own_advisories(
     client: Client, server: EmbeddedServer, until: Until
 ) -> None:
     other_namespace = f"{client.namespace}-other"
@@ -75,7 +75,7 @@ async def test_two_namespaces_of_an_account_keep_their_own_advisories(
         assert repairs_of(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
 
 
-async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_sweep(client: Client) -> None:
+async def test_the_next_sweep_stores_the_advisories_of_a_queue_created_later(client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
     await client.task("any").options(queue="late").submit()
@@ -91,7 +91,7 @@ async def test_a_queue_that_comes_later_has_its_advisories_kept_by_the_next_swee
     assert [f for f in await client.admin.doctor() if f.subject == "advisories"] == []
 
 
-async def test_an_account_that_keeps_its_advisories_elsewhere_is_swept_all_the_same(
+async def test_an_account_whose_advisories_are_stored_elsewhere_is_swept(
     own_server: EmbeddedServer,
 ) -> None:
     async with Client(own_server.url) as client:

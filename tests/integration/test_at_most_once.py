@@ -44,7 +44,7 @@ class Effects:
         return {"receipt": euro}
 
 
-async def test_a_step_is_taken_once_and_gives_its_result_to_every_attempt(app: App, working: Working) -> None:
+async def test_a_step_runs_once_and_every_attempt_gets_its_result(app: App, working: Working) -> None:
     outside, told = Effects(), []
 
     @app.task(retries=2, backoff="none")
@@ -66,7 +66,7 @@ async def test_a_step_is_taken_once_and_gives_its_result_to_every_attempt(app: A
     ]
 
 
-async def test_a_thread_takes_a_step_once_too(app: App, working: Working) -> None:
+async def test_a_step_in_a_thread_runs_once(app: App, working: Working) -> None:
     outside = Effects()
 
     @app.task(retries=1, backoff="none")
@@ -81,7 +81,7 @@ async def test_a_thread_takes_a_step_once_too(app: App, working: Working) -> Non
     assert outside.done == [5]
 
 
-async def test_a_step_that_raised_is_unknown_and_the_job_fails_without_another_call(
+async def test_a_step_that_raised_is_unknown_and_fails_the_job_without_a_second_call(
     app: App, working: Working
 ) -> None:
     outside = Effects(ConnectionError("cut off"))
@@ -103,7 +103,7 @@ async def test_a_step_that_raised_is_unknown_and_the_job_fails_without_another_c
 
 
 @pytest.mark.parametrize("unknown", ["run", "skip"])
-async def test_what_to_do_with_an_unknown_step_is_the_tasks_choice(
+async def test_a_task_decides_how_to_handle_an_unknown_step(
     app: App, working: Working, unknown: OnUnknownStep
 ) -> None:
     outside = Effects(ConnectionError("cut off"))
@@ -126,7 +126,7 @@ async def test_what_to_do_with_an_unknown_step_is_the_tasks_choice(
     assert outside.done == ([5, 6] if unknown == "run" else [5])
 
 
-async def test_a_step_that_has_certainly_not_happened_may_be_taken_again(app: App, working: Working) -> None:
+async def test_a_step_that_certainly_had_no_effect_may_run_again(app: App, working: Working) -> None:
     outside = Effects(ConnectionRefusedError("nobody there"))
 
     @app.task(retries=1, backoff="none")
@@ -138,7 +138,7 @@ async def test_a_step_that_has_certainly_not_happened_may_be_taken_again(app: Ap
     assert outside.done == [5, 5]
 
 
-async def test_a_step_outlives_a_replay(app: App, client: Client, working: Working, until: Until) -> None:
+async def test_a_step_survives_a_replay(app: App, client: Client, working: Working, until: Until) -> None:
     outside, open_now = Effects(), asyncio.Event()
 
     @app.task
@@ -158,7 +158,7 @@ async def test_a_step_outlives_a_replay(app: App, client: Client, working: Worki
     assert outside.done == [5]
 
 
-async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
+async def test_a_superseded_attempt_runs_no_step(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     outside = Effects()
@@ -188,7 +188,7 @@ async def test_an_attempt_that_is_no_longer_the_last_takes_no_step(
     )
 
 
-async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not_kept(
+async def test_the_step_result_of_an_attempt_superseded_meanwhile_is_not_stored(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     told: list[str] = []
@@ -214,7 +214,7 @@ async def test_the_result_of_a_step_whose_attempt_was_overtaken_meanwhile_is_not
     assert claim.payload == b'{"attempt":1,"number":1}'
 
 
-async def test_steps_side_by_side_take_names_of_their_own(app: App, working: Working) -> None:
+async def test_concurrent_steps_need_different_names(app: App, working: Working) -> None:
     outside = Effects()
 
     @app.task
@@ -246,9 +246,7 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[Context, Effects], Awaitabl
 
 
 @pytest.mark.parametrize("bad", BAD)
-async def test_what_cannot_be_a_step_is_refused_before_any_effect(
-    app: App, working: Working, bad: str
-) -> None:
+async def test_an_invalid_step_is_refused_before_any_effect(app: App, working: Working, bad: str) -> None:
     kind, told, call = BAD[bad]
     outside = Effects()
 
@@ -267,7 +265,7 @@ async def test_what_cannot_be_a_step_is_refused_before_any_effect(
     [(object(), "type object"), ("x" * MAX_VALUE_BYTES, "65,538 bytes")],
     ids=["object", "large"],
 )
-async def test_a_result_that_cannot_be_kept_fails_and_its_step_is_not_taken_again(
+async def test_a_step_whose_result_cannot_be_stored_fails_and_does_not_run_again(
     app: App, working: Working, value: object, told: str
 ) -> None:
     calls: list[int] = []
@@ -289,7 +287,7 @@ async def test_a_result_that_cannot_be_kept_fails_and_its_step_is_not_taken_agai
     assert calls == [1]
 
 
-async def test_a_job_takes_so_many_steps_and_no_more(app: App, working: Working) -> None:
+async def test_a_job_has_a_maximum_number_of_steps(app: App, working: Working) -> None:
     outside = Effects()
 
     @app.task(retries=1, backoff="none")
@@ -308,7 +306,7 @@ async def test_a_job_takes_so_many_steps_and_no_more(app: App, working: Working)
     assert outside.done == list(range(MAX_STEPS))
 
 
-async def test_a_coroutine_function_is_no_step_for_a_thread(app: App, working: Working) -> None:
+async def test_a_coroutine_function_cannot_be_a_step_in_a_thread(app: App, working: Working) -> None:
     outside = Effects()
 
     @app.task

@@ -23,7 +23,7 @@ async def standing(client: Client, queue: str = "default") -> list[str]:
     return await (await client.broker()).job_reader.waiting_ids(queue)
 
 
-async def test_a_bulk_that_stands_as_a_whole_runs_as_any(app: App, working: Working) -> None:
+async def test_the_jobs_of_an_atomic_submit_run_like_others(app: App, working: Working) -> None:
     @app.task(tags=["whole"])
     async def double(n: int) -> int:
         return 2 * n
@@ -35,7 +35,9 @@ async def test_a_bulk_that_stands_as_a_whole_runs_as_any(app: App, working: Work
 
 
 @pytest.mark.parametrize("later", [False, True])
-async def test_a_whole_bulk_is_listed_as_any(client: Client, until: Until, later: bool) -> None:
+async def test_the_jobs_of_an_atomic_submit_are_listed_like_others(
+    client: Client, until: Until, later: bool
+) -> None:
     options = client.task("any").options(delay=3_600) if later else client.task("any").options()
     await options.submit_many([[n] for n in range(300)], all_or_nothing=True)
 
@@ -45,7 +47,7 @@ async def test_a_whole_bulk_is_listed_as_any(client: Client, until: Until, later
     await until(listed)
 
 
-async def test_a_whole_bulk_may_be_due_later_and_runs_then(
+async def test_an_atomic_submit_may_be_delayed_and_runs_when_due(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task
@@ -58,7 +60,7 @@ async def test_a_whole_bulk_may_be_due_later_and_runs_then(
         assert [await job.result(60) for job in jobs] == [2 * n for n in range(200)]
 
 
-async def test_more_than_a_commit_holds_is_refused_before_anything_is_sent(client: Client) -> None:
+async def test_an_atomic_submit_above_the_limit_is_refused_before_anything_is_sent(client: Client) -> None:
     await client.admin.provision()
     with pytest.raises(
         BadOption, match=r"all_or_nothing must be 1,000 jobs at most, got '1,001 jobs'"
@@ -70,16 +72,16 @@ async def test_more_than_a_commit_holds_is_refused_before_anything_is_sent(clien
     assert await standing(client) == []
 
 
-async def test_a_large_whole_bulk_stands(client: Client) -> None:
+async def test_a_large_atomic_submit_is_stored(client: Client) -> None:
     jobs = await client.task("any").submit_many([["x" * 500_000]] * 60, all_or_nothing=True)
     assert {job.id for job in jobs} == set(await standing(client))
 
 
-async def test_no_calls_are_no_jobs(client: Client) -> None:
+async def test_a_submit_of_no_calls_stores_no_jobs(client: Client) -> None:
     assert await client.task("any").submit_many([], all_or_nothing=True) == []
 
 
-async def test_a_queue_without_room_for_all_takes_none(app: App, client: Client, until: Until) -> None:
+async def test_a_queue_without_room_for_all_jobs_stores_none(app: App, client: Client, until: Until) -> None:
     app.queue("small", max_jobs=500)
     await client.admin.provision(app.declared)
     with pytest.raises(QueueFull) as caught:
@@ -90,7 +92,7 @@ async def test_a_queue_without_room_for_all_takes_none(app: App, client: Client,
     assert len(await standing(client, "small")) == 500
 
 
-async def test_a_whole_bulk_waits_for_room(app: App, client: Client) -> None:
+async def test_an_atomic_submit_waits_for_room(app: App, client: Client) -> None:
     app.queue("small", max_jobs=300)
     await client.admin.provision(app.declared)
     small = client.task("any").options(queue="small", wait_for_room=20)
@@ -103,7 +105,7 @@ async def test_a_whole_bulk_waits_for_room(app: App, client: Client) -> None:
     assert {job.id for job in jobs} <= set(await standing(client, "small"))
 
 
-async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
+async def test_a_commit_whose_reply_is_lost_is_not_repeated(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.admin.provision()
@@ -119,7 +121,7 @@ async def test_a_commit_whose_answer_is_lost_is_not_made_twice(
     assert sorted(job.id for job in jobs) == sorted(await standing(client))
 
 
-async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
+async def test_an_unconfirmed_atomic_submit_may_be_repeated_under_its_ids(
     app: App, client: Client, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
@@ -160,7 +162,9 @@ async def test_what_nobody_told_may_be_submitted_again_under_its_ids(
     assert sorted(ran) == list(range(300))
 
 
-async def test_a_killed_server_holds_all_or_none(own_server: EmbeddedServer, namespace: str) -> None:
+async def test_a_killed_server_has_stored_all_jobs_or_none(
+    own_server: EmbeddedServer, namespace: str
+) -> None:
     async with Client(own_server.url, namespace=namespace) as client:
         await client.admin.provision()
         sent = {}
@@ -204,7 +208,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("last", [1, 500, 999])
-async def test_a_client_that_is_killed_within_its_bulk_leaves_none(
+async def test_a_client_killed_during_an_atomic_submit_leaves_no_job(
     server: EmbeddedServer, client: Client, last: int
 ) -> None:
     env = os.environ | {"JSQ_URL": server.url, "JSQ_NAMESPACE": client.namespace}
@@ -222,7 +226,7 @@ async def test_a_client_that_is_killed_within_its_bulk_leaves_none(
 
 
 @pytest.mark.parametrize("whole_bulk", [False, True])
-async def test_a_bulk_under_ids_of_its_own_is_completed_by_a_second_one(
+async def test_a_second_submit_with_the_same_ids_completes_the_first(
     app: App, client: Client, working: Working, whole_bulk: bool
 ) -> None:
     ran: list[int] = []

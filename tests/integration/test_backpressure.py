@@ -91,7 +91,9 @@ async def test_a_full_queue_names_its_limit_and_the_value(app: App, client: Clie
 
 @FOLDERS
 @pytest.mark.parametrize("storage", ["file", "memory"])
-async def test_a_full_server_or_account_is_no_full_queue(tmp_path: Path, conf: str, storage: Storage) -> None:
+async def test_a_full_server_or_account_is_not_reported_as_a_full_queue(
+    tmp_path: Path, conf: str, storage: Storage
+) -> None:
     async with small(tmp_path, conf) as app:
         app.queue("default", storage=storage)
         await app.client.admin.provision(app.declared)
@@ -117,7 +119,7 @@ async def test_a_full_server_or_account_is_no_full_queue(tmp_path: Path, conf: s
 
 
 @FOLDERS
-async def test_a_bulk_that_fills_the_server_says_which_were_stored(tmp_path: Path, conf: str) -> None:
+async def test_a_bulk_that_fills_the_server_reports_which_jobs_were_stored(tmp_path: Path, conf: str) -> None:
     async with small(tmp_path, conf) as app:
         await app.client.admin.provision()
         with pytest.raises(PartlySubmitted) as caught:
@@ -129,7 +131,7 @@ async def test_a_bulk_that_fills_the_server_says_which_were_stored(tmp_path: Pat
         assert set(await (await app.client.broker()).job_reader.waiting_ids("default")) == set(partly.stored)
 
 
-async def test_a_queue_that_the_server_cannot_hold_is_told(tmp_path: Path) -> None:
+async def test_a_queue_that_the_server_cannot_store_is_reported(tmp_path: Path) -> None:
     async with small(tmp_path, FULL_SERVER) as app:
         with pytest.raises(BrokerFull, match="insufficient storage resources"):
             await app.client.admin.provision({"large": app.queue("large", max_bytes=50 * MB)})
@@ -141,7 +143,7 @@ async def test_a_queue_that_the_server_cannot_hold_is_told(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that fills")
-async def test_a_full_disk_leaves_a_submit_unknown_and_names_where_to_look(
+async def test_a_full_disk_leaves_a_submit_unknown_and_the_error_names_the_queue(
     tmp_path: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(publish_with_retry.__kwdefaults__ or {}, "seconds", 2.0)
@@ -175,7 +177,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 # -- waited for ------------------------------------------------------------------------------------------
 
 
-async def test_a_submit_waits_for_room_as_long_as_it_may(app: App, client: Client) -> None:
+async def test_a_submit_waits_for_room_until_its_timeout(app: App, client: Client) -> None:
     app.queue("few", max_jobs=1)
     await client.admin.provision(app.declared)
     await client.task("any").options(queue="few").submit()
@@ -199,7 +201,7 @@ async def waiting(client: Client, queue: str) -> int:
     return sum((await client.queues.stats(queue))[0].waiting.values())
 
 
-async def test_every_waiting_request_is_served_once(app: App, client: Client, working: Working) -> None:
+async def test_every_waiting_submit_is_served_once(app: App, client: Client, working: Working) -> None:
     ran: list[int] = []
 
     @app.task(queue="few")
@@ -217,7 +219,7 @@ async def test_every_waiting_request_is_served_once(app: App, client: Client, wo
     assert sorted(ran) == list(range(40))
 
 
-async def test_an_own_id_waits_for_room_and_is_stored_once(
+async def test_a_job_with_its_own_id_waits_for_room_and_is_stored_once(
     app: App, client: Client, working: Working
 ) -> None:
     ran: list[int] = []
@@ -236,7 +238,7 @@ async def test_an_own_id_waits_for_room_and_is_stored_once(
     assert sorted(ran) == [0, 1]
 
 
-async def test_a_submit_that_stops_waiting_for_room_leaves_its_turn_to_the_others(
+async def test_a_submit_that_stops_waiting_for_room_does_not_block_the_others(
     app: App, client: Client, until: Until
 ) -> None:
     app.queue("few", max_jobs=1)
@@ -253,7 +255,7 @@ async def test_a_submit_that_stops_waiting_for_room_leaves_its_turn_to_the_other
     assert await (await client.broker()).job_reader.waiting_ids("few") == [job.id]
 
 
-async def test_many_clients_that_wait_do_not_ask_without_a_pause(
+async def test_many_waiting_clients_poll_the_server_with_pauses(
     server: EmbeddedServer, app: App, client: Client, until: Until
 ) -> None:
     """Each has a connection of its own, so none stands in line behind another."""
@@ -290,7 +292,7 @@ async def test_many_clients_that_wait_do_not_ask_without_a_pause(
     assert await waiting(client, "few") == 31
 
 
-async def test_a_hundred_submits_of_one_client_ask_as_one(app: App, client: Client) -> None:
+async def test_a_hundred_waiting_submits_of_one_client_share_their_requests(app: App, client: Client) -> None:
     app.queue("few", max_jobs=1)
     await client.admin.provision(app.declared)
     await client.task("any").options(queue="few").submit()
@@ -361,7 +363,7 @@ async def test_due_jobs_wait_for_room_on_their_queue(
 
 
 @FOLDERS
-async def test_what_runs_while_the_server_is_full_ends_once_there_is_room(
+async def test_a_job_that_runs_while_the_server_is_full_ends_once_there_is_room(
     tmp_path: Path, conf: str, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Outcomes, retries, dead letters, delayed jobs: what cannot be written waits, and nothing runs twice."""

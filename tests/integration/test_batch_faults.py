@@ -21,7 +21,7 @@ async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Asy
         yield workers
 
 
-async def test_the_jobs_of_a_batch_whose_worker_is_killed_run_again_and_end_once(
+async def test_the_jobs_of_a_killed_workers_batch_run_again_and_end_once(
     workers: Workers, until: Until
 ) -> None:
     doomed = await workers.start("--concurrency", "2", lease=2)
@@ -42,9 +42,7 @@ async def test_the_jobs_of_a_batch_whose_worker_is_killed_run_again_and_end_once
     assert await (await workers.client.broker()).job_reader.waiting_ids("default") == []
 
 
-async def test_a_worker_that_is_killed_while_it_gathers_takes_nothing_with_it(
-    workers: Workers, until: Until
-) -> None:
+async def test_a_worker_killed_while_it_collects_a_batch_loses_no_job(workers: Workers, until: Until) -> None:
     workers.env["WAIT"] = "60"
     doomed = await workers.start(lease=2)
     jobs = await workers.client.task("nap_together").submit_many([[0.0]] * 8)
@@ -63,7 +61,7 @@ async def test_a_worker_that_is_killed_while_it_gathers_takes_nothing_with_it(
     assert workers.effects(pid=doomed.pid) == []
 
 
-async def test_a_job_that_takes_down_its_workers_takes_down_none_of_its_batch(workers: Workers) -> None:
+async def test_a_job_that_crashes_its_workers_does_not_fail_the_rest_of_its_batch(workers: Workers) -> None:
     jobs = await workers.client.task("nap_together").submit_many([[0.0], [0.0], [-1.0], [0.0], [0.0]])
     for _ in range(3):
         process = await workers.start("--concurrency", "4", lease=1.5, known=None)
@@ -85,7 +83,7 @@ async def test_a_job_that_takes_down_its_workers_takes_down_none_of_its_batch(wo
     assert letter.id == jobs[2].id
 
 
-async def test_a_worker_stopped_past_its_leases_records_nothing_of_its_batch(
+async def test_a_worker_suspended_past_its_leases_records_nothing_of_its_batch(
     workers: Workers, until: Until
 ) -> None:
     stalled = await workers.start("--concurrency", "1", lease=1.5)

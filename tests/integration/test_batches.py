@@ -34,7 +34,7 @@ async def counts(client: Client, id: str) -> Counter[str]:
     return Counter(event.state for event in await (await client.broker()).records.history(id))
 
 
-async def test_a_batch_task_gets_as_many_as_it_takes_in_one_call(app: App, working: Working) -> None:
+async def test_a_batch_task_gets_at_most_its_batch_size_in_one_call(app: App, working: Working) -> None:
     calls = Calls()
 
     @app.batch_task(size=50, wait=5)
@@ -51,7 +51,7 @@ async def test_a_batch_task_gets_as_many_as_it_takes_in_one_call(app: App, worki
     assert calls.lists[-1] == [-1]
 
 
-async def test_a_batch_runs_with_what_came_when_it_has_waited(app: App, working: Working) -> None:
+async def test_an_incomplete_batch_runs_after_its_maximum_wait(app: App, working: Working) -> None:
     calls = Calls()
 
     @app.batch_task(size=100, wait=0.2)
@@ -67,7 +67,7 @@ async def test_a_batch_runs_with_what_came_when_it_has_waited(app: App, working:
     assert time.monotonic() - began >= 0.2
 
 
-async def test_each_item_has_a_result_of_its_own(app: App, working: Working) -> None:
+async def test_each_item_of_a_batch_has_its_own_result(app: App, working: Working) -> None:
     @app.batch_task(size=10, wait=0.1)
     async def double(items: list[int]) -> list[int]:
         return [2 * item for item in items]
@@ -84,7 +84,7 @@ async def test_each_item_has_a_result_of_its_own(app: App, working: Working) -> 
         assert [await job.result(60) for job in more] == [3 * n for n in range(25)]
 
 
-async def test_an_item_knows_its_job(app: App, working: Working) -> None:
+async def test_an_item_has_the_context_of_its_job(app: App, working: Working) -> None:
     seen: list[BatchItem[str]] = []
 
     @app.batch_task(size=2, wait=5)
@@ -100,7 +100,7 @@ async def test_an_item_knows_its_job(app: App, working: Working) -> None:
     assert all(one.token > 0 for one in seen)
 
 
-async def test_exceptions_in_the_list_are_each_their_own_item_s(
+async def test_an_exception_in_the_result_list_fails_only_its_own_item(
     app: App, client: Client, working: Working
 ) -> None:
     calls = Calls()
@@ -135,7 +135,7 @@ async def test_exceptions_in_the_list_are_each_their_own_item_s(
     assert len(await client.dead_letters.list()) == 2
 
 
-async def test_what_the_function_raises_it_raises_for_each_by_its_own_count(
+async def test_an_exception_of_the_function_counts_as_an_attempt_of_each_item(
     app: App, working: Working
 ) -> None:
     calls = Calls()
@@ -154,7 +154,7 @@ async def test_what_the_function_raises_it_raises_for_each_by_its_own_count(
 
 
 @pytest.mark.parametrize(("value", "told"), [([1], "a list of 1 for 2 items"), ("ab", "str for 2 items")])
-async def test_a_result_that_is_no_list_of_that_length_is_a_bad_result(
+async def test_a_result_that_is_not_a_list_of_the_same_length_is_a_bad_result(
     app: App, working: Working, value: Any, told: str
 ) -> None:
     @app.batch_task(size=2, wait=5)
@@ -169,7 +169,7 @@ async def test_a_result_that_is_no_list_of_that_length_is_a_bad_result(
             assert caught.value.reason == "bad_result"
 
 
-async def test_a_result_that_does_not_fit_fails_its_own_item_only(app: App, working: Working) -> None:
+async def test_a_result_of_the_wrong_type_fails_only_its_own_item(app: App, working: Working) -> None:
     @app.batch_task(size=2, wait=5)
     async def index(items: list[int]) -> list[int]:
         return [1, "two"]  # type: ignore[list-item]  # that is what is tested
@@ -181,7 +181,7 @@ async def test_a_result_that_does_not_fit_fails_its_own_item_only(app: App, work
             await jobs[1].result(60)
 
 
-async def test_bad_arguments_fail_their_own_item_only(app: App, client: Client, working: Working) -> None:
+async def test_bad_arguments_fail_only_their_own_item(app: App, client: Client, working: Working) -> None:
     calls = Calls()
 
     @app.batch_task(size=3, wait=5)
@@ -199,7 +199,7 @@ async def test_bad_arguments_fail_their_own_item_only(app: App, client: Client, 
     assert calls.lists == [[7]]
 
 
-async def test_a_job_that_is_cancelled_while_its_batch_gathers_is_not_in_it(
+async def test_a_job_cancelled_while_its_batch_is_collected_is_not_in_the_batch(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     calls = Calls()
@@ -221,7 +221,7 @@ async def test_a_job_that_is_cancelled_while_its_batch_gathers_is_not_in_it(
     assert "running" not in await counts(client, jobs[0].id)
 
 
-async def test_a_pause_that_begins_while_a_batch_gathers_holds_all_its_jobs(
+async def test_a_pause_that_starts_while_a_batch_is_collected_applies_to_all_its_jobs(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     calls = Calls()
@@ -245,7 +245,7 @@ async def test_a_pause_that_begins_while_a_batch_gathers_holds_all_its_jobs(
     assert calls.items == [0, 1]
 
 
-async def test_a_job_that_is_cancelled_while_its_batch_runs_ends_so(
+async def test_a_job_cancelled_while_its_batch_runs_ends_as_cancelled(
     app: App, client: Client, working: Working
 ) -> None:
     runs, go_on = asyncio.Event(), asyncio.Event()
@@ -265,7 +265,7 @@ async def test_a_job_that_is_cancelled_while_its_batch_runs_ends_so(
             await jobs[0].result(60)
 
 
-async def test_a_batch_of_which_all_are_cancelled_is_ended(app: App, working: Working) -> None:
+async def test_a_running_batch_is_cancelled_if_all_its_jobs_are_cancelled(app: App, working: Working) -> None:
     runs, ended = asyncio.Event(), asyncio.Event()
 
     @app.batch_task(size=2, wait=5)
@@ -284,7 +284,7 @@ async def test_a_batch_of_which_all_are_cancelled_is_ended(app: App, working: Wo
         await asyncio.wait_for(ended.wait(), 10)
 
 
-async def test_a_batch_that_takes_too_long_is_ended_and_each_is_tried_again(
+async def test_a_batch_that_times_out_is_cancelled_and_each_job_is_retried(
     app: App, client: Client, working: Working
 ) -> None:
     calls = Calls()
@@ -306,7 +306,7 @@ async def test_a_batch_that_takes_too_long_is_ended_and_each_is_tried_again(
     assert "longer than its timeout of 0.3 s" in retried.error
 
 
-async def test_the_deadline_of_one_ends_that_one(app: App, working: Working) -> None:
+async def test_the_deadline_of_one_item_expires_only_that_item(app: App, working: Working) -> None:
     runs, go_on = asyncio.Event(), asyncio.Event()
 
     @app.batch_task(size=2, wait=5)
@@ -324,7 +324,7 @@ async def test_the_deadline_of_one_ends_that_one(app: App, working: Working) -> 
         await other.result(60)
 
 
-async def test_a_batch_takes_one_slot_and_leaves_the_others_to_others(app: App, working: Working) -> None:
+async def test_a_batch_takes_only_one_slot_of_its_worker(app: App, working: Working) -> None:
     runs, go_on = asyncio.Event(), asyncio.Event()
 
     @app.batch_task(size=20, wait=5)
@@ -347,7 +347,7 @@ async def test_a_batch_takes_one_slot_and_leaves_the_others_to_others(app: App, 
     assert worker.dispatcher.occupied == 0
 
 
-async def test_a_worker_with_one_slot_gathers_whole_batches(app: App, working: Working) -> None:
+async def test_a_worker_with_one_slot_collects_complete_batches(app: App, working: Working) -> None:
     calls = Calls()
 
     @app.batch_task(size=40, wait=3)
@@ -390,7 +390,7 @@ async def test_two_batch_tasks_and_a_plain_one_share_a_queue(app: App, working: 
     assert max(calls.sizes) > 3
 
 
-async def test_a_worker_that_stops_hands_back_what_it_has_gathered(
+async def test_a_worker_that_stops_hands_back_the_jobs_of_a_batch_being_collected(
     app: App, working: Working, until: Until
 ) -> None:
     calls = Calls()
@@ -413,9 +413,7 @@ async def test_a_worker_that_stops_hands_back_what_it_has_gathered(
     assert (await jobs[0].status()).attempt == 1
 
 
-async def test_a_batch_that_runs_when_its_worker_stops_is_handed_back_after_the_grace(
-    app: App, working: Working
-) -> None:
+async def test_a_batch_that_runs_past_the_grace_of_a_stop_is_handed_back(app: App, working: Working) -> None:
     calls = Calls()
     runs = asyncio.Event()
 
@@ -438,7 +436,7 @@ async def test_a_batch_that_runs_when_its_worker_stops_is_handed_back_after_the_
     assert calls.items == [0, 0, 1, 1, 2, 2]
 
 
-async def test_a_function_that_never_ends_keeps_its_one_slot_no_longer_than_it_may(
+async def test_a_batch_function_that_never_ends_is_abandoned_at_its_hard_timeout(
     app: App, working: Working, until: Until
 ) -> None:
     forever = threading.Event()
@@ -459,7 +457,7 @@ async def test_a_function_that_never_ends_keeps_its_one_slot_no_longer_than_it_m
         forever.set()
 
 
-async def test_a_batch_that_cannot_have_a_slot_is_handed_back_to_a_worker_that_has_one(
+async def test_a_batch_that_gets_no_slot_is_handed_back_for_another_worker(
     app: App, working: Working, until: Until
 ) -> None:
     calls = Calls()
@@ -488,7 +486,7 @@ async def test_a_batch_that_cannot_have_a_slot_is_handed_back_to_a_worker_that_h
     assert calls.items == [0, 1]
 
 
-async def test_jobs_of_many_batches_end_once_each(app: App, client: Client, working: Working) -> None:
+async def test_each_job_of_many_batches_ends_once(app: App, client: Client, working: Working) -> None:
     @app.batch_task(size=30, wait=0.05)
     async def index(items: list[int]) -> list[int]:
         return items

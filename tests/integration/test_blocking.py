@@ -59,7 +59,7 @@ def test_every_awaited_method_has_a_blocking_form_of_the_same_name(awaited: type
     assert {name for name in asynchronous(awaited) if not hasattr(blocking, name)} == set()
 
 
-def test_schedules_are_kept_without_an_event_loop(plain: Client) -> None:
+def test_schedules_are_managed_without_an_event_loop(plain: Client) -> None:
     schedules = plain.blocking.schedules
 
     added = schedules.add("nightly", "report", ["all"], cron="0 3 * * *", tz="Europe/Berlin")
@@ -78,7 +78,7 @@ def test_schedules_are_kept_without_an_event_loop(plain: Client) -> None:
         schedules.add("x", "report", cron="never")
 
 
-def test_pauses_and_queues_are_looked_after_without_an_event_loop(plain: Client) -> None:
+def test_pauses_and_queues_are_managed_without_an_event_loop(plain: Client) -> None:
     blocking = plain.blocking
     blocking.admin.provision()
 
@@ -123,7 +123,7 @@ def test_jobs_are_found_and_cancelled_without_an_event_loop(plain: Client, until
         plain.blocking.jobs.handle("none").status()
 
 
-def test_events_that_are_not_followed_on_leave_nothing_behind(plain: Client) -> None:
+def test_an_unfinished_iteration_over_events_leaves_no_subscription(plain: Client) -> None:
     async def heard() -> int:
         return len((await plain.broker()).wire._nats._subs)
 
@@ -139,7 +139,7 @@ def test_events_that_are_not_followed_on_leave_nothing_behind(plain: Client) -> 
     assert plain.connection.portal.run(heard()) == before
 
 
-async def test_threads_share_it_while_a_loop_runs_beside(
+async def test_threads_share_a_blocking_client_while_an_event_loop_runs(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     """As in a web server with threads: each asks for itself, and a worker runs in the same process."""
@@ -186,7 +186,9 @@ async def test_a_blocking_call_on_an_event_loop_is_refused_at_once(app: App, cli
     assert await client.jobs.list() == []
 
 
-async def test_a_task_in_a_thread_may_block_and_one_on_the_loop_may_not(app: App, working: Working) -> None:
+async def test_a_task_in_a_thread_may_block_and_a_task_on_the_event_loop_may_not(
+    app: App, working: Working
+) -> None:
     @app.task
     def double(number: int) -> int:
         return 2 * number
@@ -205,7 +207,7 @@ async def test_a_task_in_a_thread_may_block_and_one_on_the_loop_may_not(app: App
             await (await on_the_loop.submit(4)).result("30s")
 
 
-async def test_options_have_no_delay_method_and_the_error_names_the_cure(app: App) -> None:
+async def test_options_have_no_delay_method_and_the_error_names_the_alternative(app: App) -> None:
     @app.task
     def add(a: int, b: int) -> int:
         return a + b

@@ -45,7 +45,7 @@ async def made(client: Client) -> Broker:
 # -- submit_many -----------------------------------------------------------------------------------------
 
 
-async def test_many_jobs_run_and_each_gives_its_result(app: App, working: Working) -> None:
+async def test_many_jobs_run_and_each_returns_its_result(app: App, working: Working) -> None:
     @app.task
     async def double(n: int) -> int:
         return 2 * n
@@ -55,7 +55,7 @@ async def test_many_jobs_run_and_each_gives_its_result(app: App, working: Workin
         assert [await job.result(60) for job in jobs] == [2 * n for n in range(600)]
 
 
-async def test_jobs_of_a_bulk_are_known_at_once_and_listed_soon(
+async def test_jobs_of_a_bulk_are_found_at_once_and_listed_soon(
     app: App, client: Client, until: Until
 ) -> None:
     @app.task(tags=["many"], priority="high")
@@ -71,7 +71,7 @@ async def test_jobs_of_a_bulk_are_known_at_once_and_listed_soon(
     await until(listed)
 
 
-async def test_all_jobs_of_a_bulk_are_known_to_another_connection_after_the_first_has_closed(
+async def test_another_connection_finds_all_jobs_of_a_bulk_after_the_first_one_closed(
     server: EmbeddedServer, namespace: str
 ) -> None:
     async with Client(server.url, namespace=namespace) as client:
@@ -82,7 +82,7 @@ async def test_all_jobs_of_a_bulk_are_known_to_another_connection_after_the_firs
         assert [event async for event in client.jobs.events(follow=False)] == []
 
 
-async def test_a_wrong_call_stops_all_before_any_is_sent(app: App, client: Client) -> None:
+async def test_an_invalid_call_refuses_the_bulk_before_any_job_is_sent(app: App, client: Client) -> None:
     @app.task
     async def double(n: int) -> int:
         return 2 * n
@@ -95,33 +95,33 @@ async def test_a_wrong_call_stops_all_before_any_is_sent(app: App, client: Clien
 
 
 @pytest.mark.parametrize("call", ["text", 5, None, {1, 2}])
-async def test_a_call_is_a_list_or_a_dictionary(client: Client, call: Any) -> None:
+async def test_a_call_must_be_a_list_or_a_dictionary(client: Client, call: Any) -> None:
     with pytest.raises(BadArguments, match="a list of arguments or a dictionary"):
         await client.task("any").submit_many([call])
 
 
-async def test_a_call_too_large_is_named_by_its_place(client: Client) -> None:
+async def test_a_call_that_is_too_large_is_named_by_its_index(client: Client) -> None:
     with pytest.raises(BadArguments, match="put the content elsewhere") as caught:
         await client.task("any").submit_many([["a"], ["b"], ["x" * 1_100_000]])
     assert caught.value.place == 2
 
 
-async def test_one_id_is_not_for_many(client: Client) -> None:
+async def test_one_id_is_refused_for_many_jobs(client: Client) -> None:
     with pytest.raises(BadOption, match="id must not be set for many jobs"):
         await client.task("any").options(id="mine").submit_many([[], []])
 
 
-async def test_no_calls_are_no_jobs(client: Client) -> None:
+async def test_a_submit_of_no_calls_stores_no_jobs(client: Client) -> None:
     assert await client.task("any").submit_many([]) == []
 
 
-async def test_jobs_of_a_bulk_may_be_due_later(app: App, client: Client) -> None:
+async def test_jobs_of_a_bulk_may_be_delayed(app: App, client: Client) -> None:
     jobs = await client.task("any").options(delay=60).submit_many([[n] for n in range(250)])
     assert (await client.queues.stats("default"))[0].scheduled == 250
     assert (await jobs[0].status()).state == "scheduled"
 
 
-def test_a_bulk_without_a_loop(server: EmbeddedServer, namespace: str) -> None:
+def test_a_bulk_is_submitted_without_an_event_loop(server: EmbeddedServer, namespace: str) -> None:
     app = App(server.url, namespace=namespace)
 
     @app.task
@@ -134,7 +134,7 @@ def test_a_bulk_without_a_loop(server: EmbeddedServer, namespace: str) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 30, 700])
-async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
+async def test_a_bulk_that_fills_its_queue_reports_which_jobs_were_stored(
     app: App, client: Client, until: Until, room: int
 ) -> None:
     app.queue("small", max_jobs=room + 1)
@@ -157,7 +157,7 @@ async def test_a_bulk_that_fills_its_queue_says_which_were_stored(
         await until(listed)
 
 
-async def test_a_bulk_whose_answers_are_lost_is_stored_once(
+async def test_a_bulk_whose_replies_are_lost_is_stored_once(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = BulkPublisher.store
@@ -197,7 +197,7 @@ async def test_a_killed_server_loses_no_job_of_a_bulk(own_server: EmbeddedServer
 # -- batches ---------------------------------------------------------------------------------------------
 
 
-async def test_the_messages_of_a_commit_stand_behind_each_other(client: Client) -> None:
+async def test_the_messages_of_a_commit_have_successive_sequence_numbers(client: Client) -> None:
     broker = await made(client)
     stop = asyncio.Event()
 
@@ -216,7 +216,7 @@ async def test_the_messages_of_a_commit_stand_behind_each_other(client: Client) 
     await disturbing
 
 
-async def test_a_commit_stores_all_or_none(client: Client) -> None:
+async def test_a_commit_stores_all_messages_or_none(client: Client) -> None:
     broker = await made(client)
     sent = messages(broker, 3)
     sent[1] = messages(broker, 1, expecting=99)[0]
@@ -238,7 +238,7 @@ def submits(broker: Broker, count: int, *, expecting: int = 0) -> list[OutgoingM
     ]
 
 
-async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
+async def test_a_pipelined_publish_reports_each_message_separately(client: Client) -> None:
     broker = await made(client)
     sent = submits(broker, 2_000)
     for place in (0, 3, 1_999):
@@ -250,7 +250,7 @@ async def test_a_flow_judges_each_message_by_itself(client: Client) -> None:
     assert await broker.reads.last(ready, sent[1_998].subject) is not None
 
 
-def test_parts_keep_to_the_count_and_to_the_bytes() -> None:
+def test_the_parts_of_a_bulk_stay_within_count_and_size() -> None:
     many = [OutgoingMessage("s", b"x" * size) for size in (1, 1, 5_000_000, 1, 1)]
     assert [len(part) for part in parts(many)] == [2, 1, 2]
     assert [len(part) for part in parts(many, most=1)] == [1] * 5
@@ -264,7 +264,7 @@ def grouping(broker: Broker) -> GroupCommit:
     return GroupCommit(broker.wire, "always")
 
 
-async def test_each_write_of_a_group_gets_its_own_sequence(
+async def test_each_write_of_a_group_commit_gets_its_own_sequence(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await made(client)
@@ -283,7 +283,7 @@ async def test_each_write_of_a_group_gets_its_own_sequence(
     assert len(publishes) < 10
 
 
-async def test_a_write_that_is_refused_spoils_no_other_of_its_group(client: Client) -> None:
+async def test_a_refused_write_does_not_fail_the_others_of_its_group_commit(client: Client) -> None:
     broker = await made(client)
     commits = grouping(broker)
     sent = messages(broker, 20)
@@ -294,7 +294,7 @@ async def test_a_write_that_is_refused_spoils_no_other_of_its_group(client: Clie
     assert len(set(stored)) == 19
 
 
-async def test_a_group_whose_answer_is_lost_says_so_to_each(
+async def test_every_write_of_a_group_commit_fails_if_its_reply_is_lost(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await made(client)
@@ -311,7 +311,9 @@ async def test_a_group_whose_answer_is_lost_says_so_to_each(
     assert len({id(error) for error in told}) == 20
 
 
-async def test_jobs_whose_events_go_in_groups_end_once(app: App, client: Client, working: Working) -> None:
+async def test_jobs_whose_events_use_group_commit_end_once(
+    app: App, client: Client, working: Working
+) -> None:
     @app.task(retries=0)
     async def picky(n: int) -> int:
         if n % 10 == 0:

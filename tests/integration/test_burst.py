@@ -107,7 +107,7 @@ async def use_up_limit_of_queue(client: Client) -> None:
         use_up_limit_of_queue,
     ],
 )
-async def test_a_burst_does_not_wait_for_what_is_held(
+async def test_a_burst_does_not_wait_for_paused_or_limited_jobs(
     prepare: Callable[[Client], Awaitable[None]], app: App, client: Client, begun: list[str]
 ) -> None:
     await client.admin.provision()
@@ -123,7 +123,7 @@ async def test_a_burst_does_not_wait_for_what_is_held(
     )
 
 
-async def test_a_burst_runs_what_a_limit_lets_begin_before_long(app: App) -> None:
+async def test_a_burst_waits_for_a_rate_limit_that_ends_soon(app: App) -> None:
     begun: list[int] = []
 
     @app.task(rate=Rate(2, 1))
@@ -160,7 +160,7 @@ async def test_a_burst_runs_all_jobs_of_a_key_group(app: App) -> None:
     assert sorted(begun) == [*range(20)]
 
 
-async def test_a_burst_runs_what_is_due_and_waits_for_room_on_a_full_queue(app: App, client: Client) -> None:
+async def test_a_burst_runs_due_jobs_that_wait_for_room_on_a_full_queue(app: App, client: Client) -> None:
     begun: list[int] = []
 
     @app.task(queue="small")

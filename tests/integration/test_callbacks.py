@@ -151,7 +151,7 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
     assert record.id.startswith(f"{job.id}-dead-")
 
 
-async def test_an_end_without_failure_calls_no_callback(
+async def test_an_outcome_other_than_failure_calls_no_callback(
     app: App, heard: Reply, working: Working, quiet: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=3, backoff=[60], on_failure="note", on_dead="bury")
@@ -195,7 +195,7 @@ async def test_a_rejected_job_is_dead_at_once(
     ]
 
 
-async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_failed(
+async def test_a_job_that_crashed_its_workers_is_dead_without_a_failed_attempt(
     app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     app.queue("default", max_crashes=1)
@@ -211,7 +211,7 @@ async def test_a_job_that_took_down_its_workers_is_dead_and_no_attempt_of_it_fai
     assert [(name, one.reason) for name, one in heard.told] == [("bury", "crashed")]
 
 
-async def test_a_replayed_job_that_dies_again_is_told_again(
+async def test_a_replayed_job_that_fails_again_calls_its_callback_again(
     app: App, heard: Reply, working: Working, quiet: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=0, on_dead="bury")
@@ -229,7 +229,7 @@ async def test_a_replayed_job_that_dies_again_is_told_again(
     assert all(id.startswith(f"{job.id}-dead-") for id in heard.ids)
 
 
-async def test_a_callback_that_fails_calls_nobody_not_even_others(
+async def test_a_callback_that_fails_calls_no_further_callback(
     app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=1, backoff="none", on_failure="alert", on_dead="alert")
@@ -257,7 +257,7 @@ async def test_a_callback_that_fails_calls_nobody_not_even_others(
     assert heard.told == []
 
 
-async def test_an_id_of_64_characters_has_callbacks_too(
+async def test_a_job_with_an_id_of_64_characters_has_callbacks(
     app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=1, backoff="none", on_failure="note", on_dead="bury")
@@ -273,7 +273,7 @@ async def test_an_id_of_64_characters_has_callbacks_too(
     assert sorted(one.job for one in heard.of("note")) == sorted(ids * 2)
 
 
-async def test_callbacks_are_called_for_what_a_child_process_raised(
+async def test_callbacks_run_for_an_exception_of_a_child_process(
     app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     from tests.apps import rules
@@ -292,7 +292,7 @@ async def test_callbacks_are_called_for_what_a_child_process_raised(
 # -- the fallback --------------------------------------------------------------------------------------------
 
 
-async def test_a_dead_job_hands_over_to_its_fallback_and_its_record_says_so(
+async def test_a_dead_job_submits_its_fallback_and_records_its_id(
     app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(queue="spare", tags=["spare"])
@@ -317,7 +317,7 @@ async def test_a_dead_job_hands_over_to_its_fallback_and_its_record_says_so(
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
-async def test_fallbacks_may_follow_one_another(app: App, client: Client, working: Working) -> None:
+async def test_a_fallback_may_have_a_fallback(app: App, client: Client, working: Working) -> None:
     @app.task
     async def third(a: int) -> int:
         return a
@@ -336,7 +336,7 @@ async def test_fallbacks_may_follow_one_another(app: App, client: Client, workin
         assert await client.jobs.handle(error.fallback).result(WAIT) == 5
 
 
-async def test_a_fallback_has_until_the_deadline_of_the_job_that_it_stands_for(
+async def test_a_fallback_has_the_deadline_of_the_job_that_it_replaces(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -356,7 +356,7 @@ async def test_a_fallback_has_until_the_deadline_of_the_job_that_it_stands_for(
 # -- who dies, who is not there, and who may not -------------------------------------------------------------
 
 
-async def test_callbacks_that_a_worker_left_owing_are_submitted_by_the_next(
+async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_worker(
     app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=0, on_failure="note", on_dead="bury")
@@ -434,7 +434,7 @@ async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> t
     return gone, await broker.records.write("default", id, gone, expect=0)
 
 
-async def test_a_sweep_leaves_what_is_owed_to_a_worker(
+async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
     app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=0, on_dead="bury")
@@ -454,7 +454,7 @@ async def test_a_sweep_leaves_what_is_owed_to_a_worker(
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
-async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_that_does(
+async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_has_it(
     app: App,
     client: Client,
     heard: Reply,
@@ -481,7 +481,7 @@ async def test_a_worker_that_does_not_know_the_task_leaves_its_callbacks_to_one_
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
-async def test_a_crash_that_a_worker_records_without_knowing_the_task_has_its_callbacks(
+async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
     app: App,
     client: Client,
     heard: Reply,
@@ -516,7 +516,7 @@ async def test_a_crash_that_a_worker_records_without_knowing_the_task_has_its_ca
     assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
 
 
-async def test_an_overdue_job_that_a_worker_records_without_knowing_the_task_has_its_callbacks(
+async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks(
     app: App, heard: Reply, working: Working, until: Until, quiet: Callable[[], Any], server: EmbeddedServer
 ) -> None:
     timings = WorkerTimings(newer_release=1.0)
@@ -540,7 +540,7 @@ async def test_an_overdue_job_that_a_worker_records_without_knowing_the_task_has
     assert [(name, one.reason) for name, one in heard.told] == [("bury", "overdue")]
 
 
-async def test_a_task_that_no_worker_knows_becomes_a_dead_letter_without_its_callbacks(
+async def test_a_job_whose_task_no_worker_knows_becomes_a_dead_letter_without_callbacks(
     app: App, client: Client, quiet: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = await client.task("down").submit()
@@ -650,9 +650,7 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
 
 
 @pytest.mark.parametrize("option", ["on_failure", "on_dead", "fallback"])
-async def test_a_callback_that_is_not_declared_is_told_before_the_worker_begins(
-    app: App, option: str
-) -> None:
+async def test_an_undeclared_callback_is_reported_before_the_worker_starts(app: App, option: str) -> None:
     app.task(name="down", **{option: "nobody"})(lambda: None)  # type: ignore[call-overload]  # by its name
 
     with pytest.raises(UnknownTask, match=f"{option} of task down: no task is named 'nobody'"):
@@ -662,7 +660,7 @@ async def test_a_callback_that_is_not_declared_is_told_before_the_worker_begins(
 
 
 @pytest.mark.parametrize("option", ["on_failure", "on_dead", "fallback"])
-def test_an_undeclared_task_cannot_be_called_back(app: App, option: str) -> None:
+def test_an_undeclared_task_cannot_be_a_callback(app: App, option: str) -> None:
     for wrong in (5, lambda failure: None, ["note"]):
         with pytest.raises(BadOption, match=f"{option} must be a task, or the name of a task"):
             app.task(**{option: wrong})  # type: ignore[call-overload]  # that is what is tested
@@ -691,7 +689,7 @@ def test_a_callback_takes_one_argument_and_a_fallback_takes_the_same(app: App) -
         app.check()
 
 
-def test_fallbacks_in_a_circle_are_told(app: App) -> None:
+def test_a_cycle_of_fallbacks_is_reported(app: App) -> None:
     with pytest.raises(BadOption, match="fallback must be another task"):
         app.task(name="self", fallback="self")(lambda: None)
     app.task(name="a", fallback="b")(lambda: None)
@@ -704,7 +702,7 @@ def test_fallbacks_in_a_circle_are_told(app: App) -> None:
         app.check()
 
 
-async def test_a_job_whose_arguments_are_no_json_is_dead_and_told_like_others(
+async def test_a_job_whose_arguments_are_not_json_is_dead_and_has_callbacks(
     app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(on_dead="bury", fallback="spare")

@@ -37,7 +37,7 @@ async def test_a_queued_job_that_is_cancelled_never_starts(
     assert (stats.waiting, stats.running) == ({"high": 0, "normal": 0, "low": 0}, 0)
 
 
-async def test_jobs_cancelled_while_a_worker_takes_them_start_never_or_are_stopped(
+async def test_jobs_cancelled_while_a_worker_fetches_them_never_start_or_are_cancelled(
     app: App, working: Working
 ) -> None:
     began: set[str] = set()
@@ -90,7 +90,9 @@ async def test_a_running_coroutine_is_cancelled(
         await until(settled)
 
 
-async def test_a_running_thread_is_notified_and_its_outcome_is_refused(app: App, working: Working) -> None:
+async def test_a_thread_is_notified_of_its_cancellation_and_its_outcome_is_refused(
+    app: App, working: Working
+) -> None:
     seen = threading.Event()
 
     @app.task
@@ -112,7 +114,7 @@ async def test_a_running_thread_is_notified_and_its_outcome_is_refused(app: App,
     assert await asyncio.to_thread(seen.wait, 10)
 
 
-async def test_a_job_whose_holder_is_silent_is_cancelled_all_the_same(client: Client) -> None:
+async def test_a_job_is_cancelled_though_its_worker_does_not_reply(client: Client) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
     await broker.records.write(job.queue, job.id, Event("running", "any", attempt=1, worker="gone"), expect=0)
@@ -120,7 +122,7 @@ async def test_a_job_whose_holder_is_silent_is_cancelled_all_the_same(client: Cl
     assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
 
 
-async def test_cancelling_twice_is_as_good_as_once(client: Client) -> None:
+async def test_a_second_cancel_succeeds_without_effect(client: Client) -> None:
     job = await client.task("any").submit()
     first, second = await job.cancel(), await job.cancel()
     assert first == second
@@ -187,7 +189,7 @@ async def is_in(job: JobHandle[Any], state: str) -> bool:
     return (await job.status()).state == state
 
 
-async def test_many_jobs_are_cancelled_by_what_is_said_of_them(app: App, client: Client) -> None:
+async def test_many_jobs_are_cancelled_by_filter(app: App, client: Client) -> None:
     tagged = [await client.task("a").options(tags=["x"]).submit() for _ in range(3)]
     mail = [await client.task(task).options(queue="mail").submit() for task in ("a", "b")]
     later = await client.task("a").options(tags=["x"], delay=60).submit()
@@ -204,7 +206,7 @@ async def test_many_jobs_are_cancelled_by_what_is_said_of_them(app: App, client:
         assert await client.queues.count_waiting(queue) == 0
 
 
-async def test_running_jobs_are_among_those_cancelled_and_by_state_only_if_asked_for(
+async def test_a_bulk_cancel_includes_running_jobs_unless_a_state_is_given(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -224,7 +226,7 @@ async def test_running_jobs_are_among_those_cancelled_and_by_state_only_if_asked
     assert {(await job.status()).state for job in jobs} == {"cancelled"}
 
 
-async def test_jobs_cancelled_in_bulk_while_workers_take_them_are_counted_as_they_ended(
+async def test_a_bulk_cancel_counts_jobs_that_workers_start_meanwhile_by_their_outcome(
     app: App, client: Client, working: Working
 ) -> None:
     ran: list[str] = []
@@ -250,7 +252,7 @@ async def test_jobs_cancelled_in_bulk_while_workers_take_them_are_counted_as_the
     assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
 
 
-async def test_a_bulk_cancel_that_says_nothing_or_what_cannot_be_is_refused(client: Client) -> None:
+async def test_a_bulk_cancel_without_a_filter_or_with_a_bad_one_is_refused(client: Client) -> None:
     with pytest.raises(BadOption, match="at least one of queue, task, state, tag"):
         await client.jobs.cancel_many()
     with pytest.raises(BadOption, match=r"state must .*got 'succeeded'"):

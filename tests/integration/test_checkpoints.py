@@ -48,7 +48,7 @@ async def states(job: JobHandle[Any]) -> list[str]:
     return [event.state for event in await (await job._connection.broker()).records.history(job.id)]
 
 
-async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, working: Working) -> None:
+async def test_a_checkpoint_survives_a_retry_and_changes_no_event(app: App, working: Working) -> None:
     @app.task(retries=2, backoff="none")
     async def climb(ctx: Context) -> list[Any]:
         seen = ctx.checkpointed
@@ -69,7 +69,7 @@ async def test_a_checkpoint_survives_a_retry_and_disturbs_no_event(app: App, wor
     assert told == await states(job) == ["running", "retrying", "running", "succeeded"]
 
 
-async def test_a_thread_keeps_its_checkpoint_too(app: App, working: Working) -> None:
+async def test_a_checkpoint_of_a_thread_survives_a_retry(app: App, working: Working) -> None:
     @app.task(retries=2, backoff="none")
     def climb(ctx: Context) -> list[Any]:
         assert threading.current_thread() is not threading.main_thread()
@@ -83,7 +83,7 @@ async def test_a_thread_keeps_its_checkpoint_too(app: App, working: Working) -> 
         assert await (await climb.submit()).result(WAIT) == [2, [1, 2]]
 
 
-async def test_a_checkpoint_outlives_a_snooze_an_interruption_and_a_replay(
+async def test_a_checkpoint_survives_a_snooze_an_interruption_and_a_replay(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     begun: list[Any] = []
@@ -177,7 +177,7 @@ async def test_superseded_checkpoints_do_not_pile_up(app: App, working: Working)
 
 
 @pytest.mark.parametrize("answers", ["await", "blocking"])
-async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
+async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
     app: App, client: Client, working: Working, until: Until, answers: str
 ) -> None:
     told: list[Exception] = []
@@ -228,7 +228,7 @@ async def test_an_attempt_that_is_no_longer_the_last_keeps_nothing_and_ends(
     assert await states(job) == ["running", "running"]
 
 
-async def test_only_the_start_of_an_attempt_lets_it_write(client: Client) -> None:
+async def test_only_the_start_of_an_attempt_allows_it_to_write(client: Client) -> None:
     broker = await client.broker()
     job = await client.task("any").submit()
     write = broker.records.write
@@ -246,9 +246,7 @@ async def test_only_the_start_of_an_attempt_lets_it_write(client: Client) -> Non
         await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"3", token=second, while_=bool)
 
 
-async def test_what_is_read_is_never_older_than_what_the_leader_has(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_checkpoint_is_read_from_the_leader(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that is behind is asked again, and not believed."""
     broker = await client.broker()
     job = await client.task("any").submit()
@@ -266,7 +264,7 @@ async def test_what_is_read_is_never_older_than_what_the_leader_has(
     assert answers == []
 
 
-async def test_asking_for_what_is_kept_stores_nothing(client: Client) -> None:
+async def test_reading_a_checkpoint_stores_nothing(client: Client) -> None:
     broker = await client.broker()
     job = await client.task("any").submit()
     token = await broker.records.write(job.queue, job.id, Event("running", "any"), expect=0)
@@ -313,7 +311,7 @@ async def test_a_blocking_call_on_the_event_loop_is_refused(app: App, working: W
         await (await climb.submit()).result(WAIT)
 
 
-async def test_a_first_attempt_asks_the_server_nothing_more(
+async def test_a_first_attempt_reads_no_checkpoint_from_the_server(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []

@@ -60,7 +60,7 @@ async def test_a_timeout_does_not_count_the_start_of_the_child(
     assert caught.value.reason == "timeout"
 
 
-async def test_a_child_is_started_ahead_also_after_one_has_died(
+async def test_a_child_is_started_in_advance_after_one_has_died(
     app: App, working: Working, importing: Callable[[float], Imports], until: Until
 ) -> None:
     imports = importing(0)
@@ -74,7 +74,7 @@ async def test_a_child_is_started_ahead_also_after_one_has_died(
     assert not any(is_alive(pid) for pid in imports())
 
 
-async def test_a_child_is_started_ahead_while_another_one_runs(
+async def test_a_child_is_started_in_advance_while_another_one_runs(
     app: App, working: Working, importing: Callable[[float], Imports], until: Until
 ) -> None:
     imports = importing(0)
@@ -85,7 +85,7 @@ async def test_a_child_is_started_ahead_while_another_one_runs(
         assert await job.result(WAIT) == imports()[0]
 
 
-async def test_a_child_that_never_gets_to_the_function_is_a_failure(
+async def test_a_child_that_never_reaches_the_function_fails_the_job(
     app: App,
     working: Working,
     importing: Callable[[float], Imports],
@@ -99,7 +99,7 @@ async def test_a_child_that_never_gets_to_the_function_is_a_failure(
     assert caught.value.reason == "child_died"
 
 
-async def test_a_deadline_counts_also_while_a_child_starts(
+async def test_a_deadline_applies_while_a_child_starts(
     app: App, working: Working, importing: Callable[[float], Imports]
 ) -> None:
     importing(60)
@@ -122,7 +122,7 @@ async def test_a_stop_does_not_wait_for_the_start_of_a_child(
     assert (await job.status()).state in ("queued", "interrupted")
 
 
-async def test_a_child_that_dies_as_it_imports_is_not_started_again_and_again(
+async def test_a_child_that_dies_during_imports_is_not_restarted_in_a_loop(
     app: App, working: Working, importing: Callable[[float], Imports], until: Until
 ) -> None:
     imports = importing(-1)

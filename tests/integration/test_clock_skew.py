@@ -19,7 +19,7 @@ HOUR = 3600.0
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
-async def test_a_job_is_tried_again_after_the_delay_that_was_asked_for(
+async def test_a_job_is_retried_after_the_requested_delay(
     app: App, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
     put_clock_ahead(monkeypatch, ahead)
@@ -43,7 +43,7 @@ async def test_a_job_is_tried_again_after_the_delay_that_was_asked_for(
     assert (running.at - retrying.at).total_seconds() >= 1.2
 
 
-async def test_a_queue_and_a_task_go_on_when_they_are_resumed(
+async def test_a_queue_and_a_task_continue_when_they_are_resumed(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.task(queue="mail")
@@ -71,7 +71,7 @@ async def test_a_queue_and_a_task_go_on_when_they_are_resumed(
         assert await jobs[0].result(WAIT) == 1
 
 
-async def test_a_job_that_waits_for_the_end_of_another_is_called_at_once(
+async def test_a_pending_duplicate_is_submitted_at_once_when_its_predecessor_ends(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_clock_ahead(monkeypatch, HOUR)
@@ -103,7 +103,7 @@ async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: 
     assert (await broker.unique.positions.find("default", job.id)).life is JobLife.STARTED
 
 
-async def test_a_job_that_is_promoted_begins_at_once(
+async def test_a_promoted_job_starts_at_once(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.task
@@ -117,7 +117,7 @@ async def test_a_job_that_is_promoted_begins_at_once(
         assert await job.result(WAIT) == 1
 
 
-async def test_a_sweep_lets_be_what_is_young(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sweep_skips_recent_entries(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
     key = broker.subjects.key("ids", "id.mine")
@@ -178,7 +178,7 @@ async def test_a_moved_job_is_due_by_the_servers_clock(
     assert abs((moved.due - clock.moment()).total_seconds() - 30) < 2
 
 
-async def test_a_moment_is_a_moment_whatever_the_clock_of_the_client(
+async def test_an_absolute_start_time_does_not_depend_on_the_clients_clock(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.admin.provision()

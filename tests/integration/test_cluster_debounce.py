@@ -20,7 +20,7 @@ KEYS, DELAY, LATER, ROUNDS = 100, 1.0, 2.0, 5
 
 
 @pytest.mark.proof
-async def test_the_last_submit_of_a_key_runs_if_it_comes_just_as_the_one_before_is_due(
+async def test_the_last_submit_of_a_key_runs_if_it_arrives_as_the_previous_one_is_due(
     tmp_path: Path, until: Until
 ) -> None:
     async with cluster(tmp_path) as servers, App(servers.url) as app:

@@ -182,7 +182,7 @@ async def replicas(client: Client) -> dict[str, int]:
     return found
 
 
-async def test_all_that_was_made_and_will_be_is_held_by_as_many_servers_as_were_asked_for(
+async def test_all_present_and_later_streams_have_the_requested_replicas(
     three: Cluster, until: Until
 ) -> None:
     def declare(app: App) -> None:
@@ -253,7 +253,7 @@ class Floor:
         return max(sum(since <= one <= until for _, since, until in stays) for _, one, _ in stays)
 
 
-async def test_keys_keep_their_order_and_their_number(
+async def test_key_groups_keep_their_order_and_their_limit(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     floor, subjects = Floor(), broker.subjects
@@ -297,7 +297,7 @@ async def test_keys_keep_their_order_and_their_number(
     }
 
 
-async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
+async def test_rates_hold_and_the_concurrency_of_a_queue_changes_live(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     starts: dict[str, list[float]] = defaultdict(list)
@@ -371,7 +371,7 @@ async def test_rates_are_kept_and_a_queue_s_concurrency_is_changed_live(
     assert most_in_a_window(starts["key b"], 2) <= 6
 
 
-async def test_a_paused_job_waits_and_comes_back(
+async def test_a_paused_job_waits_and_continues(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     begun: Counter[str] = Counter()
@@ -487,7 +487,7 @@ class Bulks:
         return lambda: all(count >= aim for count, aim in zip(self.counts, aims, strict=True))
 
 
-async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
+async def test_bulks_maps_and_batches_lose_no_job_and_stay_complete(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     some, subjects = Bulks(client), broker.subjects
@@ -516,7 +516,7 @@ async def test_bulks_maps_and_batches_lose_nothing_and_are_whole(
 # -- when ------------------------------------------------------------------------------------------------
 
 
-async def test_what_expires_never_starts_and_what_is_moved_runs_at_its_moment(
+async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     begun: dict[str, list[float]] = defaultdict(list)
@@ -677,7 +677,7 @@ class Keys:
             await all_succeed([self.first[key], self.last[key]])
 
 
-async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
+async def test_a_unique_key_has_one_job_with_every_policy_for_duplicates(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     keys, subjects = Keys(client), broker.subjects
@@ -711,7 +711,7 @@ async def test_a_unique_key_has_one_job_whatever_is_to_become_of_a_duplicate(
     assert keys.ran.keys() == keys.last.keys()
 
 
-async def test_a_client_without_leader_reads_finds_what_the_leaders_know(
+async def test_a_client_without_leader_reads_finds_the_state_of_the_leaders(
     tmp_path: Path, until: Until
 ) -> None:
     """By a write that is refused, and replicas that are asked until one has come to what that told."""
@@ -772,7 +772,7 @@ async def looked_at(client: Client, id: str) -> JobLife:
 # -- schedules -------------------------------------------------------------------------------------------
 
 
-async def test_a_schedule_that_catches_up_with_all_loses_and_doubles_no_tick(
+async def test_a_schedule_that_catches_up_all_ticks_loses_and_repeats_none(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     ran: Counter[str] = Counter()

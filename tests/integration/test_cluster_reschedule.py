@@ -19,9 +19,7 @@ JOBS, DELAY, LATER, CLOSE = 100, 1.0, 3.0, 0.05
 
 
 @pytest.mark.proof
-async def test_a_job_that_was_moved_just_as_it_was_due_begins_at_its_new_moment(
-    tmp_path: Path, until: Until
-) -> None:
+async def test_a_job_moved_just_as_it_was_due_starts_at_its_new_time(tmp_path: Path, until: Until) -> None:
     async with cluster(tmp_path) as servers, App(servers.url) as app:
         begins: dict[str, list[float]] = defaultdict(list)
         moved: dict[str, float] = {}

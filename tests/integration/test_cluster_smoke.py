@@ -14,7 +14,7 @@ from tests.helpers.workers import running_worker
 CURE = "run `jsq provision --replicas 3` (it takes 3 servers)"
 
 
-async def test_a_new_namespace_has_three_replicas_and_the_doctor_names_one_that_has_not(
+async def test_a_new_namespace_has_three_replicas_and_the_doctor_names_a_stream_that_has_not(
     tmp_path: Path,
 ) -> None:
     async with cluster(tmp_path) as servers:
@@ -44,7 +44,7 @@ async def findings(client: Client, subject: str) -> list[tuple[str, str]]:
     return [(one.severity, one.message) for one in found if one.subject == subject]
 
 
-async def test_provision_waits_for_as_many_servers_as_it_asks_replicas(tmp_path: Path) -> None:
+async def test_provision_waits_for_as_many_servers_as_replicas_are_requested(tmp_path: Path) -> None:
     async with cluster(tmp_path, size=2) as servers, Client(servers.url, namespace="new") as client:
         with pytest.raises(BrokerUnavailable, match="too few servers are up") as raised:
             await client.admin.provision(replicas=3)
@@ -54,7 +54,7 @@ async def test_provision_waits_for_as_many_servers_as_it_asks_replicas(tmp_path:
             await client.admin.provision(replicas=3)
 
 
-async def test_jobs_run_over_the_loss_of_the_server_that_leads_their_queue(tmp_path: Path) -> None:
+async def test_jobs_survive_the_loss_of_the_leader_of_their_queue(tmp_path: Path) -> None:
     async with cluster(tmp_path) as servers, App(servers.url) as app:
 
         @app.task

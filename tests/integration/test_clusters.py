@@ -95,7 +95,7 @@ def more_than(acknowledged: list[str], count: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
-async def test_clients_and_workers_see_nothing_of_the_loss_of_a_leader(
+async def test_clients_and_workers_do_not_notice_the_loss_of_a_leader(
     three: Cluster, client: Client, how: signal.Signals, until: Until
 ) -> None:
     ran: Counter[int] = Counter()
@@ -113,7 +113,7 @@ async def test_clients_and_workers_see_nothing_of_the_loss_of_a_leader(
 
 
 @pytest.mark.parametrize("again", ["127.0.0.1", "localhost"])
-async def test_a_client_leaves_a_leader_that_is_cut_off_from_the_others(
+async def test_a_client_leaves_a_leader_that_is_partitioned_from_the_others(
     three: Cluster, client: Client, again: str, until: Until
 ) -> None:
     leader = await led(three, client)
@@ -135,7 +135,7 @@ async def test_a_client_leaves_a_leader_that_is_cut_off_from_the_others(
             await client.jobs.handle(id).result(timeout=90)
 
 
-async def test_a_server_that_is_cut_off_does_not_say_that_there_is_no_such_job(
+async def test_a_partitioned_server_does_not_report_a_job_as_not_found(
     three: Cluster, client: Client, until: Until
 ) -> None:
     leader = await led(three, client)
@@ -157,7 +157,7 @@ async def test_a_server_that_is_cut_off_does_not_say_that_there_is_no_such_job(
     await until(is_queued, seconds=20)
 
 
-async def test_servers_that_are_restarted_in_turn_lose_and_double_nothing(
+async def test_a_rolling_restart_of_the_servers_loses_and_repeats_no_job(
     three: Cluster, client: Client, until: Until
 ) -> None:
     ran: Counter[int] = Counter()
@@ -172,7 +172,7 @@ async def test_servers_that_are_restarted_in_turn_lose_and_double_nothing(
     assert await client.dead_letters.list() == []
 
 
-async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server(three: Cluster) -> None:
+async def test_a_queue_in_use_gets_replicas_and_then_survives_the_loss_of_its_server(three: Cluster) -> None:
     async with Client(three.url, namespace="grows") as client:
         await client.admin.provision(replicas=1)
         jobs = [await client.task("note").submit(number) for number in range(20)]
@@ -194,7 +194,7 @@ async def test_a_queue_that_lives_is_given_replicas_and_then_outlives_its_server
         await app.close()
 
 
-async def test_a_cluster_of_two_servers_holds_each_queue_once(tmp_path: Path) -> None:
+async def test_a_cluster_of_two_servers_stores_each_queue_on_one_server(tmp_path: Path) -> None:
     async with cluster(tmp_path, size=2) as two, Client(two.url) as client:
         job = await client.task("note").submit(1)
         assert (await job.status()).state == "queued"
@@ -222,7 +222,7 @@ async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, cli
     assert broker.subjects.streams.ready("alone") in {change.what for change in changes}
 
 
-async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_ticks(
+async def test_a_schedule_continues_after_the_server_that_stores_its_ticks_died(
     three: Cluster, client: Client, until: Until
 ) -> None:
     ran: Counter[str] = Counter()
@@ -251,7 +251,7 @@ async def test_a_schedule_ticks_on_over_the_death_of_the_server_that_holds_its_t
     assert set(ran.values()) == {1}
 
 
-async def test_a_damaged_copy_is_found_by_the_doctor_though_its_server_calls_itself_healthy(
+async def test_the_doctor_finds_a_damaged_replica_though_its_server_reports_healthy(
     three: Cluster, client: Client
 ) -> None:
     ready = (await client.broker()).subjects.streams.ready("default")

@@ -175,7 +175,9 @@ HOLDS: dict[str, dict[str, str]] = {"queue": {}, "task": {"task": "note"}, "key"
 
 
 @pytest.mark.parametrize("limit", ["queue", "task", "key"])
-async def test_jobs_in_strict_order_keep_it_while_they_wait_for_a_rate(ground: Ground, limit: str) -> None:
+async def test_jobs_in_strict_order_keep_it_while_they_wait_for_a_rate_limit(
+    ground: Ground, limit: str
+) -> None:
     begun: list[tuple[str, int]] = []
     rates: dict[str, Any] = {"task": {"rate": "6/1s"}, "key": {"key_rate": "6/1s"}}
     if limit == "queue":
@@ -195,7 +197,7 @@ async def test_jobs_in_strict_order_keep_it_while_they_wait_for_a_rate(ground: G
 
 
 @pytest.mark.parametrize("held", HOLDS)
-async def test_jobs_in_strict_order_keep_it_over_a_pause(ground: Ground, held: str) -> None:
+async def test_jobs_in_strict_order_keep_it_during_a_pause(ground: Ground, held: str) -> None:
     await ground.pause(**HOLDS[held])
     async with ground.working():
         jobs = [await ground.to("note", str(number), key="k", per_key=1) for number in range(5)]
@@ -208,7 +210,7 @@ async def test_jobs_in_strict_order_keep_it_over_a_pause(ground: Ground, held: s
     assert ground.begun == ["0", "1", "2", "3", "4"]
 
 
-async def test_a_paused_task_holds_up_its_own_keys_only(ground: Ground) -> None:
+async def test_a_paused_task_delays_only_its_own_keys(ground: Ground) -> None:
     await ground.pause(task="note")
     async with ground.working():
         jobs = [await ground.to("note", str(number), key="k") for number in range(10)]
@@ -246,7 +248,9 @@ async def test_a_unique_job_that_waits_in_its_key_group_holds_its_key(
     assert ground.begun == begun
 
 
-async def test_a_follower_joins_the_end_of_its_key_group_when_it_is_called(ground: Ground) -> None:
+async def test_a_pending_duplicate_joins_the_end_of_its_key_group_when_it_is_submitted(
+    ground: Ground,
+) -> None:
     options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u", "on_duplicate": "keep_last"}
     async with ground.working():
         await ground.to("wait", "first", **options)
@@ -276,7 +280,7 @@ async def test_a_debounced_job_joins_its_key_group_when_it_is_due(ground: Ground
     assert ground.begun == ["first", "older 2", "newer"]
 
 
-async def test_slots_and_priorities_change_nothing_of_a_keys_order(ground: Ground) -> None:
+async def test_slots_and_priorities_do_not_change_the_order_of_a_key(ground: Ground) -> None:
     jobs = [
         await ground.to(
             "note",
@@ -331,7 +335,7 @@ async def test_a_promoted_job_with_a_slot_runs_before_the_others_of_its_key(grou
     assert ground.begun == ["first", "first", "second"]
 
 
-async def test_a_promoted_job_that_has_not_begun_comes_into_its_line(ground: Ground) -> None:
+async def test_a_promoted_job_that_has_not_started_joins_its_key_group(ground: Ground) -> None:
     async with ground.working():
         await ground.to("wait", "first", key="k", per_key=1)
         await ground.until_begun()
@@ -361,7 +365,7 @@ async def test_rate_limited_keeps_the_slot_of_a_strict_key(ground: Ground) -> No
     assert [one for one in ground.begun if len(one) == 1] == ["0", "0", "1", "2", "3"]
 
 
-async def test_a_running_job_is_cancelled_and_the_next_of_its_key_is_retried_in_order(
+async def test_the_next_job_of_a_key_is_retried_in_order_after_a_cancelled_one(
     ground: Ground,
 ) -> None:
     async with ground.working():
@@ -462,7 +466,7 @@ async def test_a_job_that_expires_while_it_waits_for_its_rate_admits_the_next_of
 
 
 @pytest.mark.parametrize("where", ["queue", "line", "later", "held"])
-async def test_an_expired_job_frees_its_unique_key_wherever_it_waits(ground: Ground, where: str) -> None:
+async def test_an_expired_job_releases_its_unique_key_wherever_it_waits(ground: Ground, where: str) -> None:
     wheres: dict[str, dict[str, Any]] = {"line": {"key": "k"}, "later": {"delay": 0.2}}
     options = wheres.get(where, {})
     await ground.pause(task="note")
@@ -480,7 +484,7 @@ async def test_an_expired_job_frees_its_unique_key_wherever_it_waits(ground: Gro
     assert await ground.states(old) == {"expired"}
 
 
-async def test_an_expired_job_whose_task_nobody_knew_frees_its_unique_key(ground: Ground) -> None:
+async def test_an_expired_job_of_an_unknown_task_releases_its_unique_key(ground: Ground) -> None:
     old = await ground.to("missing", "old", unique="u", expires=5.0)
     async with ground.working():
         await ground.until_state(old, "snoozed")
@@ -491,7 +495,7 @@ async def test_an_expired_job_whose_task_nobody_knew_frees_its_unique_key(ground
     await ground.clean(sweeps=True)
 
 
-async def test_a_follower_that_expires_gives_its_place_to_a_newer_one(ground: Ground) -> None:
+async def test_an_expired_pending_duplicate_is_replaced_by_a_newer_one(ground: Ground) -> None:
     options: dict[str, Any] = {"unique": "u", "on_duplicate": "keep_last"}
     async with ground.working():
         await ground.to("wait", "first", **options)
@@ -548,7 +552,7 @@ async def test_a_delayed_unique_job_holds_its_key_until_it_has_ended(ground: Gro
 
 
 @pytest.mark.parametrize("how", ["retry", "snooze", "rate limited"])
-async def test_a_unique_job_holds_its_key_while_it_is_put_off(ground: Ground, how: str) -> None:
+async def test_a_unique_job_holds_its_key_while_it_is_snoozed(ground: Ground, how: str) -> None:
     signals = {"retry": Retry(delay=FAR), "snooze": Snooze(FAR), "rate limited": RateLimited(FAR)}
 
     @ground.app.task
@@ -574,9 +578,7 @@ async def test_a_unique_job_holds_its_key_while_it_is_put_off(ground: Ground, ho
     ("way", "begun"),
     [("return", "older"), ("replace", "newer"), ("keep_last", "newer"), ("debounce", "newer")],
 )
-async def test_a_unique_job_that_is_held_is_met_as_one_that_waits(
-    ground: Ground, way: Any, begun: str
-) -> None:
+async def test_a_paused_unique_job_counts_as_a_waiting_one(ground: Ground, way: Any, begun: str) -> None:
     options: dict[str, Any] = {"debounce": 0.1} if way == "debounce" else {"on_duplicate": way}
     await ground.pause(task="note")
     async with ground.working():
@@ -590,7 +592,7 @@ async def test_a_unique_job_that_is_held_is_met_as_one_that_waits(
     assert ground.begun == [begun]
 
 
-async def test_until_start_a_held_job_holds_its_key(ground: Ground) -> None:
+async def test_with_until_start_a_paused_job_holds_its_key(ground: Ground) -> None:
     await ground.pause(task="wait")
     async with ground.working():
         first = await ground.to("wait", "first", unique="u", unique_until="start")
@@ -605,7 +607,7 @@ async def test_until_start_a_held_job_holds_its_key(ground: Ground) -> None:
         await ground.clean()
 
 
-async def test_what_unique_jobs_cannot_be_is_refused_by_name(ground: Ground) -> None:
+async def test_options_that_do_not_combine_with_unique_are_refused_by_name(ground: Ground) -> None:
     many = ground.client.task("note").options(unique="u")
     with pytest.raises(BadOption) as told:
         await many.submit_many([["a"]], all_or_nothing=True)
@@ -640,7 +642,7 @@ async def test_what_unique_jobs_cannot_be_is_refused_by_name(ground: Ground) -> 
 # -- pauses ----------------------------------------------------------------------------------------------
 
 
-async def test_what_is_due_and_what_ticks_while_a_queue_is_paused_runs_when_it_is_resumed(
+async def test_due_jobs_and_ticks_of_a_paused_queue_run_when_it_is_resumed(
     ground: Ground,
 ) -> None:
     await ground.pause()
@@ -666,7 +668,7 @@ async def test_what_is_due_and_what_ticks_while_a_queue_is_paused_runs_when_it_i
     assert ground.begun.count("all") >= 2
 
 
-async def test_a_promoted_job_of_a_paused_task_waits_on_and_keeps_its_priority(ground: Ground) -> None:
+async def test_a_promoted_job_of_a_paused_task_keeps_waiting_and_keeps_its_priority(ground: Ground) -> None:
     @ground.app.task(retries=3, backoff=[FAR])
     async def later(ctx: Context, what: str) -> None:
         if ctx.attempt == 1:
@@ -687,7 +689,7 @@ async def test_a_promoted_job_of_a_paused_task_waits_on_and_keeps_its_priority(g
 
 
 @pytest.mark.parametrize("overlap", ["skip", "cancel", "queue"])
-async def test_a_tick_while_the_last_job_waits_to_be_tried_again(ground: Ground, overlap: Any) -> None:
+async def test_a_tick_while_the_previous_job_waits_for_its_retry(ground: Ground, overlap: Any) -> None:
     @ground.app.task(retries=3, backoff=[FAR])
     async def later(what: str) -> None:
         raise ValueError("once more")
@@ -713,7 +715,7 @@ async def test_a_tick_while_the_last_job_waits_to_be_tried_again(ground: Ground,
 
 
 @pytest.mark.parametrize("how", ["asked", "declared", "run"])
-async def test_what_a_schedule_submits_expires_where_nobody_begins_it(ground: Ground, how: str) -> None:
+async def test_a_scheduled_job_expires_if_no_worker_starts_it(ground: Ground, how: str) -> None:
     @ground.app.task(expires=1.5)
     async def soon(what: str) -> None:
         ground.begun.append(what)
@@ -747,7 +749,9 @@ async def test_what_a_schedule_submits_expires_where_nobody_begins_it(ground: Gr
 
 
 @pytest.mark.parametrize("waits", ["paused queue", "paused task", "paused key", "rate"])
-async def test_all_that_wait_are_queued_and_cancelled_as_such(ground: Ground, waits: str) -> None:
+async def test_all_waiting_jobs_are_listed_as_queued_and_cancelled_by_that_state(
+    ground: Ground, waits: str
+) -> None:
     @ground.app.task(name="rare", rate="1/1h")
     async def rare(what: str) -> None:
         ground.begun.append(what)
@@ -780,7 +784,7 @@ async def test_all_that_wait_are_queued_and_cancelled_as_such(ground: Ground, wa
 
 
 @pytest.mark.parametrize("rate", ["10/2s", "10/2s burst 4"])
-async def test_a_batch_keeps_to_the_rate_of_its_task(ground: Ground, rate: str) -> None:
+async def test_a_batch_observes_the_rate_of_its_task(ground: Ground, rate: str) -> None:
     starts: list[float] = []
 
     @ground.app.batch_task(size=20, wait=0.2, rate=rate)
@@ -798,7 +802,7 @@ async def test_a_batch_keeps_to_the_rate_of_its_task(ground: Ground, rate: str) 
         assert most_in_a_window(starts, 0.19) <= 5  # one flows in while the four of the burst begin
 
 
-async def test_a_batch_is_filled_by_one_key_alone(ground: Ground) -> None:
+async def test_jobs_of_one_key_fill_a_batch(ground: Ground) -> None:
     sizes: list[int] = []
 
     @ground.app.batch_task(size=20, wait=FAR)
@@ -812,7 +816,7 @@ async def test_a_batch_is_filled_by_one_key_alone(ground: Ground) -> None:
     assert sizes == [20, 20]
 
 
-async def test_a_batch_has_one_job_of_a_key_in_strict_order(ground: Ground) -> None:
+async def test_with_strict_order_a_batch_has_one_job_of_each_key(ground: Ground) -> None:
     batches: list[list[str]] = []
 
     @ground.app.batch_task(size=4, wait=0.5)
@@ -834,7 +838,7 @@ async def test_a_batch_has_one_job_of_a_key_in_strict_order(ground: Ground) -> N
         assert begun == [f"{key}{number}" for number in range(4)]
 
 
-async def test_a_paused_batch_task_gathers_when_it_is_resumed(ground: Ground) -> None:
+async def test_a_paused_batch_task_collects_jobs_when_it_is_resumed(ground: Ground) -> None:
     begun: list[str] = []
 
     @ground.app.batch_task(size=5, wait=0.2)
@@ -874,7 +878,7 @@ async def test_an_item_that_is_rate_limited_holds_its_own_key(ground: Ground) ->
     assert sorted(begun) == ["a", "a", "b", "held"]
 
 
-async def test_each_item_that_dies_calls_back_and_one_that_expired_is_in_no_batch(ground: Ground) -> None:
+async def test_each_failed_item_has_its_callback_and_an_expired_job_joins_no_batch(ground: Ground) -> None:
     calls: list[tuple[str, str]] = []
 
     @ground.app.task
@@ -917,7 +921,7 @@ async def test_each_item_that_dies_calls_back_and_one_that_expired_is_in_no_batc
     assert "late" not in ground.begun
 
 
-async def test_a_unique_item_holds_its_key_while_its_batch_gathers(ground: Ground) -> None:
+async def test_a_unique_item_holds_its_key_while_its_batch_is_collected(ground: Ground) -> None:
     @ground.app.batch_task(size=10, wait=0.5)
     async def together(items: list[str]) -> list[str]:
         return items
@@ -976,7 +980,7 @@ async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(groun
     ],
     ids=lambda options: "-".join(options),
 )
-async def test_each_option_goes_with_the_blocking_twin_too(ground: Ground, options: dict[str, Any]) -> None:
+async def test_every_option_works_with_the_blocking_form(ground: Ground, options: dict[str, Any]) -> None:
     task = ground.app.tasks["note"]
     assert isinstance(task, Task)
     async with ground.working():
@@ -994,7 +998,7 @@ async def workers(server: Any, namespace: str, tmp_path: Any) -> AsyncIterator[W
         yield workers
 
 
-async def test_keyed_items_of_a_batch_whose_worker_is_killed_end_once_and_leave_no_place(
+async def test_keyed_items_of_a_killed_workers_batch_end_once_and_release_their_slots(
     workers: Workers, until: Until
 ) -> None:
     client = workers.client

@@ -34,19 +34,19 @@ async def told(url: str | Login) -> str:
     return f"{type(caught.value).__name__}: {message}"
 
 
-async def test_no_server_at_the_address() -> None:
+async def test_a_missing_server_at_the_address_is_reported() -> None:
     assert (await told("nats://127.0.0.1:1")).startswith(
         "BrokerUnavailable: no NATS server answers at nats://127.0.0.1:1; start one"
     )
 
 
-async def test_an_address_that_is_none() -> None:
+async def test_an_invalid_address_is_refused() -> None:
     assert "BrokerUnavailable" in await told("nats://nowhere.invalid:4222")
     assert "BrokerUnavailable" in await told("nats://127.0.0.1:notaport")
     assert "http://127.0.0.1:4222 is not the address of a server" in await told("http://127.0.0.1:4222")
 
 
-async def test_the_password_is_wrong_and_not_repeated(tmp_path: Path) -> None:
+async def test_a_wrong_password_is_reported_and_not_printed(tmp_path: Path) -> None:
     users = f"jetstream {{ store_dir: '{tmp_path}/js' }}\nauthorization {{ user: alice, password: secret }}"
     with nats_server(tmp_path, users) as address:
         message = await told(f"nats://alice:wr0ng@{address}")
@@ -64,7 +64,7 @@ async def test_a_server_that_is_too_old_is_refused_with_the_reason(server: Embed
     assert "runs nats-server 2.14.3; jsq needs 2.15.1 or newer" in message
 
 
-async def test_jetstream_is_off(tmp_path: Path) -> None:
+async def test_a_server_without_jetstream_is_reported(tmp_path: Path) -> None:
     with nats_server(tmp_path, "") as address:
         async with Client(f"nats://{address}") as client, asyncio.timeout(5):
             with pytest.raises(JetStreamOff, match="has no JetStream; add `jetstream"):
@@ -108,7 +108,7 @@ async def test_a_connection_that_accepts_no_more_data_is_replaced(
     await asyncio.gather(*(writer.wait_closed() for writer in links), return_exceptions=True)
 
 
-async def test_a_link_that_died_without_a_word_is_noticed_within_25_seconds(
+async def test_a_silently_dead_connection_is_detected_within_25_seconds(
     server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     """With the pings as they are shipped; nothing is sent that could show it earlier."""
@@ -122,7 +122,7 @@ async def test_a_link_that_died_without_a_word_is_noticed_within_25_seconds(
         assert (await (await client.task("any").submit()).status()).state == "queued"
 
 
-async def test_a_pong_that_comes_late_ends_no_connection(server: EmbeddedServer) -> None:
+async def test_a_late_pong_does_not_end_a_connection(server: EmbeddedServer) -> None:
     async with Link(server.url) as link, Client(link.url) as client:
         wire = (await client.broker()).wire
         link.hold()
@@ -137,7 +137,7 @@ async def test_a_pong_that_comes_late_ends_no_connection(server: EmbeddedServer)
         assert wire.reconnects == 0
 
 
-async def test_a_pong_that_nobody_asked_for_ends_no_connection(server: EmbeddedServer) -> None:
+async def test_an_unsolicited_pong_does_not_end_a_connection(server: EmbeddedServer) -> None:
     """The proxy turns each pong into three."""
     address = server.url.removeprefix("nats://")
     async with rewriting_proxy(address, b"PONG\r\n", b"PONG\r\n" * 3) as several, Client(several) as client:
@@ -149,7 +149,7 @@ async def test_a_pong_that_nobody_asked_for_ends_no_connection(server: EmbeddedS
         assert wire.reconnects == 0
 
 
-async def test_tls_asked_of_a_server_without_it(server: EmbeddedServer) -> None:
+async def test_tls_with_a_server_that_lacks_it_is_refused(server: EmbeddedServer) -> None:
     message = await told(server.url.replace("nats://", "tls://"))
     assert message.startswith("BrokerUnavailable: ")
 
@@ -174,7 +174,7 @@ async def test_a_missing_permission_is_named_and_is_no_timeout(tmp_path: Path) -
                 await deaf.jobs.handle(job.id, "default").result(4)
 
 
-async def test_when_all_was_read_that_was_sent_each_refusal_is_known(tmp_path: Path) -> None:
+async def test_each_refusal_is_known_after_all_replies_were_read(tmp_path: Path) -> None:
     conf = """
     jetstream { store_dir: '%s/js' }
     accounts { A { jetstream: enabled, users: [
@@ -195,7 +195,7 @@ async def test_when_all_was_read_that_was_sent_each_refusal_is_known(tmp_path: P
                     wire.refusals.check_publish(f"no.{number}")
 
 
-async def test_a_client_goes_on_over_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
+async def test_a_client_survives_a_restart_of_the_server(own_server: EmbeddedServer) -> None:
     async with Client(own_server.url) as client:
         first = await client.task("any").submit()
         own_server.kill()
@@ -247,7 +247,7 @@ async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
         pytest.param(b"INFO 7\r\n", id="no object"),
     ],
 )
-async def test_whatever_answers_in_the_place_of_the_server_it_is_found_again(
+async def test_a_client_reconnects_after_something_else_answered_at_the_address(
     own_server: EmbeddedServer, until: Until, said: bytes
 ) -> None:
     async with Client(own_server.url) as client:
@@ -259,7 +259,7 @@ async def test_whatever_answers_in_the_place_of_the_server_it_is_found_again(
         assert (await (await client.task("any").submit()).status()).state == "queued"
 
 
-async def test_an_address_that_was_given_twice_keeps_nobody_from_the_others(
+async def test_an_address_given_twice_does_not_hide_the_others(
     server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     host, port = server.url.removeprefix("nats://").split(":")
@@ -302,7 +302,7 @@ async def test_a_wait_for_a_result_survives_a_restart_of_the_server(own_server: 
         await running
 
 
-async def test_a_read_allows_responders_their_time_after_an_outage_that_was_longer(client: Client) -> None:
+async def test_a_read_after_a_long_outage_gives_responders_their_full_time(client: Client) -> None:
     broker = await client.broker()
     began, absences = time.monotonic(), 0
 
@@ -328,7 +328,7 @@ async def test_a_read_of_a_stream_that_does_not_exist_ends_soon(client: Client) 
 
 
 @pytest.mark.parametrize("number", [100, pytest.param(1_000, marks=pytest.mark.proof)])
-async def test_many_clients_come_back_spread_and_lose_nothing(
+async def test_many_clients_reconnect_at_different_times_and_lose_no_job(
     own_server: EmbeddedServer, until: Until, monkeypatch: pytest.MonkeyPatch, many_files: None, number: int
 ) -> None:
     waits: list[tuple[float, float]] = []  # of each attempt: what it waits, and the most it might
@@ -408,7 +408,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_a_worker_in_this_process_goes_on_over_a_restart(
+async def test_a_worker_in_this_process_survives_a_restart_of_the_server(
     own_server: EmbeddedServer, until: Until
 ) -> None:
     app = App(own_server.url)

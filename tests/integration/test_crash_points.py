@@ -23,7 +23,7 @@ pytestmark = pytest.mark.proof
 
 
 @pytest.mark.parametrize("task", SCENARIOS)
-async def test_a_worker_killed_at_any_point_loses_and_doubles_nothing(
+async def test_a_worker_killed_at_any_point_loses_and_repeats_no_job(
     task: str, new_site: NewSite, until: Until
 ) -> None:
     await at_each_point(lambda point: kill_worker(new_site(), point, task, until))
@@ -32,7 +32,7 @@ async def test_a_worker_killed_at_any_point_loses_and_doubles_nothing(
 @pytest.mark.parametrize(
     ("task", "per_key", "first"), [("retry", 1, 1), ("retry", 2, 2), ("succeed", None, 3)]
 )
-async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
+async def test_a_worker_killed_at_any_point_loses_no_slot_and_no_job_of_a_key_group(
     task: str, per_key: int | None, first: int, new_site: NewSite, until: Until
 ) -> None:
     """It answers knocks, lets jobs on, and sees them leave; one waits behind the one that it begins with.
@@ -70,7 +70,7 @@ async def test_a_worker_killed_at_any_point_loses_no_place_and_nobody_in_a_line(
     await at_each_point(killed_at, least=20, first=first, every=3)
 
 
-async def test_a_submitter_to_a_key_group_killed_at_any_point_can_repeat_itself(
+async def test_a_submit_to_a_key_group_killed_at_any_point_can_be_repeated(
     new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
@@ -89,7 +89,7 @@ async def test_a_submitter_to_a_key_group_killed_at_any_point_can_repeat_itself(
 
 
 @pytest.mark.parametrize("let_on", [False, True])
-async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated_and_the_next_job_runs(
+async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated(
     let_on: bool, new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
@@ -112,7 +112,7 @@ async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated_and_t
     assert sites[0].runs("mine") == 0
 
 
-async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_nothing(
+async def test_a_move_into_quarantine_killed_at_any_point_loses_and_repeats_no_job(
     new_site: NewSite, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who moves the job, and then runs it there, is killed; the job had taken down one worker before."""
@@ -146,7 +146,7 @@ async def test_a_move_into_quarantine_broken_at_any_point_loses_and_doubles_noth
     await at_each_point(killed_at)
 
 
-async def test_a_step_is_taken_once_at_most_wherever_its_worker_is_killed(
+async def test_a_step_runs_at_most_once_wherever_its_worker_is_killed(
     new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
@@ -185,7 +185,7 @@ async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
 
 
 @pytest.mark.parametrize(("task", "failures"), [("die", 1), ("linger", 2)])
-async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_killed(
+async def test_callbacks_are_submitted_once_wherever_the_worker_is_killed(
     task: str, failures: int, new_site: NewSite, until: Until
 ) -> None:
     """Each failure that is recorded has its callback, the death has its own, and the job hands over once.
@@ -219,7 +219,7 @@ async def test_what_follows_a_failure_is_submitted_once_wherever_the_worker_is_k
     await at_each_point(killed_at, least=20)
 
 
-async def test_a_submitter_killed_at_any_point_can_repeat_itself(new_site: NewSite, until: Until) -> None:
+async def test_a_submit_killed_at_any_point_can_be_repeated(new_site: NewSite, until: Until) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
         async with site.app:
@@ -254,7 +254,7 @@ async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
 
 
 @pytest.mark.parametrize("what", ["move", "promote"])
-async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_record_tell_it(
+async def test_a_reschedule_killed_at_any_point_can_be_repeated_and_a_sweep_repairs_the_record(
     what: str, new_site: NewSite, until: Until
 ) -> None:
     """A job that has not begun has no record: its schedule alone says when it is due."""
@@ -293,7 +293,7 @@ async def test_a_move_killed_at_any_point_can_be_repeated_and_a_sweep_has_the_re
         assert set(moved) == {(False, False), (True, False)}
 
 
-async def test_a_replay_killed_at_any_point_can_be_repeated_and_is_done_once(
+async def test_a_replay_killed_at_any_point_can_be_repeated_and_runs_the_job_once(
     new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
@@ -364,7 +364,7 @@ async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
     await at_each_point(killed_at)
 
 
-async def test_a_worker_killed_at_any_point_of_a_jobs_end_calls_the_one_that_waits_for_it(
+async def test_a_pending_duplicate_runs_wherever_the_worker_of_its_predecessor_is_killed(
     new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:

@@ -17,7 +17,7 @@ from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
 
-async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(
+async def test_a_replayed_job_runs_again_under_its_id_and_its_dead_letter_is_removed(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     broken = True
@@ -45,7 +45,7 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_letter_goes(
         assert await client.dead_letters.list() == []
 
 
-async def test_a_failure_that_is_recorded_after_its_job_was_replayed_leaves_no_letter(
+async def test_a_failure_recorded_after_a_replay_leaves_no_dead_letter(
     app: App, client: Client, working: Working
 ) -> None:
     broken = True
@@ -81,7 +81,7 @@ async def test_a_failure_that_is_recorded_after_its_job_was_replayed_leaves_no_l
     assert (await job.status()).state == "succeeded"
 
 
-async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
+async def test_a_replay_that_a_sweep_completes_meanwhile_succeeds(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = True
@@ -126,7 +126,7 @@ async def test_a_replay_that_a_sweep_finishes_meanwhile_is_none_the_worse(
     assert states == ["running", "failed", "retrying", "running", "succeeded"]
 
 
-async def test_retry_of_a_job_is_the_same_as_replay_of_its_letter(
+async def test_retry_of_a_job_equals_replay_of_its_dead_letter(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(retries=0)
@@ -147,7 +147,7 @@ async def test_retry_of_a_job_is_the_same_as_replay_of_its_letter(
             assert record.state in ("retrying", "running", "failed")
 
 
-async def test_only_a_failed_job_can_be_tried_again(app: App, client: Client, working: Working) -> None:
+async def test_only_a_failed_job_can_be_retried(app: App, client: Client, working: Working) -> None:
     @app.task
     async def fine() -> int:
         return 1
@@ -183,7 +183,7 @@ async def test_only_a_failed_job_can_be_tried_again(app: App, client: Client, wo
         (Token("=0A"), {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),
     ],
 )
-async def test_a_message_that_is_no_job_is_put_away_with_its_bytes(
+async def test_a_message_that_is_not_a_job_becomes_a_dead_letter_with_its_bytes(
     app: App,
     client: Client,
     working: Working,
@@ -212,7 +212,7 @@ async def test_a_message_that_is_no_job_is_put_away_with_its_bytes(
         assert (await client.queues.stats("default"))[0].running == 0
 
 
-async def test_arguments_of_a_known_task_that_are_no_json_fail_the_job(
+async def test_arguments_that_are_not_json_fail_the_job_of_a_known_task(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -251,7 +251,9 @@ async def test_a_job_of_a_newer_release_is_left_to_newer_workers(
         await until(put_aside)
 
 
-async def test_purging_letters_counts_them(app: App, client: Client, working: Working, until: Until) -> None:
+async def test_a_purge_of_dead_letters_returns_their_number(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
     @app.task(retries=0)
     async def fails() -> None:
         raise RuntimeError("always")
@@ -293,7 +295,7 @@ async def dying(app: App, client: Client, working: Working, until: Until) -> lis
     return await client.dead_letters.list()
 
 
-async def test_letters_are_chosen_by_what_is_said_of_them(
+async def test_dead_letters_are_selected_by_filter(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     letters = await dying(app, client, working, until)
@@ -318,7 +320,7 @@ async def test_letters_are_chosen_by_what_is_said_of_them(
     assert [letter.id for letter in await client.dead_letters.list()] == [letters[-1].id]
 
 
-async def test_letters_are_chosen_by_the_tags_of_their_jobs(
+async def test_dead_letters_are_selected_by_the_tags_of_their_jobs(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(retries=0)
@@ -347,7 +349,7 @@ async def test_letters_are_chosen_by_the_tags_of_their_jobs(
     assert await ids() == {plain.id}
 
 
-async def test_dead_jobs_that_fit_run_again_and_their_history_stays(
+async def test_matching_dead_jobs_run_again_and_keep_their_history(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     await dying(app, client, working, until)
@@ -380,7 +382,7 @@ async def test_a_dead_job_runs_again_with_other_arguments(
         assert await client.jobs.handle(letter.id).result(60) == 7
 
 
-async def test_a_purged_job_keeps_its_own_id_unless_that_is_freed(
+async def test_a_purged_job_keeps_its_own_id_unless_the_purge_releases_it(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(retries=0)
@@ -406,7 +408,7 @@ async def test_a_purged_job_keeps_its_own_id_unless_that_is_freed(
         assert (await again.status()).state == "succeeded"
 
 
-async def test_the_id_of_a_job_with_a_new_life_is_not_freed(
+async def test_the_id_of_a_replayed_job_is_not_released(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     [letter, *_] = await dying(app, client, working, until)

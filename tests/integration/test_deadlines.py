@@ -42,7 +42,7 @@ async def passed(until: Until, seconds: float) -> None:
     await until(lambda: time.time() > end)
 
 
-async def test_a_job_that_is_found_after_its_deadline_never_starts(
+async def test_a_job_delivered_after_its_deadline_never_starts(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[int] = []
@@ -77,7 +77,7 @@ async def test_a_job_that_is_found_after_its_deadline_never_starts(
     assert await client.dead_letters.list() == []
 
 
-async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
+async def test_a_coroutine_is_cancelled_at_its_deadline_and_may_clean_up(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     cleaned: list[str] = []
@@ -108,7 +108,7 @@ async def test_a_coroutine_is_cancelled_at_the_deadline_and_may_clean_up(
     assert await client.dead_letters.list() == []
 
 
-async def test_what_a_thread_returns_after_the_deadline_is_refused(
+async def test_the_result_of_a_thread_after_the_deadline_is_refused(
     app: App, working: Working, until: Until
 ) -> None:
     @app.task
@@ -125,7 +125,7 @@ async def test_what_a_thread_returns_after_the_deadline_is_refused(
 
 
 @pytest.mark.parametrize("signal", [Retry, Snooze], ids=["retry", "snooze"])
-async def test_an_attempt_that_would_come_after_the_deadline_is_not_waited_for(
+async def test_a_retry_after_the_deadline_is_not_scheduled(
     app: App, client: Client, working: Working, until: Until, signal: Callable[..., Exception]
 ) -> None:
     @app.task(retries=5)
@@ -141,7 +141,7 @@ async def test_an_attempt_that_would_come_after_the_deadline_is_not_waited_for(
     assert await client.dead_letters.list() == []
 
 
-async def test_a_retry_keeps_the_deadline_that_its_job_began_with(app: App, working: Working) -> None:
+async def test_a_retry_keeps_the_deadline_of_its_job(app: App, working: Working) -> None:
     seen: list[object] = []
 
     @app.task(retries=2, backoff="none")
@@ -163,7 +163,7 @@ async def test_a_retry_keeps_the_deadline_that_its_job_began_with(app: App, work
 
 
 @pytest.mark.parametrize(("timeout", "deadline", "end"), [(0.2, 60, "failed"), (60, 0.4, "expired")])
-async def test_of_timeout_and_deadline_the_first_one_counts(
+async def test_the_earlier_of_timeout_and_deadline_applies(
     app: App, working: Working, timeout: float, deadline: float, end: str
 ) -> None:
     @app.task(retries=0, timeout=timeout, deadline=deadline)
@@ -176,7 +176,7 @@ async def test_of_timeout_and_deadline_the_first_one_counts(
     assert (record.state, record.reason) == (end, "timeout" if end == "failed" else "")
 
 
-async def test_a_job_that_fails_before_its_deadline_has_failed_and_a_replay_has_none(
+async def test_a_job_that_fails_before_its_deadline_is_replayed_without_one(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     seen: list[object] = []
@@ -200,9 +200,7 @@ async def test_a_job_that_fails_before_its_deadline_has_failed_and_a_replay_has_
     assert seen[1] is None
 
 
-async def test_a_deadline_counts_from_the_submit_also_for_a_job_that_is_delayed(
-    app: App, working: Working
-) -> None:
+async def test_the_deadline_of_a_delayed_job_counts_from_its_submit(app: App, working: Working) -> None:
     seen: list[object] = []
 
     @app.task(deadline=60)
@@ -216,7 +214,7 @@ async def test_a_deadline_counts_from_the_submit_also_for_a_job_that_is_delayed(
     assert 59.5 < (seen[0] - before).total_seconds() < 75
 
 
-async def test_a_declared_deadline_holds_for_jobs_submitted_by_name(
+async def test_a_declared_deadline_applies_to_jobs_submitted_by_name(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task(deadline=0.4)
@@ -262,7 +260,7 @@ async def test_a_deadline_before_the_start_is_refused(client: Client, deadline: 
         await client.task("any").options(deadline=deadline, **named).submit()
 
 
-async def test_a_deadline_that_passed_since_it_was_chosen_is_refused(client: Client, until: Until) -> None:
+async def test_a_deadline_that_has_passed_at_the_submit_is_refused(client: Client, until: Until) -> None:
     chosen = client.task("any").options(deadline=datetime.now(UTC) + timedelta(seconds=0.05))
     await passed(until, 0.1)
 

@@ -18,7 +18,7 @@ def of(findings: list[Finding], what: str) -> list[tuple[str, str]]:
     return [(one.severity, one.message) for one in findings if one.subject == what]
 
 
-async def test_the_doctor_names_a_queue_that_nobody_serves(
+async def test_the_doctor_names_a_queue_that_no_worker_serves(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -58,7 +58,7 @@ async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
     assert told.startswith(f"{ready} normal: missing; run `jsq provision`")
 
 
-async def test_a_pause_that_broke_off_half_way_is_an_error(client: Client) -> None:
+async def test_an_incomplete_pause_is_an_error(client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
     ready, later = broker.subjects.streams.ready("default"), datetime.now(UTC) + timedelta(hours=1)
@@ -198,7 +198,9 @@ async def look(client: Client) -> dict[str, tuple[int, int]]:
 # -- each server by itself -------------------------------------------------------------------------------
 
 
-async def test_a_servers_own_report_is_looked_at(client: Client, server: EmbeddedServer) -> None:
+async def test_the_doctor_reads_the_monitoring_endpoint_of_a_server(
+    client: Client, server: EmbeddedServer
+) -> None:
     await client.admin.provision()
     findings = await client.admin.doctor(monitors=[server.monitor])
 
@@ -208,7 +210,7 @@ async def test_a_servers_own_report_is_looked_at(client: Client, server: Embedde
     assert {one.severity for one in findings if one.subject.startswith("monitor")} == set()
 
 
-async def test_an_address_where_no_server_tells_of_itself_is_an_error(
+async def test_an_address_without_a_monitoring_endpoint_is_an_error(
     client: Client, server: EmbeddedServer
 ) -> None:
     await client.admin.provision()
@@ -222,12 +224,12 @@ async def test_an_address_where_no_server_tells_of_itself_is_an_error(
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8222", "nats://127.0.0.1:4222", "", "http://"])
-async def test_what_is_no_address_of_a_monitoring_is_refused(client: Client, url: str) -> None:
+async def test_an_invalid_monitoring_address_is_refused(client: Client, url: str) -> None:
     with pytest.raises(BadOption, match="monitor must "):
         await client.admin.doctor(monitors=[url])
 
 
-async def test_a_bucket_of_records_that_was_removed_goes_on_above_its_numbers(
+async def test_a_recreated_record_bucket_continues_above_its_old_revisions(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task

@@ -69,7 +69,7 @@ async def two_workers(app: App) -> AsyncIterator[None]:
         yield
 
 
-async def test_what_is_due_starts_within_a_second_after_restarts_of_the_server(
+async def test_due_jobs_start_within_a_second_after_restarts_of_the_server(
     own_server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     async with App(own_server.url, namespace=namespace) as app:
@@ -86,7 +86,7 @@ async def test_what_is_due_starts_within_a_second_after_restarts_of_the_server(
         assert starts.late() < LATE
 
 
-async def test_a_worker_that_starts_after_the_server_forwards_what_is_due(
+async def test_a_worker_that_starts_after_the_server_forwards_due_jobs(
     own_server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     async with App(own_server.url, namespace=namespace) as app:
@@ -102,7 +102,7 @@ async def test_a_worker_that_starts_after_the_server_forwards_what_is_due(
         assert await final_states(job) == ["succeeded"]
 
 
-async def test_one_worker_of_a_queue_forwards_at_a_time(client: Client, until: Until) -> None:
+async def test_only_one_worker_of_a_queue_forwards_due_jobs_at_a_time(client: Client, until: Until) -> None:
     broker = await client.broker()
     await client.admin.provision()
     first, second = (DueJobs(broker.namespace, broker.records, "default", by) for by in ("first", "second"))
@@ -167,7 +167,7 @@ async def holds(count: Awaitable[int], expected: int) -> bool:
 
 
 @pytest.mark.proof
-async def test_what_is_due_starts_soon_after_a_restart_of_all_servers_of_a_cluster(
+async def test_due_jobs_start_soon_after_a_restart_of_all_servers_of_a_cluster(
     tmp_path: Path, until: Until
 ) -> None:
     async with cluster(tmp_path) as servers, App(servers.url, namespace="due") as app:

@@ -60,7 +60,7 @@ async def test_a_waiting_job_runs_with_its_new_arguments_and_options(
     assert (found.headers, found.tags, found.arguments) == ({"Trace": "7"}, ("new",), {"a": 40, "b": 2})
 
 
-async def test_a_job_is_edited_twice_and_keeps_what_was_not_said(
+async def test_a_job_is_edited_twice_and_keeps_what_was_not_given(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task
@@ -136,7 +136,7 @@ async def test_an_edited_job_is_cancelled(app: App, client: Client, working: Wor
     assert await messages(client) == await messages(client, "other") == []
 
 
-async def test_a_job_that_has_begun_or_ended_is_refused(
+async def test_an_edit_of_a_started_or_finished_job_is_refused(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     gate = asyncio.Event()
@@ -185,7 +185,7 @@ async def test_arguments_that_are_not_recorded_cannot_be_edited(
 
 
 @pytest.mark.parametrize("per_key", [None, 1])
-async def test_an_edited_job_keeps_its_place_in_the_order_of_its_key(
+async def test_an_edited_job_keeps_its_position_in_its_key_group(
     app: App, client: Client, working: Working, until: Until, per_key: int | None
 ) -> None:
     order: list[int] = []
@@ -250,7 +250,7 @@ async def test_jobs_of_a_key_are_edited_and_moved_before_a_worker_and_while_it_r
 
 
 @pytest.mark.parametrize("delay", [0, HOUR])
-async def test_of_two_edits_at_once_one_wins(
+async def test_one_of_two_concurrent_edits_wins(
     app: App, client: Client, working: Working, delay: float
 ) -> None:
     @app.task
@@ -277,7 +277,7 @@ async def test_of_two_edits_at_once_one_wins(
             assert await client.jobs.handle(found.id).result(WAIT) == found.arguments["n"]
 
 
-async def test_of_an_edit_and_a_start_at_once_one_happens(
+async def test_only_one_of_a_concurrent_edit_and_start_happens(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: dict[str, list[int]] = {}
@@ -304,7 +304,7 @@ async def test_of_an_edit_and_a_start_at_once_one_happens(
 
 @pytest.mark.parametrize("way", ["worker", "sweep"])
 @pytest.mark.parametrize("queue", ["default", "other"])
-async def test_an_edit_that_broke_off_after_its_record_is_completed(
+async def test_an_edit_interrupted_after_its_record_was_written_is_completed(
     app: App, client: Client, working: Working, until: Until, queue: str, way: str
 ) -> None:
     runs: list[int] = []
@@ -334,7 +334,7 @@ async def test_an_edit_that_broke_off_after_its_record_is_completed(
 @pytest.mark.proof
 @pytest.mark.parametrize("delay", [0, 0.5])
 @pytest.mark.parametrize("what", ["edit", "elsewhere"])
-async def test_an_editor_killed_at_any_point_loses_and_doubles_nothing(
+async def test_an_edit_killed_at_any_point_loses_and_repeats_no_job(
     new_site: NewSite, until: Until, what: str, delay: float
 ) -> None:
     async def killed_at(point: int) -> Site:

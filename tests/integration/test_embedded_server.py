@@ -26,14 +26,14 @@ def test_a_second_server_on_a_folder_is_refused_and_the_first_is_named(tmp_path:
         assert second.url
 
 
-def test_a_server_that_did_not_start_gives_its_folder_back(tmp_path: Path) -> None:
+def test_a_server_that_did_not_start_releases_its_folder(tmp_path: Path) -> None:
     with pytest.raises(BrokerUnavailable, match="did not start"):
         EmbeddedServer(tmp_path, sync_interval="nonsense").start()
     with EmbeddedServer(tmp_path) as server:
         assert server.url
 
 
-def test_a_server_of_temporary_streams_ends_at_once_though_it_does_not_answer() -> None:
+def test_a_temporary_server_ends_at_once_though_it_does_not_reply() -> None:
     """One that shut down in order took seconds to write the state of streams that nobody reads again."""
     server = EmbeddedServer().start()
     os.kill(server.pid, signal.SIGSTOP)
@@ -44,7 +44,7 @@ def test_a_server_of_temporary_streams_ends_at_once_though_it_does_not_answer() 
     assert time.monotonic() - began < SERVER_STOP_SECONDS / 2
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_folder_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(UsageError, match="cannot hold a server's streams"):
@@ -54,7 +54,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has died")
-def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_the_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = "import sys, time; from jsq.server import EmbeddedServer as E\n"
     code += "with E() as server: print(server.pid, flush=True); sys.stdin.read()"
     parent = subprocess.Popen(
@@ -82,7 +82,7 @@ async def test_the_namespace_comes_from_the_environment_unless_it_is_given(
     assert (Client().namespace, App().namespace) == ("jsq", "jsq")
 
 
-async def test_lists_of_a_server_without_jetstream_are_not_empty_but_an_error(tmp_path: Path) -> None:
+async def test_lists_of_a_server_without_jetstream_raise_an_error(tmp_path: Path) -> None:
     with nats_server(tmp_path, "") as address:
         async with Client(f"nats://{address}") as client:
             for look in (

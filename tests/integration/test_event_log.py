@@ -34,7 +34,7 @@ async def told(client: Client, **which: Any) -> list[tuple[str, str]]:
 # -- the event log -------------------------------------------------------------------------------------------
 
 
-async def test_there_is_no_event_log_unless_it_is_asked_for(
+async def test_there_is_no_event_log_unless_it_is_requested(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task
@@ -49,7 +49,7 @@ async def test_there_is_no_event_log_unless_it_is_asked_for(
     assert await told(client) == [(job.id, "running"), (job.id, "succeeded")]
 
 
-async def test_provision_makes_the_event_log_and_changes_how_long_it_keeps(client: Client) -> None:
+async def test_provision_creates_the_event_log_and_changes_its_retention(client: Client) -> None:
     missing = await client.admin.provision(events="30d", check=True)
     assert [one.how for one in missing if one.what.endswith("_EVENTS")] == ["missing"]
     await client.admin.provision(events="30d")
@@ -69,7 +69,7 @@ async def test_provision_makes_the_event_log_and_changes_how_long_it_keeps(clien
         App(events="soon")
 
 
-async def test_a_worker_of_an_app_with_events_makes_the_log_which_outlives_the_records(
+async def test_a_worker_of_an_app_with_events_creates_a_log_that_outlives_the_records(
     server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     from jsq.worker import Worker
@@ -134,7 +134,7 @@ def value(entry: KeyValue.Entry) -> dict[str, Any]:
     return found
 
 
-async def test_a_kv_client_gets_the_record_and_the_history_of_a_job(
+async def test_a_kv_client_reads_the_record_and_the_history_of_a_job(
     app: App, client: Client, server: EmbeddedServer, namespace: str, working: Working
 ) -> None:
     @app.task(retries=1, backoff=[0])

@@ -36,7 +36,7 @@ async def app(server: EmbeddedServer, namespace: str) -> AsyncIterator[App]:
 
 
 @pytest.mark.parametrize("task", ["on_loop", "in_thread", "in_process", "on_loop_in_process"])
-async def test_each_way_to_end_is_one_recorded_outcome(
+async def test_each_way_to_end_records_one_outcome(
     app: App, client: Client, working: Working, until: Until, task: str
 ) -> None:
     async with working(concurrency=4):
@@ -66,7 +66,7 @@ async def test_each_way_to_end_is_one_recorded_outcome(
 
 
 @pytest.mark.parametrize("task", ["on_loop", "in_thread", "in_process", "on_loop_in_process"])
-async def test_a_traceback_begins_in_the_function_of_the_task(
+async def test_a_traceback_starts_in_the_function_of_the_task(
     app: App, client: Client, working: Working, task: str
 ) -> None:
     async with working():
@@ -83,7 +83,7 @@ async def each_has_a_letter(client: Client, count: int) -> bool:
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-async def test_what_a_task_does_to_its_process_the_next_one_does_not_find(
+async def test_changes_a_task_makes_to_its_process_do_not_reach_the_next_task(
     app: App, client: Client, working: Working, part: int
 ) -> None:
     async with working(concurrency=1):
@@ -96,7 +96,7 @@ async def test_what_a_task_does_to_its_process_the_next_one_does_not_find(
                 assert await (await client.task("look_around").submit()).result(WAIT) == before
 
 
-async def test_a_task_that_closes_all_files_of_its_process_fails_alone(
+async def test_a_task_that_closes_all_files_of_its_process_fails_only_itself(
     app: App, client: Client, working: Working
 ) -> None:
     async with working(concurrency=1):

@@ -35,7 +35,7 @@ async def passed(until: Until, seconds: float) -> None:
     await until(lambda: time.time() > end)
 
 
-async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client) -> None:
+async def test_a_job_expires_on_time_without_a_worker(client: Client) -> None:
     began = time.time()
     job = await client.task("any").options(expires=1, tags=["x"]).submit()
     asked = await job.status()
@@ -56,7 +56,7 @@ async def test_a_job_expires_at_its_moment_where_no_worker_lives(client: Client)
     assert await states(job) == []  # nothing is written by who reads
 
 
-async def test_a_waiting_client_learns_of_the_expiry_at_its_moment_without_polling(
+async def test_a_waiting_client_is_notified_of_an_expiry_without_polling(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("any").options(expires=1.5).submit()
@@ -73,7 +73,7 @@ async def test_a_waiting_client_learns_of_the_expiry_at_its_moment_without_polli
     assert 0 < len(asked) < 8
 
 
-async def test_a_worker_that_comes_too_late_records_it_and_runs_nothing(
+async def test_a_worker_that_starts_too_late_records_the_expiry_and_runs_nothing(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[int] = []
@@ -103,7 +103,7 @@ async def test_a_worker_that_comes_too_late_records_it_and_runs_nothing(
     assert await client.dead_letters.list() == []
 
 
-async def test_an_expired_job_is_not_cancelled_nor_retried(client: Client, until: Until) -> None:
+async def test_an_expired_job_is_neither_cancelled_nor_retried(client: Client, until: Until) -> None:
     job = await client.task("any").options(expires=0.05).submit()
     await passed(until, 0.1)
 
@@ -116,7 +116,7 @@ async def test_an_expired_job_is_not_cancelled_nor_retried(client: Client, until
     assert await states(job) == []
 
 
-async def test_a_job_that_began_in_time_runs_on_and_is_tried_again(app: App, working: Working) -> None:
+async def test_a_job_that_started_in_time_keeps_running_and_is_retried(app: App, working: Working) -> None:
     seen: list[object] = []
 
     @app.task(retries=3, backoff="none")
@@ -146,7 +146,7 @@ async def test_a_job_that_began_in_time_runs_on_and_is_tried_again(app: App, wor
     assert seen[1:] == [None, None]
 
 
-async def test_a_start_that_the_server_stored_too_late_is_none(
+async def test_a_start_that_the_server_stored_too_late_does_not_count(
     app: App, client: Client, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
@@ -174,7 +174,7 @@ async def test_a_start_that_the_server_stored_too_late_is_none(
     assert await states(job) == ["running", "expired"]
 
 
-async def test_a_crash_after_a_start_in_time_is_taken_over_however_late(
+async def test_a_job_that_started_in_time_is_reclaimed_after_a_crash_however_late(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -194,7 +194,7 @@ async def test_a_crash_after_a_start_in_time_is_taken_over_however_late(
         assert await job.result(WAIT) == 2
 
 
-async def test_a_declared_expiry_holds_and_a_submit_may_say_otherwise(
+async def test_a_declared_expiry_applies_unless_the_submit_has_its_own(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[str] = []
@@ -217,7 +217,7 @@ async def test_a_declared_expiry_holds_and_a_submit_may_say_otherwise(
     assert ran == [longer.id]
 
 
-async def test_a_job_of_an_unknown_task_has_not_begun(app: App, client: Client, working: Working) -> None:
+async def test_a_job_of_an_unknown_task_has_not_started(app: App, client: Client, working: Working) -> None:
     job = await client.task("nobody.knows").options(expires=1.5).submit()
     async with working():
         async for event in job.events():
@@ -228,7 +228,9 @@ async def test_a_job_of_an_unknown_task_has_not_begun(app: App, client: Client, 
             await job.result(WAIT)
 
 
-async def test_a_replay_expires_no_more(app: App, client: Client, working: Working, until: Until) -> None:
+async def test_a_replayed_job_does_not_expire(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
     seen: list[object] = []
 
     @app.task(retries=0)
@@ -250,7 +252,7 @@ async def test_a_replay_expires_no_more(app: App, client: Client, working: Worki
     assert (replayed.state, replayed.tags, replayed.headers) == ("retrying", ("x",), {"A": "b"})
 
 
-async def test_a_sweep_takes_what_has_expired_off_a_queue_without_workers(
+async def test_a_sweep_removes_expired_jobs_from_a_queue_without_workers(
     client: Client, until: Until
 ) -> None:
     broker = await client.broker()
@@ -289,7 +291,7 @@ async def test_an_expiry_is_judged_by_the_servers_clock(
     assert abs(told.expires.timestamp() - clock()) < 2
 
 
-async def test_of_a_deadline_and_an_expiry_the_first_one_counts(
+async def test_the_earlier_of_deadline_and_expiry_applies(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -347,7 +349,7 @@ async def test_an_expiry_before_the_start_is_refused(client: Client, expires: An
         await client.task("any").options(expires=expires, **named).submit()
 
 
-async def test_an_expiry_that_passed_since_it_was_chosen_is_refused(client: Client, until: Until) -> None:
+async def test_an_expiry_that_has_passed_at_the_submit_is_refused(client: Client, until: Until) -> None:
     chosen = client.task("any").options(expires=datetime.now(UTC) + timedelta(seconds=0.05))
     await passed(until, 0.1)
 
@@ -377,7 +379,7 @@ async def test_a_job_without_a_record_expires_by_a_sweep_or_a_worker(
         assert await states(client.jobs.handle(id)) == ["expired"]
 
 
-async def test_a_death_between_the_record_and_the_end_leaves_nothing_that_starts(
+async def test_a_job_never_starts_after_a_crash_while_its_expiry_was_recorded(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[int] = []
@@ -400,7 +402,7 @@ async def test_a_death_between_the_record_and_the_end_leaves_nothing_that_starts
     assert await states(job) == ["expired"]
 
 
-async def test_a_job_expires_over_a_killed_server(own_server: EmbeddedServer) -> None:
+async def test_a_job_expires_though_the_server_is_killed(own_server: EmbeddedServer) -> None:
     async with App(own_server.url) as app:
         job = await app.client.task("any").options(expires=2).submit()
         later = await app.client.task("any").options(delay=1, expires=2).submit()
@@ -411,7 +413,7 @@ async def test_a_job_expires_over_a_killed_server(own_server: EmbeddedServer) ->
             assert (told.state, told.error) == ("expired", NOT_STARTED)
 
 
-async def test_what_was_read_as_expired_never_begins_and_what_began_does_not_expire(
+async def test_an_expired_job_never_starts_and_a_started_job_never_expires(
     app: App, working: Working
 ) -> None:
     ran: list[str] = []

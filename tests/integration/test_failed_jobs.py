@@ -35,7 +35,7 @@ async def address(kind: str, folder: Path) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("rounds", [20, pytest.param(1_000, marks=pytest.mark.proof)])
 @pytest.mark.parametrize("kind", ["plain", "always", "three replicas"])
-async def test_a_failed_job_is_whole_when_it_is_seen(
+async def test_a_failed_job_is_complete_when_it_is_visible(
     kind: str, rounds: int, tmp_path: Path, namespace: str, until: Until
 ) -> None:
     async with (

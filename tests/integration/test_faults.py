@@ -31,7 +31,7 @@ async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Asy
         yield workers
 
 
-async def test_jobs_of_a_killed_worker_start_again_when_their_lease_is_over(
+async def test_jobs_of_a_killed_worker_start_again_when_their_lease_ends(
     workers: Workers, until: Until
 ) -> None:
     lease = 5.0
@@ -55,7 +55,7 @@ async def test_jobs_of_a_killed_worker_start_again_when_their_lease_is_over(
         assert await final_states(job) == ["succeeded"]
 
 
-async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
+async def test_a_worker_suspended_past_its_lease_cannot_record_its_outcome(
     workers: Workers, until: Until
 ) -> None:
     stalled = await workers.start("--concurrency", "1", lease=1.5)
@@ -90,9 +90,7 @@ async def test_a_worker_stopped_past_its_lease_cannot_record_its_outcome(
     assert await final_states(job) == ["succeeded"]
 
 
-async def test_a_job_whose_worker_is_killed_goes_on_from_its_checkpoint(
-    workers: Workers, until: Until
-) -> None:
+async def test_a_job_of_a_killed_worker_continues_from_its_checkpoint(workers: Workers, until: Until) -> None:
     doomed = await workers.start(lease=1)
     job = await workers.client.task("climb").submit(1)
     await until(lambda: workers.effects("kept-1"))
@@ -104,7 +102,7 @@ async def test_a_job_whose_worker_is_killed_goes_on_from_its_checkpoint(
     assert steps == [[doomed.pid], [doomed.pid], [heir.pid]]
 
 
-async def test_a_worker_stopped_past_its_lease_keeps_no_checkpoint(workers: Workers, until: Until) -> None:
+async def test_a_worker_suspended_past_its_lease_stores_no_checkpoint(workers: Workers, until: Until) -> None:
     stalled = await workers.start("--concurrency", "1", lease=1.5)
     job = await workers.client.task("climb").submit(1)
     await until(lambda: workers.effects("kept-0"))
@@ -121,7 +119,7 @@ async def test_a_worker_stopped_past_its_lease_keeps_no_checkpoint(workers: Work
     assert workers.effects("kept-1", stalled.pid) == workers.effects("kept-2", stalled.pid) == []
 
 
-async def test_a_step_whose_worker_was_killed_in_it_is_unknown_and_not_taken_again(
+async def test_a_step_during_which_its_worker_was_killed_is_unknown_and_not_repeated(
     workers: Workers, until: Until
 ) -> None:
     doomed = await workers.start(lease=1)
@@ -137,7 +135,7 @@ async def test_a_step_whose_worker_was_killed_in_it_is_unknown_and_not_taken_aga
     assert len(workers.effects("begin")) == 2
 
 
-async def test_a_worker_stopped_past_its_lease_takes_no_step(workers: Workers, until: Until) -> None:
+async def test_a_worker_suspended_past_its_lease_runs_no_step(workers: Workers, until: Until) -> None:
     stalled = await workers.start("--concurrency", "1", lease=1.5)
     job = await workers.client.task("buy").submit(1, 0)
     await until(lambda: workers.effects("begin", stalled.pid))
@@ -151,7 +149,7 @@ async def test_a_worker_stopped_past_its_lease_takes_no_step(workers: Workers, u
     assert [one.pid for one in workers.effects("charge")] == [heir.pid]
 
 
-async def test_a_killed_server_loses_and_doubles_nothing(
+async def test_a_killed_server_loses_and_repeats_no_job(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
     async with worker_processes(own_server.url, namespace, tmp_path) as workers:
@@ -182,7 +180,7 @@ async def test_a_killed_server_loses_and_doubles_nothing(
         await until(drained)
 
 
-async def test_a_task_that_kills_its_process_is_put_away_and_the_others_go_on(
+async def test_a_task_that_kills_its_process_is_dead_lettered_and_others_run(
     workers: Workers, until: Until
 ) -> None:
     await workers.start("--processes", "2", "--concurrency", "4", lease=1, known=2)
@@ -203,7 +201,7 @@ async def test_a_task_that_kills_its_process_is_put_away_and_the_others_go_on(
     assert await final_states(poison) == ["failed"]
 
 
-async def test_a_stop_finishes_what_runs_and_hands_back_what_was_only_fetched(
+async def test_a_stop_finishes_running_jobs_and_hands_back_fetched_ones(
     workers: Workers, until: Until
 ) -> None:
     stopped = await workers.start("--concurrency", "10", "--prefetch", "100", "--grace", "20")
@@ -238,7 +236,7 @@ async def test_an_idle_worker_stops_at_once(workers: Workers) -> None:
     assert await workers.client.admin.workers() == []
 
 
-async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
+async def test_a_job_that_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
     workers: Workers, until: Until
 ) -> None:
     stopped = await workers.start("--grace", "0.2")
@@ -261,7 +259,9 @@ async def test_what_outlasts_the_grace_is_handed_back_and_spends_no_attempt(
         ]
 
 
-async def test_a_failure_a_crash_and_an_interruption_are_three_counts(workers: Workers, until: Until) -> None:
+async def test_failures_crashes_and_interruptions_are_counted_separately(
+    workers: Workers, until: Until
+) -> None:
     stopped = await workers.start("--grace", "0.2", lease=2)
     job = await workers.client.task("unlucky").submit()
     await until(lambda: len(workers.effects()) == 1)
@@ -276,7 +276,7 @@ async def test_a_failure_a_crash_and_an_interruption_are_three_counts(workers: W
     assert (record.failures, record.crashes, record.interruptions, record.attempt) == (1, 1, 1, 3)
 
 
-async def test_a_second_signal_hands_back_at_once(workers: Workers, until: Until) -> None:
+async def test_a_second_signal_hands_jobs_back_at_once(workers: Workers, until: Until) -> None:
     stopped = await workers.start("--grace", "60")
     job = await workers.client.task("nap").submit(60)
     await until(lambda: workers.effects())
@@ -346,7 +346,7 @@ async def test_a_burst_ends_when_the_queue_is_empty(workers: Workers) -> None:
     assert [await job.result(0) for job in jobs] == [2 * n for n in range(20)]
 
 
-async def test_tokens_rise_with_every_attempt(workers: Workers) -> None:
+async def test_fencing_tokens_rise_with_every_attempt(workers: Workers) -> None:
     client = workers.client
     job = await client.task("any").submit()
     log = (await client.broker()).records

@@ -7,7 +7,7 @@ from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.group_commit import GroupCommit
 
 
-async def test_a_message_that_is_too_large_leaves_the_others_their_replies(client: Client) -> None:
+async def test_a_message_that_is_too_large_does_not_fail_the_others_of_its_group(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
     commits, names = GroupCommit(broker.wire, "always"), broker.subjects

@@ -38,7 +38,7 @@ async def pay() -> int:
     return 1
 
 
-async def test_a_job_of_any_id_runs_is_found_runs_again_and_is_removed(
+async def test_a_job_with_any_id_runs_is_found_runs_again_and_is_removed(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task(retries=1, backoff="none")
@@ -73,7 +73,7 @@ async def test_a_job_of_any_id_runs_is_found_runs_again_and_is_removed(
             await client.jobs.handle(id).result(WAIT)
 
 
-async def test_a_failed_job_of_any_id_has_a_letter_and_callbacks(
+async def test_a_failed_job_with_any_id_has_a_dead_letter_and_callbacks(
     app: App, client: Client, working: Working
 ) -> None:
     failures: dict[str, Failure] = {}
@@ -125,7 +125,7 @@ async def test_a_failed_job_of_any_id_has_a_letter_and_callbacks(
         assert all(job.duplicate for job in await together.submit_many([[id] for id in IDS], ids=IDS))
 
 
-async def test_a_waiting_job_of_any_id_is_changed_moved_and_cancelled(client: Client) -> None:
+async def test_a_waiting_job_with_any_id_is_edited_moved_and_cancelled(client: Client) -> None:
     task = client.task("any")
 
     async def live(id: str) -> None:
@@ -155,7 +155,7 @@ async def test_a_waiting_job_of_any_id_is_changed_moved_and_cancelled(client: Cl
                 await client.jobs.remove(id)
 
 
-async def test_an_id_is_no_wildcard(app: App, client: Client, working: Working) -> None:
+async def test_an_id_is_never_a_wildcard(app: App, client: Client, working: Working) -> None:
     @app.task
     async def fail() -> None:
         raise Reject("no")
@@ -177,12 +177,12 @@ async def test_an_id_is_no_wildcard(app: App, client: Client, working: Working) 
 
 
 @pytest.mark.parametrize("id", ["", "x" * 129, "a\tb", "\u202e", "\x7f", 7, None])
-async def test_no_other_text_is_an_id(client: Client, id: Any) -> None:
+async def test_any_other_text_is_refused_as_an_id(client: Client, id: Any) -> None:
     with pytest.raises(BadName, match="job id must be printable text of 1 to 128 characters"):
         await client.jobs.get(id)
 
 
-async def test_the_longest_names_of_all_fit_the_server(
+async def test_the_longest_allowed_names_fit_the_server(
     server: EmbeddedServer, namespace: str, app: App, client: Client, working: Working
 ) -> None:
     queue, longest = "q" * 64, ODD_IDS[-1]
@@ -228,7 +228,7 @@ async def test_many_long_ids_are_looked_up_on_a_server_with_small_messages(tmp_p
             assert {one.id for one in await client.jobs.list()} == {*ids}
 
 
-async def test_a_key_of_any_text_has_limits_and_pauses(app: App, client: Client, working: Working) -> None:
+async def test_a_key_with_any_text_has_limits_and_pauses(app: App, client: Client, working: Working) -> None:
     @app.task(key_rate="1000/s")
     async def fine(ctx: Context) -> str:
         return ctx.id
@@ -245,7 +245,9 @@ async def test_a_key_of_any_text_has_limits_and_pauses(app: App, client: Client,
     assert [(await jobs[key].status()).key for key in keys] == keys
 
 
-async def test_a_schedule_of_any_name_fires(app: App, client: Client, working: Working, until: Until) -> None:
+async def test_a_schedule_with_any_name_fires(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
     ran: list[tuple[str, str]] = []
 
     @app.task
@@ -266,7 +268,7 @@ async def test_a_schedule_of_any_name_fires(app: App, client: Client, working: W
     assert await client.schedules.list() == []
 
 
-async def test_a_sweep_repairs_jobs_of_any_id(app: App, client: Client, working: Working) -> None:
+async def test_a_sweep_repairs_jobs_with_any_id(app: App, client: Client, working: Working) -> None:
     @app.task
     async def fine(ctx: Context) -> str:
         return ctx.id

@@ -98,19 +98,19 @@ async def test_a_hostile_name_is_refused_and_nothing_is_sent(client: Client, pla
 @pytest.mark.parametrize(
     "name", ["Nats-Rollup", "nats-rollup", "NATS-TTL", "Nats-Msg-Id", "Jsq-Job", "jsq-again"]
 )
-async def test_a_header_of_the_servers_or_our_own_cannot_be_given(client: Client, name: str) -> None:
+async def test_a_header_reserved_by_the_server_or_jsq_is_refused(client: Client, name: str) -> None:
     with pytest.raises(BadName, match="does not start with Nats- or Jsq-, which are reserved"):
         await client.task("t").options(headers={name: "all"}).submit()
 
 
 @pytest.mark.parametrize("value", [text for text in HOSTILE if not text.isprintable()], ids=ascii)
-async def test_a_header_of_more_than_one_line_cannot_be_given(client: Client, value: str) -> None:
+async def test_a_header_with_more_than_one_line_is_refused(client: Client, value: str) -> None:
     with pytest.raises(BadOption, match="must be printable text of one line"):
         await client.task("t").options(headers={"X": value}).submit()
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text and text != "\ud800"], ids=ascii)
-async def test_a_text_that_a_task_tells_stays_a_text(
+async def test_a_text_that_a_task_reports_stays_a_text(
     app: App, client: Client, working: Working, until: Until, text: str
 ) -> None:
     @app.task(name="tell", retries=0)
@@ -148,6 +148,6 @@ async def test_a_text_that_a_task_tells_stays_a_text(
 
 
 @pytest.mark.parametrize("text", sorted(set(HOSTILE) - {"", "a.b.c", "_INBOX.x"}), ids=ascii)
-def test_an_inbox_that_would_be_more_than_a_subject_is_refused(text: str) -> None:
+def test_an_inbox_prefix_that_is_not_a_subject_is_refused(text: str) -> None:
     with pytest.raises(BadOption, match="inbox_prefix"):
         Login.read(inbox_prefix=text)

@@ -56,7 +56,7 @@ async def mixed(
 
 
 @pytest.mark.timeout(60)  # workers die nine times at most, and on a busy machine each takes a while to start
-async def test_good_jobs_outlive_the_jobs_that_kill_their_workers(workers: Workers) -> None:
+async def test_good_jobs_survive_jobs_that_kill_their_workers(workers: Workers) -> None:
     good, killers = await mixed(workers, 30, 3, 55)
 
     assert good == {"succeeded": 30}
@@ -64,7 +64,7 @@ async def test_good_jobs_outlive_the_jobs_that_kill_their_workers(workers: Worke
 
 
 @pytest.mark.proof
-async def test_five_hundred_good_jobs_outlive_fifty_that_kill_their_workers(workers: Workers) -> None:
+async def test_five_hundred_good_jobs_survive_fifty_jobs_that_kill_their_workers(workers: Workers) -> None:
     good, killers = await mixed(workers, 500, 50, 560, processes=4)
 
     assert good == {"succeeded": 500}
@@ -106,7 +106,7 @@ def steps(app: App) -> Steps:
     return Steps(app)
 
 
-async def test_a_last_attempt_waits_until_nothing_else_runs_and_nothing_starts_beside_it(
+async def test_a_last_attempt_runs_alone(
     steps: Steps, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "jsq.job")
@@ -137,7 +137,7 @@ async def test_a_last_attempt_waits_until_nothing_else_runs_and_nothing_starts_b
         assert caplog.text.count("job isolated") == 2
 
 
-async def test_a_last_attempt_that_cannot_run_alone_is_offered_again_and_others_go_on(
+async def test_a_last_attempt_that_cannot_run_alone_is_handed_back_and_others_run(
     steps: Steps, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "jsq.job")
@@ -157,7 +157,7 @@ async def test_a_last_attempt_that_cannot_run_alone_is_offered_again_and_others_
         assert (await suspect.status()).crashes == 2
 
 
-async def test_a_last_attempt_that_waited_does_not_begin_on_a_queue_that_was_paused_meanwhile(
+async def test_a_waiting_last_attempt_does_not_start_on_a_queue_paused_meanwhile(
     steps: Steps, working: Working, until: Until, client: Client
 ) -> None:
     async with working(concurrency=5) as worker:
@@ -176,7 +176,7 @@ async def test_a_last_attempt_that_waited_does_not_begin_on_a_queue_that_was_pau
         assert await suspect.result(20) == "second"
 
 
-async def test_a_worker_that_stops_hands_back_the_last_attempt_that_waits(
+async def test_a_worker_that_stops_hands_back_a_waiting_last_attempt(
     steps: Steps, working: Working, until: Until
 ) -> None:
     async with working(concurrency=5, grace=0.1) as worker:

@@ -113,7 +113,7 @@ async def test_a_running_attempt_is_the_last_one_and_has_no_end(
     assert (ended.state, ended.ended is None) == ("cancelled", False)
 
 
-async def test_a_job_that_has_not_begun_has_no_attempts(app: App, client: Client) -> None:
+async def test_a_job_that_has_not_started_has_no_attempts(app: App, client: Client) -> None:
     @app.task
     async def add(a: int, b: int) -> int:
         return a + b
@@ -126,7 +126,9 @@ async def test_a_job_that_has_not_begun_has_no_attempts(app: App, client: Client
         await client.jobs.attempts("nothing")
 
 
-async def test_a_replayed_job_tells_the_attempts_of_both_lives(app: App, working: Working) -> None:
+async def test_a_replayed_job_shows_the_attempts_before_and_after_the_replay(
+    app: App, working: Working
+) -> None:
     lives: list[int] = []
 
     @app.task(retries=0)
@@ -157,7 +159,7 @@ async def recorded(client: Client, job: JobRecord) -> JobRecord:
 
 
 @pytest.mark.parametrize("told_by", ["task", "submit", "queue"])
-async def test_the_records_of_jobs_that_do_not_keep_arguments_never_hold_them(
+async def test_records_never_hold_arguments_that_their_task_does_not_keep(
     app: App, client: Client, working: Working, told_by: str
 ) -> None:
     if told_by == "queue":
@@ -194,7 +196,7 @@ async def test_the_records_of_jobs_that_do_not_keep_arguments_never_hold_them(
     assert SECRET.encode() in (await client.dead_letters.get(bad.id)).payload
 
 
-async def test_a_cancelled_job_keeps_arguments_and_options_where_nothing_forbids_it(
+async def test_a_cancelled_job_keeps_arguments_and_options_unless_forbidden(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task(retries=1)
@@ -257,7 +259,7 @@ async def test_finished_jobs_are_found_by_their_arguments_in_any_state(
     assert [one.id for one in newest] == [failed.id]
 
 
-async def test_jobs_that_have_ended_are_removed_by_their_arguments(
+async def test_finished_jobs_are_removed_by_their_arguments(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task

@@ -26,7 +26,7 @@ from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
 
-async def test_a_result_comes_back_with_its_type(app: App, working: Working) -> None:
+async def test_a_result_is_returned_with_its_type(app: App, working: Working) -> None:
     @app.task
     async def tomorrow(day: datetime) -> datetime:
         return day + timedelta(days=1)
@@ -36,7 +36,7 @@ async def test_a_result_comes_back_with_its_type(app: App, working: Working) -> 
         assert await job.result(60) == datetime(2026, 2, 1, tzinfo=UTC)
 
 
-async def test_a_plain_function_runs_in_a_thread_of_its_own(app: App, working: Working) -> None:
+async def test_a_plain_function_runs_in_its_own_thread(app: App, working: Working) -> None:
     @app.task
     def where() -> str:
         import threading
@@ -59,7 +59,7 @@ async def test_a_task_is_submitted_by_name_without_its_code(
         assert await (await client.task("math.add").submit(1, b=5)).result(60) == 6
 
 
-async def test_the_blocking_twin_submits_and_waits_from_a_thread(app: App, working: Working) -> None:
+async def test_the_blocking_form_submits_and_waits_from_a_thread(app: App, working: Working) -> None:
     @app.task
     async def add(a: int, b: int) -> int:
         return a + b
@@ -71,7 +71,7 @@ async def test_the_blocking_twin_submits_and_waits_from_a_thread(app: App, worki
         assert await asyncio.to_thread(plain_code) == 3
 
 
-async def test_the_events_of_a_job_tell_its_life_in_order(app: App, working: Working) -> None:
+async def test_the_events_of_a_job_arrive_in_order(app: App, working: Working) -> None:
     @app.task(retries=1, backoff="none")
     async def once_more(ctx: Context) -> int:
         if ctx.attempt == 1:
@@ -87,7 +87,7 @@ async def test_the_events_of_a_job_tell_its_life_in_order(app: App, working: Wor
     assert [event.sequence for event in told] == sorted(event.sequence for event in told)
 
 
-async def test_the_view_shows_a_job_s_last_event(
+async def test_a_job_record_shows_the_last_event(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -108,7 +108,7 @@ async def test_the_view_shows_a_job_s_last_event(
         assert await client.jobs.list(tag="other") == []
 
 
-async def test_a_failed_job_tells_why_and_leaves_one_dead_letter(
+async def test_a_failed_job_has_a_reason_and_one_dead_letter(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(retries=0)
@@ -142,7 +142,7 @@ async def test_a_rejected_job_is_not_retried(app: App, client: Client, working: 
         assert (await job.status()).attempt == 1
 
 
-async def test_retry_with_a_delay_of_its_own_spends_a_retry(app: App, working: Working) -> None:
+async def test_a_retry_with_its_own_delay_spends_a_retry(app: App, working: Working) -> None:
     @app.task(retries=1, backoff=[3600])
     async def again(ctx: Context) -> int:
         if ctx.attempt == 1:
@@ -192,7 +192,7 @@ async def test_a_job_that_runs_too_long_fails_by_timeout(app: App, working: Work
     "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
 )
 @pytest.mark.parametrize("plain", [True, False], ids=["thread", "loop"])
-async def test_a_base_exception_fails_the_job_and_not_the_worker(
+async def test_a_base_exception_fails_only_the_job(
     app: App, working: Working, error: BaseException, plain: bool
 ) -> None:
     @app.task(name="quits", retries=0)
@@ -226,7 +226,7 @@ async def test_a_delayed_job_waits_until_it_is_due(app: App, working: Working) -
         assert (await job.result(60)) - asked >= 0.6
 
 
-async def test_a_moment_in_the_past_means_now(app: App, working: Working) -> None:
+async def test_a_start_time_in_the_past_means_now(app: App, working: Working) -> None:
     @app.task
     async def now() -> int:
         return 1
@@ -236,9 +236,7 @@ async def test_a_moment_in_the_past_means_now(app: App, working: Working) -> Non
         assert await job.result(60) == 1
 
 
-async def test_higher_priorities_run_first_of_the_jobs_that_a_worker_holds(
-    app: App, working: Working, until: Until
-) -> None:
+async def test_a_worker_runs_its_fetched_jobs_by_priority(app: App, working: Working, until: Until) -> None:
     """The worker asks for each priority separately: which job arrives first is not defined."""
     order: list[str] = []
     held: list[int] = []
@@ -265,7 +263,7 @@ async def test_higher_priorities_run_first_of_the_jobs_that_a_worker_holds(
     assert order == ["first", *["high"] * 3, *["normal"] * 3, *["low"] * 3]
 
 
-async def test_an_own_id_is_one_job_however_often_it_is_submitted(app: App, working: Working) -> None:
+async def test_repeated_submits_with_one_id_are_one_job(app: App, working: Working) -> None:
     runs: list[int] = []
 
     @app.task
@@ -282,7 +280,7 @@ async def test_an_own_id_is_one_job_however_often_it_is_submitted(app: App, work
     assert runs == [1]
 
 
-async def test_an_own_id_raced_by_many_is_one_job(app: App, working: Working) -> None:
+async def test_concurrent_submits_with_one_id_are_one_job(app: App, working: Working) -> None:
     runs: list[str] = []
 
     @app.task
@@ -297,7 +295,7 @@ async def test_an_own_id_raced_by_many_is_one_job(app: App, working: Working) ->
     assert sorted(runs) == sorted(keys)
 
 
-async def test_progress_is_seen_from_outside(app: App, working: Working) -> None:
+async def test_progress_is_visible_to_a_client(app: App, working: Working) -> None:
     go = asyncio.Event()
 
     @app.task
@@ -317,7 +315,7 @@ async def test_progress_is_seen_from_outside(app: App, working: Working) -> None
         assert (await job.status()).state == "succeeded"
 
 
-async def test_the_context_tells_the_job(app: App, working: Working) -> None:
+async def test_the_context_describes_the_job(app: App, working: Working) -> None:
     @app.task(tags=["t"])
     async def tell(ctx: Context) -> dict[str, object]:
         return {
@@ -337,7 +335,7 @@ async def test_the_context_tells_the_job(app: App, working: Working) -> None:
         assert token == events[0].sequence
 
 
-async def test_a_result_that_is_not_kept_says_so(app: App, working: Working) -> None:
+async def test_a_missing_result_that_was_not_kept_is_reported_as_such(app: App, working: Working) -> None:
     @app.task(keep_result=0)
     async def secret() -> str:
         return "x"
@@ -350,7 +348,7 @@ async def test_a_result_that_is_not_kept_says_so(app: App, working: Working) -> 
 
 
 @pytest.mark.parametrize("value", [object(), lambda: 1, (i for i in [1]), b"\xff", {1, 2}, "\ud800"])
-async def test_a_result_that_cannot_be_kept_fails_the_job_once(
+async def test_a_result_that_cannot_be_stored_fails_the_job_once(
     app: App, working: Working, value: object
 ) -> None:
     runs: list[int] = []
@@ -377,18 +375,14 @@ async def test_a_result_that_is_too_large_fails_the_job_once(app: App, working: 
             await (await huge.submit()).result(60)
 
 
-async def test_an_unknown_task_fails_without_being_tried_again(
-    app: App, client: Client, working: Working
-) -> None:
+async def test_an_unknown_task_fails_without_a_retry(app: App, client: Client, working: Working) -> None:
     async with working(queues=["default"], unknown_task_for=0):
         with pytest.raises(JobFailed, match="unknown_task") as caught:
             await (await client.task("os.system").submit("true")).result(60)
     assert caught.value.reason == "unknown_task"
 
 
-async def test_arguments_that_do_not_fit_fail_at_the_worker_too(
-    app: App, client: Client, working: Working
-) -> None:
+async def test_invalid_arguments_fail_at_the_worker(app: App, client: Client, working: Working) -> None:
     @app.task
     async def add(a: int, b: int) -> int:
         return a + b
@@ -401,7 +395,7 @@ async def test_arguments_that_do_not_fit_fail_at_the_worker_too(
     assert caught.value.reason == "bad_arguments"
 
 
-async def test_arguments_larger_than_the_server_takes_are_refused_before_they_are_sent(
+async def test_arguments_above_the_limit_of_the_server_are_refused_before_they_are_sent(
     app: App, client: Client
 ) -> None:
     @app.task
@@ -422,7 +416,7 @@ async def test_arguments_just_below_the_limit_run(app: App, working: Working) ->
         assert await (await take.submit("x" * 1_045_000)).result(60) == 1_045_000
 
 
-async def test_an_unknown_job_is_not_found_at_once(client: Client) -> None:
+async def test_an_unknown_job_raises_not_found_immediately(client: Client) -> None:
     job = client.jobs.handle("nobody")
     with pytest.raises(JobNotFound):
         await job.status()
@@ -430,7 +424,7 @@ async def test_an_unknown_job_is_not_found_at_once(client: Client) -> None:
         await job.result(60)
 
 
-async def test_waiting_has_a_limit(app: App, client: Client) -> None:
+async def test_a_wait_for_a_result_has_a_timeout(app: App, client: Client) -> None:
     job = await client.task("never.runs").submit()
     with pytest.raises(ResultTimeout):
         await job.result(0)
@@ -440,7 +434,7 @@ async def test_waiting_has_a_limit(app: App, client: Client) -> None:
         await job.result(-1)
 
 
-async def test_a_client_works_on_each_event_loop_it_meets(app: App, client: Client) -> None:
+async def test_a_client_works_on_several_event_loops(app: App, client: Client) -> None:
     def in_another_loop() -> str:
         async def submit() -> str:
             job = await client.task("elsewhere").submit()
@@ -454,7 +448,7 @@ async def test_a_client_works_on_each_event_loop_it_meets(app: App, client: Clie
     assert await asyncio.to_thread(in_another_loop) == "queued"
 
 
-async def test_a_worker_is_seen_while_it_lives(
+async def test_a_worker_is_listed_while_it_runs(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     async with working() as worker:
@@ -471,9 +465,7 @@ async def test_a_worker_is_seen_while_it_lives(
     await until(gone)
 
 
-async def test_a_job_that_has_ended_leaves_nothing_to_the_garbage_collector(
-    app: App, working: Working, until: Until
-) -> None:
+async def test_a_finished_job_leaves_no_cyclic_garbage(app: App, working: Working, until: Until) -> None:
     ran = 0
 
     @app.task

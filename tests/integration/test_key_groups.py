@@ -164,7 +164,7 @@ async def run_and_kill(
     return jobs, found
 
 
-async def test_with_one_at_a_time_each_key_keeps_its_order_over_a_killed_worker(
+async def test_with_one_job_at_a_time_each_key_keeps_its_order_over_a_killed_worker(
     workers: Workers, until: Until
 ) -> None:
     jobs, found = await run_and_kill(workers, until, 10, 15, 1)
@@ -182,9 +182,7 @@ async def test_with_one_at_a_time_each_key_keeps_its_order_over_a_killed_worker(
     await until(lambda: nothing_is_left(broker))
 
 
-async def test_no_more_of_a_key_run_at_once_than_it_may_over_a_killed_worker(
-    workers: Workers, until: Until
-) -> None:
+async def test_a_key_never_exceeds_its_limit_over_a_killed_worker(workers: Workers, until: Until) -> None:
     jobs, found = await run_and_kill(workers, until, 4, 36, 3)
 
     peaks = {key: most_at_once([one for one in found if one.key == key]) for key in ("k0", "k1", "k2", "k3")}
@@ -247,7 +245,7 @@ async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
         await until(lambda: nothing_is_left(broker))
 
 
-async def test_a_key_with_a_weight_of_three_begins_three_for_each_one_of_another(
+async def test_a_key_with_a_weight_of_three_starts_three_jobs_for_each_of_another(
     app: App, client: Client, working: Working, floor: Floor, until: Until
 ) -> None:
     app.queue(QUEUE, weights={"gold": 3})
@@ -379,7 +377,7 @@ async def test_a_plain_queue_has_no_key_group_streams(
 
 
 @pytest.mark.parametrize("key", ["tenant-7", "a b.c > *", "ü 漢字 🙂", '"quoted" \\', "x" * 256])
-async def test_any_printable_text_is_a_key_and_its_record_tells_it(
+async def test_any_printable_text_is_a_key_and_the_record_shows_it(
     key: str, client: Client, working: Working, floor: Floor, broker: Broker
 ) -> None:
     waits = await to(client, key, 1, per_key=2, priority="high")
@@ -405,7 +403,7 @@ async def test_jobs_that_wait_in_a_key_group_are_found_without_a_record(
     assert await broker.job_reader.waiting_ids(QUEUE) == [job.id]
 
 
-async def test_jobs_that_wait_in_key_groups_are_counted_and_cost_nothing_else(
+async def test_jobs_that_wait_in_key_groups_are_counted(
     client: Client, broker: Broker, working: Working, floor: Floor, until: Until
 ) -> None:
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(5)]
@@ -421,7 +419,7 @@ async def test_jobs_that_wait_in_key_groups_are_counted_and_cost_nothing_else(
         assert floor.begun == [f"k:{number}" for number in range(5)]
 
 
-async def test_a_queue_says_how_many_of_a_key_may_run_where_a_submit_does_not(
+async def test_a_queue_sets_the_limit_of_keys_that_a_submit_does_not_set(
     app: App, client: Client, working: Working, floor: Floor, until: Until
 ) -> None:
     app.queue(QUEUE, per_key=2)
@@ -452,7 +450,7 @@ async def test_a_retrying_job_keeps_its_slot_where_order_matters(
     assert ran == [0, 1, 1, 1, 2, 3]
 
 
-async def test_a_retrying_job_frees_its_slot_where_several_may_run(
+async def test_a_retrying_job_releases_its_slot_where_several_may_run(
     app: App, client: Client, working: Working, broker: Broker, until: Until
 ) -> None:
     ran: list[tuple[int, int]] = []
@@ -501,7 +499,7 @@ async def test_a_requeued_job_keeps_its_slot(
     assert floor.begun == ["k:0", "k:0", "k:1", "k:2"]
 
 
-async def test_a_failed_job_makes_room_and_its_replay_waits_in_the_line(
+async def test_a_failed_job_releases_its_slot_and_its_replay_waits_in_the_key_group(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[int] = []
@@ -549,7 +547,7 @@ async def test_a_deadline_passes_while_a_job_waits_in_its_key_group(
     assert floor.begun == ["k:0", "k:2"]
 
 
-async def test_a_job_in_quarantine_has_left_its_line(
+async def test_a_job_in_quarantine_has_left_its_key_group(
     app: App, client: Client, working: Working, broker: Broker, until: Until
 ) -> None:
     app.queue(QUEUE, max_crashes=1, quarantine="apart")
@@ -572,7 +570,7 @@ async def test_a_job_in_quarantine_has_left_its_line(
         assert await bad.result(60) == 0
 
 
-async def test_a_message_that_is_no_job_becomes_a_dead_letter(
+async def test_a_message_that_is_not_a_job_becomes_a_dead_letter(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     await to(client, "k", 0, per_key=1)
@@ -597,7 +595,7 @@ async def test_a_message_that_is_no_job_becomes_a_dead_letter(
         {"Jsq-Place": "strict k never"},
     ],
 )
-async def test_numbers_that_are_none_stop_no_worker_and_no_key(
+async def test_invalid_numbers_in_a_group_state_stop_no_worker_and_no_key(
     client: Client,
     working: Working,
     floor: Floor,
@@ -624,7 +622,7 @@ async def test_numbers_that_are_none_stop_no_worker_and_no_key(
         await until(lambda: nothing_is_left(broker))
 
 
-async def test_a_key_group_that_cannot_be_read_ends_no_worker(
+async def test_an_unreadable_key_group_ends_no_worker(
     app: App,
     client: Client,
     working: Working,
@@ -708,9 +706,7 @@ async def test_a_purge_of_a_queue_empties_its_key_groups(client: Client, broker:
 # -- many, and full --------------------------------------------------------------------------------------
 
 
-async def test_many_of_a_key_are_submitted_in_one_go_and_run_in_their_order(
-    client: Client, working: Working, floor: Floor
-) -> None:
+async def test_a_bulk_of_one_key_runs_in_its_order(client: Client, working: Working, floor: Floor) -> None:
     calls = [("k", number) for number in range(150)]
     jobs = await client.task("visit").options(key="k", per_key=1).submit_many(calls)
     async with working():
@@ -719,7 +715,7 @@ async def test_many_of_a_key_are_submitted_in_one_go_and_run_in_their_order(
     assert floor.peak["k"] == 1
 
 
-async def test_key_groups_are_as_long_as_their_queue_and_full_ones_are_reported_and_still_move(
+async def test_key_groups_have_the_limits_of_their_queue_and_full_ones_still_progress(
     app: App, client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     app.queue(QUEUE, max_jobs=3, per_key=1)
@@ -788,7 +784,7 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
     assert floor.begun == ["k:0"]
 
 
-async def test_a_message_of_an_attempt_that_is_over_does_not_count_for_the_next_one(
+async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     """It stands there until its worker settles it; who is let on meanwhile is put beside it."""
@@ -850,7 +846,7 @@ class Halted(Exception):
 
 
 @pytest.mark.parametrize("place", ["_put_on_queue", "_store", "delete_message"])
-async def test_what_was_begun_is_finished_by_whoever_looks_next(
+async def test_an_interrupted_change_of_a_key_group_is_completed_by_the_next_reader(
     place: str,
     client: Client,
     working: Working,
@@ -878,7 +874,7 @@ async def test_what_was_begun_is_finished_by_whoever_looks_next(
     assert floor.begun == ["k:0", "k:1", "k:2"]
 
 
-async def test_a_slot_that_is_released_again_while_its_first_release_is_under_way_is_free(
+async def test_a_slot_released_twice_at_the_same_time_is_free(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job is still in its group, so the first release admits it again, and the second one must count."""
@@ -909,7 +905,7 @@ async def test_a_slot_that_is_released_again_while_its_first_release_is_under_wa
     assert (await turn_of(broker, "k")).slots == ()
 
 
-async def test_a_job_that_arrives_while_the_last_one_leaves_is_not_forgotten(
+async def test_a_job_that_arrives_as_the_last_one_leaves_its_key_group_starts(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """He comes after the line was found empty; his knock is answered before the turn tells of room."""
@@ -990,7 +986,7 @@ def told(swept: list[Any]) -> list[tuple[Inconsistency, str, bool]]:
     return [(one.kind, one.job, one.repaired) for one in swept]
 
 
-async def test_waiting_jobs_and_slot_holders_are_no_inconsistency(
+async def test_waiting_jobs_and_slot_holders_are_not_reported_as_inconsistent(
     client: Client, broker: Broker, working: Working, floor: Floor, until: Until
 ) -> None:
     for number in range(3):
@@ -1003,7 +999,7 @@ async def test_waiting_jobs_and_slot_holders_are_no_inconsistency(
         floor.gate.set()
 
 
-async def test_a_key_group_whose_wake_up_was_lost_is_found_by_a_sweep(client: Client, broker: Broker) -> None:
+async def test_a_sweep_finds_a_key_group_whose_wake_up_was_lost(client: Client, broker: Broker) -> None:
     job = await to(client, "k", 0, per_key=1)
     await to(client, "k", 1, per_key=1)
 
@@ -1013,7 +1009,7 @@ async def test_a_key_group_whose_wake_up_was_lost_is_found_by_a_sweep(client: Cl
     assert told(await client.admin.sweep(age=0)) == []
 
 
-async def test_an_admitted_job_whose_canceller_died_is_found_and_put_on_the_queue(
+async def test_an_admitted_job_whose_canceller_died_is_put_on_the_queue_by_a_sweep(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """He had cancelled the one before, and nobody else comes into the line, or leaves it."""
@@ -1040,7 +1036,7 @@ async def test_an_admitted_job_whose_canceller_died_is_found_and_put_on_the_queu
     assert told(await client.admin.sweep(age=0)) == []
 
 
-async def test_the_slot_of_an_ended_job_is_found_and_released(
+async def test_a_sweep_releases_the_slot_of_a_finished_job(
     client: Client, broker: Broker, until: Until
 ) -> None:
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
@@ -1090,7 +1086,7 @@ async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exis
     assert not [one for one in await client.admin.doctor() if one.severity == "error"]
 
 
-async def test_a_wake_up_that_reaches_a_worker_without_connection_is_left_to_another(
+async def test_a_worker_without_a_connection_leaves_a_wake_up_to_another(
     client: Client, broker: Broker, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     knocked = functools.partial(

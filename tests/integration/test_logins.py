@@ -40,7 +40,7 @@ def authority(tmp_path: Path) -> Authority:
 # -- users, tokens, keys ---------------------------------------------------------------------------------
 
 
-async def test_a_user_and_a_password(tmp_path: Path) -> None:
+async def test_login_with_a_user_and_a_password(tmp_path: Path) -> None:
     with nats_server(tmp_path, conf(tmp_path, "authorization { user: ann, password: s3cret }")) as address:
         await works(f"nats://ann:s3cret@{address}")
         await works(Login(url=address, user="ann", password="s3cret"))
@@ -52,7 +52,7 @@ async def test_a_user_and_a_password(tmp_path: Path) -> None:
         assert (await told(address)).startswith(f"NotAllowed: nats://{address} refused the login; check")
 
 
-async def test_a_token(tmp_path: Path) -> None:
+async def test_login_with_a_token(tmp_path: Path) -> None:
     with nats_server(tmp_path, conf(tmp_path, "authorization { token: t0k3n }")) as address:
         await works(f"nats://t0k3n@{address}")
         await works(Login(url=address, token="t0k3n"))
@@ -63,7 +63,7 @@ async def test_a_token(tmp_path: Path) -> None:
             assert "wr0ng" not in message
 
 
-async def test_an_nkey_by_its_file_or_its_seed(tmp_path: Path) -> None:
+async def test_login_with_an_nkey_from_a_file_or_a_seed(tmp_path: Path) -> None:
     key, other = Key(USER), Key(USER)
     file = tmp_path / "user.nk"
     file.write_text(key.seed)
@@ -77,7 +77,7 @@ async def test_an_nkey_by_its_file_or_its_seed(tmp_path: Path) -> None:
         assert other.seed not in message
 
 
-async def test_a_creds_file_signed_by_an_operator(tmp_path: Path) -> None:
+async def test_login_with_a_creds_file_signed_by_an_operator(tmp_path: Path) -> None:
     operator, stranger = Operator(), Operator()
     for one in (operator, stranger):
         one.account("A", {"type": "account", "version": 2, "limits": LIMITS | STORES})
@@ -99,9 +99,7 @@ async def test_a_creds_file_signed_by_an_operator(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["creds", "nkey"])
 @pytest.mark.parametrize("text", [None, "", "no key at all", "SUAAAA"])
-async def test_a_file_of_keys_that_cannot_be_used_is_named(
-    tmp_path: Path, field: str, text: str | None
-) -> None:
+async def test_an_unusable_key_file_is_named(tmp_path: Path, field: str, text: str | None) -> None:
     path = tmp_path / "keys"
     if text is not None:
         path.write_text(text)
@@ -112,7 +110,7 @@ async def test_a_file_of_keys_that_cannot_be_used_is_named(
         assert not text or text not in message
 
 
-async def test_the_roles_as_jwts(tmp_path: Path) -> None:
+async def test_login_with_roles_as_jwts(tmp_path: Path) -> None:
     operator = Operator()
     roles = Client("nats://nowhere").admin.roles("jsq=admin", "web=submitter:mail", "hands=worker:mail")
     files: dict[str, str] = {}
@@ -143,7 +141,7 @@ async def test_the_roles_as_jwts(tmp_path: Path) -> None:
 # -- TLS -------------------------------------------------------------------------------------------------
 
 
-async def test_tls(tmp_path: Path, authority: Authority) -> None:
+async def test_a_connection_with_tls(tmp_path: Path, authority: Authority) -> None:
     authority.certificate("server")
     stranger = Authority(tmp_path / "other")
     with nats_server(tmp_path, conf(tmp_path, authority.conf("server"))) as address:
@@ -156,7 +154,7 @@ async def test_tls(tmp_path: Path, authority: Authority) -> None:
             assert message.endswith("check the scheme and ca, cert, key")
 
 
-async def test_a_certificate_that_has_expired_or_is_for_another_name(
+async def test_an_expired_certificate_or_one_for_another_name_is_refused(
     tmp_path: Path, authority: Authority
 ) -> None:
     for name, days, names, why in (
@@ -172,7 +170,7 @@ async def test_a_certificate_that_has_expired_or_is_for_another_name(
             assert why in message
 
 
-async def test_mutual_tls(tmp_path: Path, authority: Authority) -> None:
+async def test_a_connection_with_mutual_tls(tmp_path: Path, authority: Authority) -> None:
     authority.certificate("server")
     cert = authority.certificate("client")
     key = cert.replace(".pem", "-key.pem")
@@ -187,9 +185,7 @@ async def test_mutual_tls(tmp_path: Path, authority: Authority) -> None:
 
 
 @pytest.mark.parametrize("field", ["ca", "cert", "key"])
-async def test_a_file_for_tls_that_cannot_be_used_is_named(
-    tmp_path: Path, authority: Authority, field: str
-) -> None:
+async def test_an_unusable_tls_file_is_named(tmp_path: Path, authority: Authority, field: str) -> None:
     cert = authority.certificate("server")
     files = {"ca": authority.ca, "cert": cert, "key": cert.replace(".pem", "-key.pem")}
     rubbish = tmp_path / "rubbish.pem"
@@ -201,7 +197,7 @@ async def test_a_file_for_tls_that_cannot_be_used_is_named(
             assert f"the {field} file {path}" in message
 
 
-async def test_tls_before_the_greeting(tmp_path: Path, authority: Authority) -> None:
+async def test_a_connection_with_tls_before_the_greeting(tmp_path: Path, authority: Authority) -> None:
     authority.certificate("server")
     with nats_server(tmp_path, conf(tmp_path, authority.conf("server", "handshake_first: true"))) as address:
         first = Login(url=f"tls://{address}", ca=authority.ca, tls_first=True)

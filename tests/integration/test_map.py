@@ -27,7 +27,7 @@ def double(app: App) -> Any:
     return double
 
 
-async def test_results_come_in_the_order_of_the_calls(double: Any, working: Working) -> None:
+async def test_map_returns_results_in_the_order_of_the_calls(double: Any, working: Working) -> None:
     async with working(concurrency=100):
         assert await double.map(range(500)) == [2 * n for n in range(500)]
         found = [result async for result in double.map([(1, 5), {"n": 2}, 3, [4]])]
@@ -35,7 +35,7 @@ async def test_results_come_in_the_order_of_the_calls(double: Any, working: Work
         assert await double.map([]) == []
 
 
-async def test_two_thousand_results_cost_one_subscription(
+async def test_two_thousand_results_use_one_subscription(
     app: App, client: Client, double: Any, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await client.broker()
@@ -53,7 +53,7 @@ async def test_two_thousand_results_cost_one_subscription(
     assert len(heard) == 1
 
 
-async def test_unordered_results_come_as_jobs_end(app: App, working: Working) -> None:
+async def test_unordered_results_are_returned_as_jobs_end(app: App, working: Working) -> None:
     last = asyncio.Event()
 
     @app.task
@@ -71,9 +71,7 @@ async def test_unordered_results_come_as_jobs_end(app: App, working: Working) ->
         assert (sorted(found), found[-1]) == ([0, 1, 2, 3, 4], 0)
 
 
-async def test_no_more_than_a_window_is_submitted_ahead_of_what_is_taken(
-    double: Any, working: Working
-) -> None:
+async def test_map_submits_at_most_a_window_ahead_of_the_consumer(double: Any, working: Working) -> None:
     drawn = 0
 
     def numbers() -> Iterator[int]:
@@ -93,7 +91,7 @@ async def test_no_more_than_a_window_is_submitted_ahead_of_what_is_taken(
     assert 10 <= most <= 20
 
 
-async def test_calls_may_come_from_an_async_generator(double: Any, working: Working) -> None:
+async def test_map_takes_calls_from_an_async_generator(double: Any, working: Working) -> None:
     async def numbers() -> AsyncIterator[int]:
         for n in range(30):
             await asyncio.sleep(0)
@@ -103,7 +101,7 @@ async def test_calls_may_come_from_an_async_generator(double: Any, working: Work
         assert await double.map(numbers(), window=7) == [2 * n for n in range(30)]
 
 
-async def test_an_error_is_raised_in_its_place_or_given(double: Any, working: Working) -> None:
+async def test_map_raises_or_returns_an_error_at_its_position(double: Any, working: Working) -> None:
     async with working():
         found = await double.map([1, -1, 2], return_exceptions=True)
         assert (found[0], found[2]) == (2, 4)
@@ -116,7 +114,9 @@ async def test_an_error_is_raised_in_its_place_or_given(double: Any, working: Wo
             await anext(results)
 
 
-async def test_a_wrong_call_is_named_by_its_index_when_it_is_reached(double: Any, working: Working) -> None:
+async def test_an_invalid_call_is_named_by_its_index_when_it_is_reached(
+    double: Any, working: Working
+) -> None:
     async with working():
         results = double.map([*range(15), "text"], window=10)
         assert [await anext(results) for _ in range(5)] == [0, 2, 4, 6, 8]
@@ -125,7 +125,9 @@ async def test_a_wrong_call_is_named_by_its_index_when_it_is_reached(double: Any
     assert caught.value.place == 15
 
 
-async def test_options_go_with_each_job(app: App, client: Client, double: Any, working: Working) -> None:
+async def test_options_apply_to_each_job_of_a_map(
+    app: App, client: Client, double: Any, working: Working
+) -> None:
     app.queue("small", max_jobs=5)
     async with working(queues=["small"]):
         small = double.options(queue="small", tags=["m"], wait_for_room=10)
@@ -143,7 +145,7 @@ async def test_a_full_queue_ends_a_map(app: App, client: Client, double: Any) ->
         await double.options(queue="small").map([1])
 
 
-async def test_no_result_in_time_is_told(client: Client, double: Any) -> None:
+async def test_a_missing_result_raises_a_timeout(client: Client, double: Any) -> None:
     with pytest.raises(ResultTimeout, match=r"within 0\.1 s"):
         await double.map([1, 2], timeout=0.1)
 
@@ -167,12 +169,12 @@ async def test_arguments_that_cannot_be_mapped_are_refused_at_the_call(
         double.map(calls, **how)
 
 
-async def test_one_id_is_not_for_many(double: Any) -> None:
+async def test_one_id_is_refused_for_many_jobs(double: Any) -> None:
     with pytest.raises(BadOption, match="id must not be set for many jobs"):
         double.options(id="mine").map([1])
 
 
-async def test_a_job_that_is_cancelled_or_not_kept_gives_its_error(
+async def test_a_cancelled_job_or_a_result_that_was_not_kept_raises_its_error(
     app: App, client: Client, until: Until, working: Working
 ) -> None:
     @app.task(keep_result=0)
@@ -207,7 +209,7 @@ async def test_completions_that_were_not_received_are_read(
     assert len(lost) == 300
 
 
-async def test_a_job_that_was_wiped_out_is_reported(
+async def test_a_removed_job_is_reported(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsq.broker.operations.completions.RECHECK_SECONDS", 0.3)
@@ -220,7 +222,7 @@ async def test_a_job_that_was_wiped_out_is_reported(
         await asyncio.wait_for(first, 10)
 
 
-async def test_a_map_goes_on_over_the_death_of_the_server(own_server: EmbeddedServer, namespace: str) -> None:
+async def test_a_map_survives_the_death_of_the_server(own_server: EmbeddedServer, namespace: str) -> None:
     async with App(own_server.url, namespace=namespace) as app:
 
         @app.task
@@ -238,7 +240,7 @@ async def test_a_map_goes_on_over_the_death_of_the_server(own_server: EmbeddedSe
         assert found == list(range(400))
 
 
-async def test_leaving_a_map_listens_no_more_and_lets_the_jobs_go_on(
+async def test_leaving_a_map_ends_its_subscription_and_keeps_its_jobs(
     client: Client, double: Any, working: Working, until: Until
 ) -> None:
     broker = await client.broker()
@@ -255,7 +257,7 @@ async def test_leaving_a_map_listens_no_more_and_lets_the_jobs_go_on(
     assert len(broker.wire._nats._subs) == before
 
 
-async def test_the_blocking_twin_gives_an_iterator(app: App, double: Any, working: Working) -> None:
+async def test_the_blocking_form_of_map_returns_an_iterator(app: App, double: Any, working: Working) -> None:
     def use() -> list[Any]:
         first = list(double.blocking.map(range(50), window=10))
         errors = list(double.options(priority="high").blocking.map([1, -1], return_exceptions=True))

@@ -84,7 +84,7 @@ async def counts(job: JobHandle[Any]) -> tuple[str, int, int, int]:
 
 
 @outages
-async def test_what_finishes_while_the_server_is_away_is_recorded_and_not_run_again(
+async def test_a_job_that_ends_during_an_outage_is_recorded_and_not_run_again(
     own_server: EmbeddedServer, site: Site, until: Until, outage: Outage
 ) -> None:
     async with site.worker():
@@ -105,7 +105,7 @@ async def test_what_finishes_while_the_server_is_away_is_recorded_and_not_run_ag
 
 
 @outages
-async def test_what_runs_while_the_server_is_away_is_interrupted_and_starts_again(
+async def test_a_job_that_runs_longer_than_its_lease_in_an_outage_starts_again(
     own_server: EmbeddedServer,
     site: Site,
     until: Until,
@@ -130,7 +130,7 @@ async def test_what_runs_while_the_server_is_away_is_interrupted_and_starts_agai
 
 
 @outages
-async def test_a_second_worker_that_is_back_first_counts_no_crash(
+async def test_a_second_worker_that_reconnects_first_counts_no_crash(
     own_server: EmbeddedServer, site: Site, until: Until, outage: Outage
 ) -> None:
     async with site.worker(), App(own_server.url) as other:
@@ -158,7 +158,7 @@ async def test_a_second_worker_that_is_back_first_counts_no_crash(
 
 
 @outages
-async def test_a_thread_that_runs_while_the_server_is_away_keeps_its_job(
+async def test_a_thread_that_runs_during_an_outage_keeps_its_job(
     own_server: EmbeddedServer, site: Site, until: Until, caplog: pytest.LogCaptureFixture, outage: Outage
 ) -> None:
     caplog.set_level(logging.INFO, "jsq.job")
@@ -188,7 +188,7 @@ async def test_a_thread_that_runs_while_the_server_is_away_keeps_its_job(
             await until(lambda: drained(site))
 
 
-async def test_a_delivery_that_the_server_repeats_does_not_take_the_job_from_a_worker_that_runs_it(
+async def test_a_repeated_delivery_does_not_take_a_job_from_the_worker_that_runs_it(
     own_server: EmbeddedServer, site: Site, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "jsq.job")

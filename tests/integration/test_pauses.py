@@ -46,7 +46,7 @@ async def paused(broker: Broker, queue: str) -> list[bool]:
     return [bool(one and one.get("paused")) for one in found]
 
 
-async def test_a_paused_queue_keeps_running_jobs_and_begins_no_other(
+async def test_a_paused_queue_keeps_running_jobs_and_starts_no_others(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     begun: list[int] = []
@@ -110,7 +110,7 @@ async def test_a_pause_survives_everything_that_recreates_the_queue(
             assert await job.result(WAIT) == 5
 
 
-async def test_a_pause_ends_by_itself_at_its_moment(app: App, client: Client, working: Working) -> None:
+async def test_a_pause_ends_automatically_at_its_end_time(app: App, client: Client, working: Working) -> None:
     at: list[datetime] = []
 
     @app.task(queue="mail")
@@ -130,7 +130,7 @@ async def test_a_pause_ends_by_itself_at_its_moment(app: App, client: Client, wo
 
 
 @pytest.mark.parametrize("on", ["task", "key"])
-async def test_a_paused_task_or_key_waits_on_the_server_and_comes_back_at_once(
+async def test_a_job_of_a_paused_task_or_key_waits_on_the_server_and_resumes_at_once(
     app: App, client: Client, working: Working, until: Until, on: str
 ) -> None:
     begun: list[str] = []
@@ -178,7 +178,7 @@ async def later(client: Client, count: int) -> bool:
     return stats.scheduled == count and stats.running == 0
 
 
-async def test_a_task_that_was_paused_until_a_moment_goes_on_then_or_at_an_earlier_one(
+async def test_a_task_paused_until_a_time_resumes_then_or_at_an_earlier_time(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -194,7 +194,7 @@ async def test_a_task_that_was_paused_until_a_moment_goes_on_then_or_at_an_earli
         await job.result(WAIT)
 
 
-async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
+async def test_an_interrupted_resume_continues_where_it_stopped(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.task
@@ -227,7 +227,7 @@ async def test_a_resume_that_broke_off_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize("who", ["asks the leader", "may ask replicas only"])
-async def test_a_worker_notified_of_a_pause_knows_of_it_though_a_replica_does_not(
+async def test_a_worker_notified_of_a_pause_observes_it_though_a_replica_is_behind(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     await client.admin.provision()
@@ -252,7 +252,7 @@ async def test_a_worker_notified_of_a_pause_knows_of_it_though_a_replica_does_no
         await until(lambda: known(worker), 5)
 
 
-async def test_what_was_put_aside_comes_back_though_a_replica_that_is_asked_does_not_know_of_it(
+async def test_a_requeued_job_is_delivered_again_though_a_replica_is_behind(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.task
@@ -276,7 +276,7 @@ async def test_what_was_put_aside_comes_back_though_a_replica_that_is_asked_does
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
 
-async def test_a_job_that_is_put_aside_while_its_hold_is_lifted_comes_back(
+async def test_a_job_requeued_while_its_pause_ends_is_delivered_again(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.task
@@ -304,7 +304,7 @@ async def test_a_job_that_is_put_aside_while_its_hold_is_lifted_comes_back(
         await job.result(WAIT)
 
 
-async def test_a_held_job_ends_at_its_deadline(app: App, client: Client, working: Working) -> None:
+async def test_a_paused_job_expires_at_its_deadline(app: App, client: Client, working: Working) -> None:
     @app.task(deadline=1)
     async def call() -> None: ...
 
@@ -315,7 +315,9 @@ async def test_a_held_job_ends_at_its_deadline(app: App, client: Client, working
         assert (await job.wait(WAIT)).state == "expired"
 
 
-async def test_a_held_job_can_be_cancelled(app: App, client: Client, working: Working, until: Until) -> None:
+async def test_a_paused_job_can_be_cancelled(
+    app: App, client: Client, working: Working, until: Until
+) -> None:
     @app.task
     async def call() -> None: ...
 
@@ -329,7 +331,7 @@ async def test_a_held_job_can_be_cancelled(app: App, client: Client, working: Wo
         assert (await job.status()).state == "cancelled"
 
 
-async def test_what_is_paused_before_a_worker_starts_is_paused_for_it(
+async def test_a_pause_set_before_a_worker_starts_applies_to_it(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -347,7 +349,7 @@ async def test_what_is_paused_before_a_worker_starts_is_paused_for_it(
 
 
 @pytest.mark.parametrize("key", ["a", None])
-async def test_rate_limited_holds_the_key_or_else_the_queue(
+async def test_rate_limited_pauses_the_key_or_else_the_queue(
     app: App, client: Client, working: Working, until: Until, key: str | None
 ) -> None:
     begun: list[tuple[str, datetime]] = []
@@ -377,7 +379,7 @@ async def test_rate_limited_holds_the_key_or_else_the_queue(
     assert (await first.status()).failures == 0
 
 
-async def test_the_hold_is_written_again_where_the_worker_died_before(
+async def test_a_pause_by_rate_limited_is_written_again_after_a_crash(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
@@ -411,7 +413,7 @@ async def test_the_hold_is_written_again_where_the_worker_died_before(
 # -- what a queue is set to ------------------------------------------------------------------------------
 
 
-async def test_a_queue_is_set_while_its_workers_run(
+async def test_a_queue_is_updated_while_its_workers_run(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     now = most = 0
@@ -468,7 +470,7 @@ async def test_an_invalid_change_of_a_live_queue_is_refused_by_name(
 # -- bad inputs ------------------------------------------------------------------------------------------
 
 
-async def test_a_queue_that_is_missing_is_not_found(client: Client) -> None:
+async def test_a_missing_queue_raises_not_found(client: Client) -> None:
     for call in (
         client.queues.pause("none"),
         client.queues.resume("none"),
@@ -490,7 +492,7 @@ async def test_a_queue_that_is_missing_is_not_found(client: Client) -> None:
         ({"until": datetime(2099, 1, 1)}, BadOption),
     ],
 )
-async def test_a_pause_of_what_cannot_be_is_refused(
+async def test_an_invalid_pause_is_refused(
     client: Client, given: dict[str, Any], error: type[Exception]
 ) -> None:
     await client.admin.provision()
@@ -501,7 +503,7 @@ async def test_a_pause_of_what_cannot_be_is_refused(
     assert await client.queues.pauses() == {}
 
 
-async def test_a_try_of_a_pause_that_comes_after_its_end_holds_nothing(client: Client) -> None:
+async def test_a_retried_pause_request_after_its_end_pauses_nothing(client: Client) -> None:
     broker = await client.broker()
     bucket, subject = broker.subjects.streams.bucket("limits"), broker.subjects.limits.pauses("mail")
     await client.admin.provision({"mail": QueueSettings()})

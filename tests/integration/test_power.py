@@ -94,7 +94,7 @@ async def lost_with_the_power(
 
 
 @needs_root
-async def test_no_acknowledged_job_is_lost_with_the_power_as_the_conf_is_shipped(
+async def test_no_acknowledged_job_is_lost_in_a_power_failure_with_the_shipped_conf(
     tmp_path: Path, namespace: str, until: Until
 ) -> None:
     assert "\n  sync_interval: always\n" in SHIPPED.read_text()
@@ -106,7 +106,7 @@ async def test_no_acknowledged_job_is_lost_with_the_power_as_the_conf_is_shipped
 
 
 @needs_root
-async def test_a_server_that_syncs_rarely_loses_acknowledged_jobs_with_the_power(
+async def test_a_server_that_syncs_rarely_loses_acknowledged_jobs_in_a_power_failure(
     tmp_path: Path, namespace: str, until: Until
 ) -> None:
     acknowledged, lost = await lost_with_the_power(tmp_path, namespace, "2m", until)

@@ -65,7 +65,7 @@ DEATHS = {
 """How a child may end itself, and what its job is said to have failed of."""
 
 
-async def test_a_child_that_dies_is_one_failure_and_the_worker_lives(app: App, working: Working) -> None:
+async def test_a_child_that_dies_is_one_failure_and_the_worker_survives(app: App, working: Working) -> None:
     async with working():
         for how, told in DEATHS.items():
             with pytest.raises(JobFailed, match=told) as caught:
@@ -74,7 +74,7 @@ async def test_a_child_that_dies_is_one_failure_and_the_worker_lives(app: App, w
         assert await ran(app, "add", 1, 2) == 3
 
 
-async def test_a_child_that_dies_is_tried_again_like_any_failure(app: App, working: Working) -> None:
+async def test_the_death_of_a_child_is_retried_like_any_failure(app: App, working: Working) -> None:
     retried = app.task(name="again", executor="process", retries=2, backoff="none")(children.die.function)
 
     async with working():
@@ -92,7 +92,7 @@ async def test_an_idle_child_that_is_killed_is_replaced(app: App, working: Worki
         assert await ran(app, "pid") != child
 
 
-async def test_a_base_exception_in_a_child_is_a_failure(app: App, working: Working) -> None:
+async def test_a_base_exception_in_a_child_fails_the_job(app: App, working: Working) -> None:
     async with working():
         for kind in ("SystemExit", "KeyboardInterrupt", "MemoryError"):
             with pytest.raises(JobFailed, match=kind) as caught:
@@ -101,9 +101,7 @@ async def test_a_base_exception_in_a_child_is_a_failure(app: App, working: Worki
         assert await ran(app, "add", 1, 2) == 3
 
 
-async def test_signals_of_a_task_mean_what_they_mean_elsewhere(
-    app: App, working: Working, until: Until
-) -> None:
+async def test_retry_snooze_and_reject_work_in_a_child(app: App, working: Working, until: Until) -> None:
     async with working():
         with pytest.raises(JobFailed, match="Reject: never") as caught:
             await ran(app, "signalled", "Reject")
@@ -116,7 +114,7 @@ async def test_signals_of_a_task_mean_what_they_mean_elsewhere(
         await until(is_snoozed)
 
 
-async def test_a_result_that_cannot_be_kept_fails_the_job(app: App, working: Working) -> None:
+async def test_a_result_of_a_child_that_cannot_be_stored_fails_the_job(app: App, working: Working) -> None:
     async with working():
         for kind, told in (("object", "object"), ("large", "2,000,0"), ("lambda", "func")):
             with pytest.raises(JobFailed, match=told) as caught:
@@ -124,7 +122,7 @@ async def test_a_result_that_cannot_be_kept_fails_the_job(app: App, working: Wor
             assert caught.value.reason == "bad_result"
 
 
-async def test_what_is_wrong_in_the_child_is_told_by_the_job(app: App, working: Working) -> None:
+async def test_an_error_of_the_child_is_the_error_of_the_job(app: App, working: Working) -> None:
     """An exception that cannot be pickled, arguments that do not fit, a checkpoint that is too large."""
     async with working():
         with pytest.raises(JobFailed, match="Unpicklable: cannot be sent") as caught:
@@ -138,7 +136,7 @@ async def test_what_is_wrong_in_the_child_is_told_by_the_job(app: App, working: 
             await ran(app, "climb_too_high")
 
 
-async def test_a_call_that_holds_pythons_lock_longer_than_the_lease_keeps_its_job(
+async def test_a_call_that_holds_the_gil_longer_than_the_lease_keeps_its_job(
     app: App, working: Working
 ) -> None:
     app.queue("default", lease=1)
@@ -150,7 +148,7 @@ async def test_a_call_that_holds_pythons_lock_longer_than_the_lease_keeps_its_jo
     assert (record.attempt, record.crashes) == (1, 0)
 
 
-async def test_at_its_timeout_a_task_may_clean_up(app: App, working: Working, tmp_path: Path) -> None:
+async def test_a_task_may_clean_up_at_its_timeout(app: App, working: Working, tmp_path: Path) -> None:
     file = tmp_path / "file"
 
     async with working():
@@ -161,7 +159,7 @@ async def test_at_its_timeout_a_task_may_clean_up(app: App, working: Working, tm
         assert file.read_text() == "clean"
 
 
-async def test_at_its_hard_timeout_a_task_is_killed(
+async def test_a_task_is_killed_at_its_hard_timeout(
     app: App, working: Working, tmp_path: Path, until: Until
 ) -> None:
     file = tmp_path / "file"
@@ -177,7 +175,7 @@ async def test_at_its_hard_timeout_a_task_is_killed(
         assert await ran(app, "add", 1, 2) == 3
 
 
-async def test_a_cancelled_job_ends_its_function(
+async def test_a_cancelled_job_ends_its_function_in_the_child(
     app: App, working: Working, tmp_path: Path, until: Until
 ) -> None:
     file = tmp_path / "file"
@@ -193,7 +191,7 @@ async def test_a_cancelled_job_ends_its_function(
         await until(is_cancelled)
 
 
-async def test_a_worker_that_is_killed_takes_its_children_along(
+async def test_the_children_of_a_killed_worker_end(
     server: EmbeddedServer, app: App, tmp_path: Path, until: Until
 ) -> None:
     file = tmp_path / "file"
@@ -211,7 +209,7 @@ async def test_a_worker_that_is_killed_takes_its_children_along(
     await until(lambda: not is_alive(int(file.read_text())))
 
 
-async def test_a_task_says_how_far_it_is_and_logs_as_the_worker_does(
+async def test_a_child_reports_progress_and_logs_like_the_worker(
     app: App, working: Working, tmp_path: Path, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "file"
@@ -231,7 +229,7 @@ async def test_a_task_says_how_far_it_is_and_logs_as_the_worker_does(
     assert lines["of a library"].name == "theirs"
 
 
-async def test_a_child_is_replaced_after_so_many_tasks(app: App, working: Working) -> None:
+async def test_a_child_is_replaced_after_its_maximum_number_of_tasks(app: App, working: Working) -> None:
     async with working(child_tasks=2):
         pids = [await ran(app, "pid") for _ in range(4)]
     assert pids[0] == pids[1] != pids[2] == pids[3]
@@ -253,7 +251,7 @@ async def test_as_many_children_as_slots_run_at_once(app: App, working: Working,
     assert len(pids) <= 2
 
 
-def test_a_function_without_a_name_of_its_own_is_refused() -> None:
+def test_a_function_that_a_child_cannot_import_is_refused() -> None:
     def inner() -> None: ...
 
     with pytest.raises(BadOption, match=r"inner. is no name in a module"):
@@ -268,7 +266,7 @@ def test_an_executor_that_cannot_run_a_function_is_refused(executor: Any) -> Non
         App().task(executor=executor)(children.add.function)
 
 
-def test_a_coroutine_function_runs_in_no_thread() -> None:
+def test_a_coroutine_function_cannot_run_in_a_thread() -> None:
     with pytest.raises(BadOption, match=r"executor must .*got 'thread'"):
         App().task(executor="thread")(children.add_async.function)
 
@@ -278,20 +276,24 @@ def test_a_hard_timeout_below_the_timeout_is_refused() -> None:
         App().task(timeout=2, hard_timeout=1)
 
 
-async def test_a_child_keeps_a_checkpoint_also_if_it_dies(app: App, working: Working) -> None:
+async def test_a_checkpoint_of_a_child_survives_its_death(app: App, working: Working) -> None:
     async with working():
         for name in ("climb", "climb_async"):
             assert await ran(app, name) == [2, {"step": 1}]
 
 
-async def test_a_child_takes_a_step_once_also_if_it_dies(app: App, working: Working, tmp_path: Path) -> None:
+async def test_a_step_of_a_child_runs_once_though_the_child_dies(
+    app: App, working: Working, tmp_path: Path
+) -> None:
     file = tmp_path / "effects"
     async with working():
         assert await ran(app, "buy", str(file)) == ["receipt"]
     assert file.read_text() == "charged\n"
 
 
-async def test_a_step_that_a_child_died_in_is_unknown(app: App, working: Working, tmp_path: Path) -> None:
+async def test_a_step_during_which_a_child_died_is_unknown(
+    app: App, working: Working, tmp_path: Path
+) -> None:
     file = tmp_path / "effects"
     async with working():
         with pytest.raises(JobFailed, match="started by attempt 1 and has no known end") as caught:

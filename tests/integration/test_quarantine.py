@@ -61,7 +61,7 @@ async def empty(client: Client) -> bool:
     return not any(sum(one.waiting.values()) + one.running + one.scheduled for one in stats)
 
 
-def test_a_quarantine_is_served_only_by_workers_that_are_told_to(risky: App) -> None:
+def test_a_quarantine_is_served_only_by_workers_configured_for_it(risky: App) -> None:
     assert risky.queues == ["risky"]
 
 
@@ -73,7 +73,7 @@ def test_a_quarantine_is_another_queue(name: str, error: type[Exception]) -> Non
         App().task(queue="risky", quarantine=name)
 
 
-async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
+async def test_a_job_that_crashes_workers_continues_in_quarantine(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
     await client.admin.provision(risky.declared)
@@ -95,7 +95,7 @@ async def test_a_job_that_takes_down_workers_goes_on_in_quarantine(
     assert await client.dead_letters.list() == []
 
 
-async def test_a_task_may_have_a_quarantine_of_its_own(
+async def test_a_task_may_have_its_own_quarantine(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(queue="risky", quarantine="apart")
@@ -136,7 +136,7 @@ async def test_a_retry_stays_in_quarantine(
     assert (await job.status()).failures == 1
 
 
-async def test_a_job_that_crashes_quarantine_workers_too_becomes_a_dead_letter(
+async def test_a_job_that_crashes_workers_of_the_quarantine_becomes_a_dead_letter(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
     await client.admin.provision(risky.declared)
@@ -196,7 +196,7 @@ async def test_a_job_that_runs_in_quarantine_can_be_cancelled(
         await until(lambda: empty(client))
 
 
-async def test_a_sweep_repairs_what_is_wrong_in_quarantine_and_nothing_else(
+async def test_a_sweep_of_a_quarantine_repairs_only_the_inconsistencies_in_it(
     risky: App, client: Client, working: Working, until: Until
 ) -> None:
     await client.admin.provision(risky.declared)
@@ -231,7 +231,7 @@ async def all_moved(client: Client, count: int) -> bool:
 
 
 @pytest.mark.proof
-async def test_processes_that_die_are_spared_and_the_job_ends_apart(
+async def test_a_job_that_kills_processes_moves_to_quarantine(
     server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
     """Whole worker processes, killed by the job itself: two at home, two in quarantine."""

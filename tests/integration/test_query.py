@@ -37,7 +37,7 @@ async def tasks(app: App, client: Client) -> App:
     return app
 
 
-async def test_jobs_are_found_by_several_words_at_once(client: Client, tasks: App, until: Until) -> None:
+async def test_jobs_are_found_by_several_criteria_at_once(client: Client, tasks: App, until: Until) -> None:
     one = await client.task("add").options(tags=["x", "y"]).submit(1)
     two = await client.task("sub").options(tags=["x"], delay=HOUR).submit(2)
     three = await client.task("add").options(queue="other", headers={"Trace": "7"}).submit(3)
@@ -60,7 +60,7 @@ async def seen(client: Client, count: int) -> bool:
     return len(await client.jobs.list(limit=None)) == count
 
 
-async def test_headers_and_tags_stay_in_the_record_to_the_end(tasks: App, working: Working) -> None:
+async def test_headers_and_tags_stay_in_the_record_after_the_end(tasks: App, working: Working) -> None:
     job = await tasks.tasks["add"].options(headers={"Trace": "7", "Who": "é"}, tags=["x"]).submit(1, 2)
     async with working():
         await job.result(WAIT)
@@ -97,7 +97,7 @@ async def letters(client: Client, count: int) -> bool:
     return len(await client.dead_letters.list()) == count
 
 
-async def test_the_newest_are_found_without_reading_all(
+async def test_the_newest_jobs_are_found_without_reading_all(
     client: Client, tasks: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = [(n,) for n in range(3_000)]
@@ -121,7 +121,7 @@ async def test_the_newest_are_found_without_reading_all(
     assert await client.jobs.list(queue="none", limit=5) == []
 
 
-async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
+async def test_a_job_that_changes_during_a_query_is_found_once_in_its_current_state(
     client: Client, tasks: App, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [await client.task("add").submit(n) for n in range(4)]
@@ -142,7 +142,7 @@ async def test_a_job_that_changes_while_we_look_is_found_once_and_as_it_is(
     assert [one.state for one in found] == ["queued", "queued", "running", "running"]
 
 
-async def test_failed_jobs_are_retried_by_what_is_said_of_them(
+async def test_failed_jobs_are_retried_by_filter(
     client: Client, tasks: App, working: Working, until: Until
 ) -> None:
     picky = tasks.tasks["picky"]
@@ -178,7 +178,7 @@ async def test_scheduled_jobs_are_promoted_by_filter(
         await client.jobs.promote_many(state="running")
 
 
-async def test_what_has_ended_is_removed_and_its_id_is_free(
+async def test_a_finished_job_is_removed_and_its_id_is_free(
     client: Client, tasks: App, working: Working, until: Until
 ) -> None:
     add, picky = tasks.tasks["add"], tasks.tasks["picky"]
@@ -216,7 +216,7 @@ async def test_what_has_ended_is_removed_and_its_id_is_free(
         assert await client.jobs.handle("own").result(WAIT) == 2
 
 
-async def test_a_removal_that_broke_off_goes_on_when_it_is_done_again(
+async def test_an_interrupted_removal_of_jobs_is_completed_when_it_is_repeated(
     client: Client, tasks: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await tasks.tasks["add"].options(id="own").submit(1)
@@ -252,7 +252,7 @@ async def test_a_removal_that_broke_off_goes_on_when_it_is_done_again(
     assert not (await tasks.tasks["add"].options(id="own").submit(2)).duplicate
 
 
-async def test_a_limit_is_a_number_of_jobs(client: Client) -> None:
+async def test_the_limit_of_a_query_is_a_number_of_jobs(client: Client) -> None:
     with pytest.raises(BadOption, match="limit must be 1 or more"):
         await client.jobs.list(limit=0)
     assert await asyncio.wait_for(client.jobs.list(limit=1), WAIT) == []

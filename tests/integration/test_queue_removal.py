@@ -23,7 +23,7 @@ async def streams_of(client: Client, queue: str) -> list[str]:
     return [name for name in every if await broker.jetstream.stream_info(name) is not None]
 
 
-async def test_an_empty_queue_goes_with_its_pauses_and_its_rate(app: App, client: Client) -> None:
+async def test_an_empty_queue_is_removed_with_its_pauses_and_its_rate(app: App, client: Client) -> None:
     app.queue("mail", rate="10/s", per_key=1)
     await client.admin.provision(app.declared)
     await client.queues.pause("mail", until=3600)
@@ -41,7 +41,7 @@ async def test_an_empty_queue_goes_with_its_pauses_and_its_rate(app: App, client
         await client.queues.remove("mail")
 
 
-async def test_a_queue_with_jobs_or_schedules_is_removed_by_force_only(app: App, client: Client) -> None:
+async def test_a_queue_with_jobs_or_schedules_is_removed_only_with_force(app: App, client: Client) -> None:
     task = client.task("any").options(queue="mail")
     waiting = await task.submit(1)
     delayed = await task.options(delay=3600).submit(2)
@@ -71,7 +71,7 @@ async def test_a_queue_with_jobs_or_schedules_is_removed_by_force_only(app: App,
     assert (await other.status()).state == "queued"
 
 
-async def test_dead_letters_and_records_outlive_their_queue(
+async def test_dead_letters_and_records_remain_after_their_queue_is_removed(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(queue="mail", retries=0)
@@ -97,7 +97,7 @@ async def test_dead_letters_and_records_outlive_their_queue(
     assert await client.queues.list() == ["mail"]
 
 
-async def test_a_job_that_comes_as_its_queue_is_removed_is_not_lost(app: App, client: Client) -> None:
+async def test_a_job_submitted_while_its_queue_is_removed_is_not_lost(app: App, client: Client) -> None:
     settings = app.queue("mail")
     task = client.task("any").options(queue="mail")
     broker = await client.broker()
@@ -169,7 +169,9 @@ async def test_a_worker_reports_a_removed_queue_and_serves_it_when_it_is_back(
     assert warned - {"event loop blocked", "event loop is blocked"} == {"queue removed"}
 
 
-async def test_a_removal_that_broke_off_is_done_again(app: App, client: Client) -> None:
+async def test_an_interrupted_removal_of_a_queue_is_completed_when_it_is_repeated(
+    app: App, client: Client
+) -> None:
     await client.admin.provision({"mail": app.queue("mail")})
     broker = await client.broker()
     name = broker.subjects.streams.ready("mail")

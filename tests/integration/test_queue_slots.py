@@ -72,7 +72,7 @@ def most_at_once(effects: list[Effect]) -> int:
 # -- the limit -------------------------------------------------------------------------------------------
 
 
-async def test_one_at_once_of_all_priorities_and_workers(
+async def test_one_job_at_a_time_runs_of_all_priorities_and_workers(
     app: App, working: Working, running: Running
 ) -> None:
     app.queue("narrow", concurrency=1)
@@ -88,7 +88,7 @@ async def test_one_at_once_of_all_priorities_and_workers(
     assert running.most == 1
 
 
-async def test_the_slots_of_a_queue_hold_for_batches_keys_threads_and_limited_rates(
+async def test_queue_slots_apply_to_batches_keys_threads_and_limited_rates(
     app: App, working: Working, running: Running
 ) -> None:
     app.queue("narrow", concurrency=3, per_key=1)
@@ -120,7 +120,9 @@ async def test_the_slots_of_a_queue_hold_for_batches_keys_threads_and_limited_ra
 
 
 @pytest.mark.parametrize(("tasks", "least"), [(("nap", "nap", "thread_nap"), 5), (("process_nap",), 2)])
-async def test_five_at_once_in_four_processes(workers: Workers, tasks: tuple[str, ...], least: int) -> None:
+async def test_five_jobs_at_a_time_run_in_four_processes(
+    workers: Workers, tasks: tuple[str, ...], least: int
+) -> None:
     """While a child process starts, its job has a slot and has not begun: so fewer may run at once."""
     workers.env["LIMIT"] = "5"
     await asyncio.gather(*(workers.start(known=None) for _ in range(4)))
@@ -135,7 +137,7 @@ async def test_five_at_once_in_four_processes(workers: Workers, tasks: tuple[str
     assert least <= most_at_once(workers.effects("begin") + workers.effects("end")) <= 5
 
 
-async def test_a_function_that_goes_on_after_its_timeout_keeps_its_slot(
+async def test_a_function_that_continues_after_its_timeout_keeps_its_slot(
     app: App, working: Working, running: Running, until: Until
 ) -> None:
     app.queue("narrow", concurrency=1)
@@ -160,7 +162,7 @@ async def test_a_function_that_goes_on_after_its_timeout_keeps_its_slot(
 # -- workers come and go ---------------------------------------------------------------------------------
 
 
-async def test_the_slots_of_a_killed_worker_are_back_after_its_lease(
+async def test_the_slots_of_a_killed_worker_are_free_after_its_lease(
     workers: Workers, client: Client, until: Until
 ) -> None:
     workers.env["LIMIT"] = "2"
@@ -178,7 +180,7 @@ async def test_the_slots_of_a_killed_worker_are_back_after_its_lease(
     assert most_at_once(after + [one for one in workers.effects("end") if one.pid != first.pid]) == 2
 
 
-async def test_a_worker_that_stops_gives_its_slots_back_at_once(
+async def test_a_worker_that_stops_releases_its_slots_at_once(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     app.queue("narrow", concurrency=2)
@@ -229,7 +231,7 @@ async def test_jobs_whose_slots_were_lost_are_interrupted_and_run_again(
 # -- who has them ----------------------------------------------------------------------------------------
 
 
-async def test_idle_slots_move_to_the_worker_that_has_room(
+async def test_idle_slots_move_to_a_worker_with_waiting_jobs(
     app: App, client: Client, working: Working, running: Running, until: Until
 ) -> None:
     """The first worker holds all slots of the queue, and is then busy with another queue."""
@@ -260,7 +262,7 @@ async def test_idle_slots_move_to_the_worker_that_has_room(
     assert running.most == 2
 
 
-async def test_a_worker_that_comes_later_gets_its_share(
+async def test_a_worker_that_starts_later_gets_its_share_of_slots(
     app: App, client: Client, working: Working, running: Running, until: Until
 ) -> None:
     app.queue("narrow", concurrency=4)
@@ -284,7 +286,7 @@ async def test_a_worker_that_comes_later_gets_its_share(
     assert running.most == 4
 
 
-async def test_two_busy_workers_take_turns_in_one_slot(
+async def test_two_busy_workers_alternate_in_one_slot(
     app: App, server: EmbeddedServer, running: Running, until: Until
 ) -> None:
     app.queue("narrow", concurrency=1)
@@ -306,7 +308,7 @@ async def test_two_busy_workers_take_turns_in_one_slot(
 # -- changes ---------------------------------------------------------------------------------------------
 
 
-async def test_the_limit_is_raised_lowered_and_lifted_while_workers_run(
+async def test_the_limit_is_raised_lowered_and_removed_while_workers_run(
     app: App, client: Client, working: Working, running: Running, until: Until
 ) -> None:
     app.queue("narrow", concurrency=2)

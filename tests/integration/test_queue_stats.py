@@ -38,7 +38,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jsq.worker.duties.queue_sampling.BEAT", 0.1)
 
 
-async def test_the_age_is_that_of_the_oldest_job_that_waits(
+async def test_the_age_of_a_queue_is_that_of_its_oldest_waiting_job(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     started = asyncio.Event()
@@ -64,7 +64,7 @@ async def test_the_age_is_that_of_the_oldest_job_that_waits(
         await until(has_aged)
 
 
-async def test_a_job_that_waits_for_its_key_counts_for_the_age(client: Client) -> None:
+async def test_a_job_that_waits_in_its_key_group_counts_for_the_age(client: Client) -> None:
     for _ in range(2):
         await client.task("any").options(key="k", per_key=1).submit()
 
@@ -93,7 +93,7 @@ async def test_dead_letters_revisions_and_records_are_counted(
         await until(are_counted)
 
 
-async def test_a_worker_measures_how_many_jobs_come_and_leave(
+async def test_a_worker_measures_how_many_jobs_arrive_and_leave(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -121,7 +121,7 @@ async def test_a_worker_measures_how_many_jobs_come_and_leave(
         await until(lambda: "default" in observer.missing)
 
 
-async def test_without_metrics_a_worker_only_samples(
+async def test_a_worker_without_metrics_only_samples(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     assert not Observer.observes_queues

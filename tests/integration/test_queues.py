@@ -19,7 +19,7 @@ async def test_provision_is_idempotent_and_check_changes_nothing(app: App, clien
     assert await client.queues.list() == ["mail"]
 
 
-async def test_a_declared_queue_is_brought_to_its_settings_while_it_lives(
+async def test_a_declared_queue_gets_its_settings_while_it_is_in_use(
     server: EmbeddedServer, app: App, client: Client
 ) -> None:
     await client.task("any").options(queue="mail").submit()
@@ -36,13 +36,13 @@ async def test_a_declared_queue_is_brought_to_its_settings_while_it_lives(
         assert (await other.queues.stats("mail"))[0].settings.lease == 7
 
 
-async def test_an_impossible_change_of_a_live_queue_names_the_cure(app: App, client: Client) -> None:
+async def test_an_impossible_change_of_a_live_queue_names_the_remedy(app: App, client: Client) -> None:
     await client.admin.provision({"fast": app.queue("fast", storage="memory")})
     with pytest.raises(CannotChange, match=r"cannot be changed to file.*nats stream rm"):
         await client.admin.provision({"fast": app.queue("fast", storage="file")})
 
 
-async def test_a_full_queue_refuses_one_more_and_loses_none(
+async def test_a_full_queue_refuses_one_more_job_and_loses_none(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task(queue="small")
@@ -76,7 +76,7 @@ async def test_a_retry_waits_for_room_in_a_full_queue(app: App, client: Client, 
         assert [await job.result(60) for job in jobs] == [0, 1]
 
 
-async def test_a_queue_s_concurrency_is_kept_by_all_workers_together(
+async def test_all_workers_together_observe_the_concurrency_of_a_queue(
     app: App, client: Client, working: Working
 ) -> None:
     now = 0
@@ -108,13 +108,13 @@ async def test_a_queue_in_memory_runs_jobs(app: App, working: Working) -> None:
         assert await (await twice.submit(2)).result(60) == 4
 
 
-async def test_queues_of_one_name_in_two_cases_are_two(app: App, client: Client) -> None:
+async def test_queue_names_are_case_sensitive(app: App, client: Client) -> None:
     await client.task("any").options(queue="q").submit()
     await client.task("any").options(queue="Q").submit()
     assert await client.queues.list() == ["Q", "q"]
 
 
-async def test_a_stream_of_someone_else_is_left_alone(app: App, client: Client) -> None:
+async def test_a_foreign_stream_is_left_alone(app: App, client: Client) -> None:
     broker = await client.broker()
     await broker.wire.api(
         f"STREAM.CREATE.{broker.subjects.streams.ready('taken')}",
@@ -126,7 +126,7 @@ async def test_a_stream_of_someone_else_is_left_alone(app: App, client: Client) 
         await client.admin.provision({"taken": app.queue("taken")})
 
 
-async def test_subjects_of_someone_else_s_stream_are_left_alone(app: App, client: Client) -> None:
+async def test_the_subjects_of_a_foreign_stream_are_left_alone(app: App, client: Client) -> None:
     broker = await client.broker()
     await broker.wire.api(
         f"STREAM.CREATE.{client.namespace}-other",
@@ -136,7 +136,7 @@ async def test_subjects_of_someone_else_s_stream_are_left_alone(app: App, client
         await client.task("any").options(queue="taken").submit()
 
 
-async def test_no_header_empties_a_queue(app: App, client: Client) -> None:
+async def test_a_header_cannot_empty_a_queue(app: App, client: Client) -> None:
     await client.task("any").submit()
     broker = await client.broker()
     subject = broker.subjects.ready("default", "normal", "evil")

@@ -34,7 +34,7 @@ async def states(app: App, id: str, queue: str) -> list[str]:
     return [event.state for event in await (await app.client.broker()).records.history(id, queue)]
 
 
-async def test_a_queue_s_rate_is_kept_by_all_its_workers_together(app: App, working: Working) -> None:
+async def test_all_workers_together_observe_the_rate_of_a_queue(app: App, working: Working) -> None:
     starts: list[float] = []
 
     @app.task(queue="mail")
@@ -55,7 +55,7 @@ async def test_a_queue_s_rate_is_kept_by_all_its_workers_together(app: App, work
     assert await states(app, jobs[-1].id, "mail") == ["running", "succeeded"]
 
 
-async def test_a_task_s_rate_holds_up_no_other_task(app: App, working: Working, until: Until) -> None:
+async def test_the_rate_of_a_task_delays_no_other_task(app: App, working: Working, until: Until) -> None:
     starts: list[float] = []
 
     @app.task(rate="8/2s")
@@ -81,7 +81,7 @@ async def test_a_task_s_rate_holds_up_no_other_task(app: App, working: Working, 
         assert (record.state, record.attempt, record.crashes) == ("succeeded", 1, 0)
 
 
-async def test_each_key_has_a_rate_of_its_own(app: App, working: Working) -> None:
+async def test_each_key_has_its_own_rate(app: App, working: Working) -> None:
     starts: dict[str, list[float]] = collections.defaultdict(list)
 
     @app.task(key_rate="6/2s")
@@ -102,7 +102,7 @@ async def test_each_key_has_a_rate_of_its_own(app: App, working: Working) -> Non
     assert most_in_a_window(starts[""], WINDOW) > 6
 
 
-async def test_all_the_limits_of_a_job_hold_at_once(app: App, working: Working) -> None:
+async def test_all_limits_of_a_job_apply_at_once(app: App, working: Working) -> None:
     starts: list[tuple[float, str]] = []
 
     @app.task(queue="both", rate="14/2s", key_rate="5/2s")
@@ -120,7 +120,7 @@ async def test_all_the_limits_of_a_job_hold_at_once(app: App, working: Working) 
         assert most_in_a_window([at for at, whose in starts if whose == tenant], WINDOW) <= 5
 
 
-async def test_a_token_bucket_lets_its_burst_through_at_once(app: App, working: Working) -> None:
+async def test_a_token_bucket_admits_its_burst_at_once(app: App, working: Working) -> None:
     starts: list[float] = []
 
     @app.task(rate=Rate(1, 10, kind="bucket", burst=6))
@@ -141,7 +141,7 @@ async def test_a_token_bucket_lets_its_burst_through_at_once(app: App, working: 
     assert 5 <= len(done) <= 6
 
 
-async def test_a_job_waits_for_its_rate_on_the_server_and_is_put_aside_once(
+async def test_a_job_waits_for_its_rate_on_the_server_and_is_requeued_once(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aside: collections.Counter[str] = collections.Counter()
@@ -257,7 +257,7 @@ asyncio.run(Worker(app, settings=WorkerSettings(concurrency=10)).run())
 """
 
 
-async def test_a_dead_worker_keeps_no_place_of_its_queue_s_concurrency(
+async def test_a_dead_worker_keeps_no_slot_of_its_queue(
     server: EmbeddedServer,
     client: Client,
     tmp_path: Path,
@@ -283,7 +283,7 @@ async def test_a_dead_worker_keeps_no_place_of_its_queue_s_concurrency(
     assert sum([(await job.status()).crashes for job in jobs]) == 2
 
 
-async def test_concurrent_reservations_are_answered_by_few_writes(client: Client) -> None:
+async def test_concurrent_reservations_share_few_writes(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
     key = broker.subjects.limits.task_rate("any")
@@ -317,7 +317,7 @@ async def test_a_reservation_that_fails_leaves_the_others_their_replies(
     assert all(isinstance(answer, RateReply) and answer.reserved for answer in answers[1:])
 
 
-async def test_a_worker_that_could_not_ask_has_used_no_rate(
+async def test_a_failed_reservation_uses_nothing_of_the_rate(
     server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     host, port = server.url.removeprefix("nats://").split(":")
@@ -337,7 +337,7 @@ async def test_a_worker_that_could_not_ask_has_used_no_rate(
         assert (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).reserved
 
 
-async def test_a_worker_that_lost_the_reply_has_reserved_once(
+async def test_a_reservation_whose_reply_is_lost_counts_once(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await client.broker()
@@ -357,7 +357,7 @@ async def test_a_worker_that_lost_the_reply_has_reserved_once(
     assert not (await broker.rate_limits.reserve(key, Rate(1, 3600), RateRequest())).reserved
 
 
-async def test_a_job_without_a_limit_asks_for_nothing(
+async def test_a_job_without_a_limit_makes_no_reservation(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.task
@@ -394,7 +394,7 @@ async def test_a_bad_key_is_refused_at_the_submit(client: Client, key: str) -> N
     assert caught.value.field == "key"
 
 
-async def test_a_delivery_that_the_rate_of_its_queue_hands_back_is_counted_as_handed_back(
+async def test_a_delivery_handed_back_by_a_queue_rate_is_counted_as_handed_back(
     app: App, working: Working, until: Until
 ) -> None:
     handed_back: list[str] = []

@@ -96,7 +96,7 @@ async def test_watch_shows_what_happens_on_a_queue(
         await watcher.stop()  # type: ignore[no-untyped-call]  # as above
 
 
-async def test_a_job_that_waits_has_no_key_and_a_removed_one_has_none_left(
+async def test_a_waiting_job_and_a_removed_job_have_no_key_in_the_bucket(
     declared: App, client: Client, working: Working, bucket: KeyValue
 ) -> None:
     job = await client.task("never").submit()

@@ -77,7 +77,7 @@ async def test_a_delayed_job_is_never_missing(app: App, working: Working, observ
 
 
 @pytest.mark.parametrize("limit", [None, 1_000])
-async def test_a_list_has_each_job_once_while_all_move(
+async def test_a_list_has_each_job_once_while_all_change_state(
     app: App, working: Working, observer: Client, limit: int | None
 ) -> None:
     @app.task(retries=2, backoff="none")
@@ -107,7 +107,7 @@ async def test_a_list_has_each_job_once_while_all_move(
     assert {one.state for one in found} == {"succeeded"}
 
 
-async def test_of_a_reschedule_of_a_retry_and_its_firing_one_happens(app: App, working: Working) -> None:
+async def test_only_one_of_a_reschedule_of_a_retry_and_its_firing_happens(app: App, working: Working) -> None:
     due = datetime.now(UTC) + timedelta(seconds=4)
     runs: dict[str, int] = {}
 
@@ -144,7 +144,7 @@ async def test_of_a_reschedule_of_a_retry_and_its_firing_one_happens(app: App, w
     assert set(runs.values()) == {2}
 
 
-async def test_a_reschedule_is_recorded_after_the_job_has_fired_again(
+async def test_a_late_record_of_a_reschedule_is_valid_after_the_job_fired_again(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[int] = []
@@ -180,7 +180,7 @@ async def test_a_reschedule_is_recorded_after_the_job_has_fired_again(
     assert history == ["running", "retrying", "running", "succeeded"]
 
 
-async def test_a_cancel_that_was_confirmed_while_a_job_starts_ends_it(
+async def test_a_cancel_confirmed_while_a_job_starts_ends_the_job(
     app: App, working: Working, observer: Client
 ) -> None:
     finished: list[str] = []
@@ -212,7 +212,7 @@ async def test_a_cancel_that_was_confirmed_while_a_job_starts_ends_it(
 
 @pytest.mark.parametrize("requeued", [True, False], ids=["requeued", "fired"])
 @pytest.mark.parametrize("limit", [None, 10])
-async def test_a_job_that_moves_while_the_places_of_messages_are_read_is_listed(
+async def test_a_job_that_moves_while_messages_are_located_is_listed(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch, requeued: bool, limit: int | None
 ) -> None:
     """As one that a rate limit puts off, or lets on again: it has no record."""

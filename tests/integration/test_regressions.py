@@ -23,7 +23,7 @@ async def letters(client: Client, number: int) -> bool:
     return len(await client.dead_letters.list()) == number
 
 
-async def test_a_letter_that_would_be_too_large_is_cut_and_the_worker_lives(
+async def test_a_dead_letter_that_would_be_too_large_is_truncated(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -44,7 +44,7 @@ async def settled(client: Client) -> bool:
     return stats.running == 0 and sum(stats.waiting.values()) == 0
 
 
-async def test_a_refused_submit_under_an_own_id_can_be_made_again(
+async def test_a_refused_submit_with_its_own_id_can_be_repeated(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task(queue="small")
@@ -64,7 +64,7 @@ async def test_a_refused_submit_under_an_own_id_can_be_made_again(
 
 
 @pytest.mark.parametrize("stored", [False, True])
-async def test_an_own_id_is_taken_once_its_job_was_stored_though_its_submitter_died_then(
+async def test_an_id_is_in_use_once_its_job_was_stored_though_the_submitter_died(
     client: Client, stored: bool
 ) -> None:
     await client.admin.provision()
@@ -96,7 +96,7 @@ async def test_a_refused_submit_leaves_no_trace(app: App, client: Client, until:
     await until(one)
 
 
-async def test_a_replay_before_the_old_message_is_settled_loses_nothing(
+async def test_a_replay_before_the_old_message_is_settled_loses_no_job(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[int] = []
@@ -126,7 +126,7 @@ async def test_a_replay_before_the_old_message_is_settled_loses_nothing(
         await until(lambda: letters(client, 0))
 
 
-async def test_a_replay_removes_only_the_letter_it_replays(
+async def test_a_replay_removes_only_the_dead_letter_it_replays(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("any").submit()
@@ -151,7 +151,7 @@ async def test_a_replay_removes_only_the_letter_it_replays(
     assert [letter.error for letter in await client.dead_letters.list()] == ["new"]
 
 
-async def test_a_second_message_of_a_running_job_hides_it_from_nobody(
+async def test_a_running_job_with_a_second_message_is_still_listed(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     began = asyncio.Event()
@@ -177,7 +177,7 @@ async def test_a_second_message_of_a_running_job_hides_it_from_nobody(
     assert runs == [job.id]
 
 
-async def test_a_message_that_is_handed_over_again_while_it_runs_here_is_not_run_twice(
+async def test_a_message_redelivered_to_the_worker_that_runs_it_is_not_run_twice(
     app: App, working: Working, until: Until
 ) -> None:
     go = asyncio.Event()
@@ -201,7 +201,7 @@ async def test_a_message_that_is_handed_over_again_while_it_runs_here_is_not_run
         assert await job.result(60) == 1
 
 
-async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
+async def test_a_cancel_overtaken_by_a_start_is_sent_to_the_worker(
     app: App, client: Client, working: Working
 ) -> None:
     job = await client.task("any").submit()
@@ -213,7 +213,7 @@ async def test_a_cancel_that_was_overtaken_by_a_start_asks_the_holder(
     assert (await job.status()).state == "running"
 
 
-async def test_a_second_cancel_removes_what_the_first_left(app: App, client: Client) -> None:
+async def test_a_second_cancel_removes_the_message_that_the_first_left(app: App, client: Client) -> None:
     job = await client.task("any").options(delay=60).submit()
     broker = await client.broker()
     await broker.records.write(job.queue, job.id, Event("cancelled", "any"), expect=0, ttl=60)
@@ -222,7 +222,7 @@ async def test_a_second_cancel_removes_what_the_first_left(app: App, client: Cli
     assert (await client.queues.stats("default"))[0].scheduled == 0
 
 
-async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_nothing(
+async def test_an_attempt_cancelled_before_its_function_started_runs_nothing(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[int] = []
@@ -249,7 +249,7 @@ async def test_an_attempt_that_was_cancelled_before_its_function_began_runs_noth
     assert runs == []
 
 
-async def test_a_signal_with_a_senseless_delay_is_a_retry_like_any_other(app: App, working: Working) -> None:
+async def test_a_signal_with_an_invalid_delay_is_an_ordinary_retry(app: App, working: Working) -> None:
     class Later(Retry):
         def __init__(self) -> None:
             self.delay = float("inf")
@@ -280,7 +280,7 @@ async def test_a_task_that_cancels_itself_has_failed(app: App, working: Working)
     assert caught.value.reason == "error"
 
 
-def test_a_client_used_by_many_loops_in_turn_keeps_one_connection(
+def test_a_client_used_by_many_successive_event_loops_keeps_one_connection(
     server: EmbeddedServer, namespace: str
 ) -> None:
     client = Client(server.url, namespace=namespace)
@@ -301,7 +301,7 @@ async def tidily(client: Client) -> None:
     await (await client.broker()).wire.close()
 
 
-async def test_of_two_writes_in_one_group_that_expect_the_same_one_is_taken(client: Client) -> None:
+async def test_one_of_two_conflicting_writes_in_a_group_commit_succeeds(client: Client) -> None:
     broker = await client.broker()
     await broker.streams.ensure_shared()
     broker.records.group_writes("always")
@@ -316,7 +316,7 @@ async def test_of_two_writes_in_one_group_that_expect_the_same_one_is_taken(clie
         assert [one.state for one in await broker.records.history(f"j{number}")] == ["running"]
 
 
-async def test_a_blocked_loop_is_told_also_while_a_delivery_has_not_been_read(
+async def test_a_blocked_event_loop_is_logged_while_a_delivery_is_unread(
     client: Client, working: Working, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with working() as worker:

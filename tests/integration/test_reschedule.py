@@ -64,7 +64,7 @@ async def test_a_delayed_job_that_is_promoted_runs_now(
     await until(lambda: nothing_stands(client))
 
 
-async def test_a_moved_job_runs_at_its_new_moment_and_the_record_has_it(
+async def test_a_moved_job_runs_at_its_new_time_and_the_record_shows_it(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     seen: list[float] = []
@@ -90,7 +90,7 @@ async def test_a_moved_job_runs_at_its_new_moment_and_the_record_has_it(
     assert len(seen) == 1
 
 
-async def test_a_moment_in_the_past_means_at_once(app: App, working: Working) -> None:
+async def test_a_reschedule_into_the_past_starts_the_job_at_once(app: App, working: Working) -> None:
     @app.task
     async def note() -> None: ...
 
@@ -103,7 +103,7 @@ async def test_a_moment_in_the_past_means_at_once(app: App, working: Working) ->
 
 
 @pytest.mark.parametrize("state", ["retrying", "snoozed"])
-async def test_a_job_that_waits_for_its_retry_is_moved_and_promoted_too(
+async def test_a_job_that_waits_for_its_retry_is_moved_and_promoted(
     app: App, client: Client, working: Working, until: Until, state: str
 ) -> None:
     ran: list[int] = []
@@ -186,7 +186,7 @@ async def fired_is_ready(client: Client, id: str) -> bool:
     return await broker.reads.last(broker.subjects.streams.scheduled("default"), subject) is None
 
 
-async def test_what_ends_a_job_stays_where_it_is(app: App, working: Working) -> None:
+async def test_a_reschedule_keeps_the_expiry_and_deadline_of_a_job(app: App, working: Working) -> None:
     seen: list[datetime] = []
 
     @app.task
@@ -219,7 +219,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-async def test_a_bad_moment_is_refused_and_moves_nothing(client: Client, bad: str) -> None:
+async def test_an_invalid_time_is_refused_and_moves_nothing(client: Client, bad: str) -> None:
     named, told = BAD[bad]
     job = await client.task("any").options(delay=HOUR).submit()
     before = (await job.status()).due
@@ -228,7 +228,7 @@ async def test_a_bad_moment_is_refused_and_moves_nothing(client: Client, bad: st
     assert (await job.status()).due == before
 
 
-async def test_of_a_move_and_the_firing_one_happens(app: App, working: Working) -> None:
+async def test_only_one_of_a_reschedule_and_the_firing_happens(app: App, working: Working) -> None:
     ran: list[str] = []
 
     @app.task
@@ -275,7 +275,7 @@ async def test_a_job_that_many_clients_promote_runs_once(app: App, working: Work
 
 
 @pytest.mark.parametrize("act", [lambda job: job.promote(), lambda job: job.reschedule(delay=0)])
-async def test_a_move_outlives_the_server(
+async def test_a_reschedule_survives_a_killed_server(
     own_server: EmbeddedServer, until: Until, act: Callable[[JobHandle[Any]], Coroutine[Any, Any, JobRecord]]
 ) -> None:
     async with App(own_server.url) as app:
@@ -291,7 +291,7 @@ async def test_a_move_outlives_the_server(
         assert (told.state, told.due) == ("queued", None)
 
 
-async def test_the_blocking_twins_do_the_same(app: App, client: Client) -> None:
+async def test_the_blocking_forms_of_reschedule_do_the_same(app: App, client: Client) -> None:
     def twins() -> None:
         job = client.task("any").options(delay=HOUR).blocking.submit()
         assert ahead(job.reschedule(delay=timedelta(hours=2))) > HOUR

@@ -32,7 +32,7 @@ async def subscriptions(server: EmbeddedServer) -> int:
     return await asyncio.to_thread(ask)
 
 
-async def test_the_same_submit_is_one_job_over_restarts_of_the_server(
+async def test_a_repeated_submit_is_one_job_over_restarts_of_the_server(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path
 ) -> None:
     async with worker_processes(own_server.url, namespace, tmp_path) as workers:
@@ -55,7 +55,7 @@ async def test_the_same_submit_is_one_job_over_restarts_of_the_server(
         assert await final_states(first) == ["succeeded"]
 
 
-async def test_submits_that_the_server_dies_under_are_one_job_for_each_id(
+async def test_submits_during_which_the_server_dies_are_one_job_for_each_id(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path
 ) -> None:
     async with worker_processes(own_server.url, namespace, tmp_path) as workers:

@@ -66,7 +66,7 @@ async def retries_wait(job: JobHandle[Any], *expected: float) -> bool:
 # -- which errors --------------------------------------------------------------------------------------------
 
 
-async def test_only_what_is_named_is_tried_again(app: App, working: Working) -> None:
+async def test_only_named_exceptions_are_retried(app: App, working: Working) -> None:
     @app.task(
         retries=2, backoff="none", retry_on=(ConnectionError, KeyError), no_retry_on=ConnectionResetError
     )
@@ -87,7 +87,7 @@ async def test_only_what_is_named_is_tried_again(app: App, working: Working) -> 
     }
 
 
-async def test_each_type_has_its_own_number_and_waits(app: App, working: Working) -> None:
+async def test_each_exception_type_has_its_own_retries_and_delays(app: App, working: Working) -> None:
     @app.task(
         retries=0, retry={ConnectionError: Retries(2, backoff=[0.2, 0.4]), Down: Retries(1, backoff=[0.3])}
     )
@@ -103,7 +103,7 @@ async def test_each_type_has_its_own_number_and_waits(app: App, working: Working
     assert await retries_wait(jobs["type"])
 
 
-async def test_a_timeout_is_tried_again_where_it_is_named(app: App, working: Working) -> None:
+async def test_a_timeout_is_retried_where_it_is_named(app: App, working: Working) -> None:
     async def hang() -> None:
         await asyncio.Event().wait()
 
@@ -116,7 +116,7 @@ async def test_a_timeout_is_tried_again_where_it_is_named(app: App, working: Wor
     assert [await attempts(job) for job in jobs] == [2, 1]
 
 
-async def test_a_predicate_decides_with_the_error_and_the_attempt(app: App, working: Working) -> None:
+async def test_a_predicate_gets_the_error_and_the_attempt_number(app: App, working: Working) -> None:
     @app.task(retries=9, backoff="none", retry_if=lambda error, attempt: "soft" in str(error) and attempt < 3)
     def ask(how: str) -> None:
         raise ValueError(how)
@@ -128,9 +128,7 @@ async def test_a_predicate_decides_with_the_error_and_the_attempt(app: App, work
     assert [await attempts(job) for job in jobs] == [3, 1]
 
 
-async def test_a_submit_asks_for_its_own_retries_and_waits(
-    app: App, client: Client, working: Working
-) -> None:
+async def test_a_submit_sets_its_own_retries_and_delays(app: App, client: Client, working: Working) -> None:
     @app.task(retries=5, backoff=[5], retry={Down: Retries(7, backoff=[7])})
     async def down() -> None:
         raise Down
@@ -146,7 +144,7 @@ async def test_a_submit_asks_for_its_own_retries_and_waits(
     assert await retries_wait(by_name, 0.2)
 
 
-async def test_chance_may_be_taken_from_an_exponential_backoff(app: App, working: Working) -> None:
+async def test_the_jitter_of_an_exponential_backoff_can_be_disabled(app: App, working: Working) -> None:
     @app.task(retries=3, backoff=Backoff(base=0.1), jitter=False)
     async def consistent() -> None:
         raise Down
@@ -156,7 +154,7 @@ async def test_chance_may_be_taken_from_an_exponential_backoff(app: App, working
     assert await retries_wait(job, 0.1, 0.2, 0.4)
 
 
-async def test_by_name_only_a_given_backoff_can_be_changed(client: Client) -> None:
+async def test_a_submit_by_name_changes_only_an_explicit_backoff(client: Client) -> None:
     with pytest.raises(BadOption, match=r"jitter must be used together with backoff"):
         client.task("any").options(jitter=0.5)
 
@@ -164,7 +162,7 @@ async def test_by_name_only_a_given_backoff_can_be_changed(client: Client) -> No
 # -- how long ------------------------------------------------------------------------------------------------
 
 
-async def test_a_job_is_tried_again_as_often_as_fits_into_its_window(app: App, working: Working) -> None:
+async def test_a_job_is_retried_as_often_as_fits_into_its_window(app: App, working: Working) -> None:
     began: list[float] = []
 
     @app.task(retries=None, retry_for=1.5, backoff=[0.3])
@@ -179,7 +177,7 @@ async def test_a_job_is_tried_again_as_often_as_fits_into_its_window(app: App, w
     assert began[-1] - began[0] < 3
 
 
-async def test_retries_and_their_window_go_together_whichever_ends_first(app: App, working: Working) -> None:
+async def test_the_first_limit_of_retries_and_their_window_applies(app: App, working: Working) -> None:
     @app.task(retries=2, retry_for=60, backoff=[0.05])
     async def number() -> None:
         raise Down
@@ -195,7 +193,7 @@ async def test_retries_and_their_window_go_together_whichever_ends_first(app: Ap
     assert [await attempts(job) for job in jobs] == [3, 2]
 
 
-async def test_a_submit_has_a_window_of_its_own_in_seconds_or_until_a_moment(
+async def test_a_submit_has_its_own_window_in_seconds_or_until_a_time(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task(retries=5, backoff=[0.05, 30], retry_for=600)
@@ -219,7 +217,7 @@ async def test_a_submit_has_a_window_of_its_own_in_seconds_or_until_a_moment(
     assert [await attempts(job) for job in jobs] == [2, 2, 2, 2]
 
 
-async def test_no_attempt_begins_after_the_window_though_it_was_promised_within(
+async def test_no_attempt_starts_after_the_window_though_it_was_scheduled_within_it(
     app: App, working: Working, until: Until
 ) -> None:
     ran: list[int] = []
@@ -257,7 +255,7 @@ async def nothing_stands(job: JobHandle[Any]) -> bool:
     return await (await job._connection.broker()).job_reader.waiting_ids(job.queue) == []
 
 
-async def test_a_snooze_spends_nothing_of_the_window(app: App, working: Working) -> None:
+async def test_a_snooze_does_not_spend_the_window(app: App, working: Working) -> None:
     @app.task(retries=0, retry_for=0.2)
     async def put_off(ctx: Context) -> int:
         if ctx.checkpointed is None:
@@ -269,7 +267,7 @@ async def test_a_snooze_spends_nothing_of_the_window(app: App, working: Working)
         assert await (await put_off.submit()).result(WAIT) == 7
 
 
-async def test_a_crash_leaves_the_window_where_it_was(app: App, working: Working, until: Until) -> None:
+async def test_a_crash_does_not_move_the_window(app: App, working: Working, until: Until) -> None:
     """The first start counts, which a worker made that is gone."""
 
     @app.task(retries=5, backoff=[30], retry_for=60)
@@ -309,7 +307,7 @@ async def test_a_deadline_within_the_window_expires_the_job(app: App, working: W
         await failed(late)
 
 
-async def test_a_retry_raised_by_a_task_holds_beside_its_rules(app: App, working: Working) -> None:
+async def test_a_retry_raised_by_a_task_overrides_its_rules(app: App, working: Working) -> None:
     @app.task(retries=1, backoff=[30], retry_on=KeyError)
     async def signal(kind: str) -> None:
         raise {"Retry": Retry("again", delay=0.05), "Reject": Reject("never")}[kind]
@@ -324,7 +322,7 @@ async def test_a_retry_raised_by_a_task_holds_beside_its_rules(app: App, working
 # -- in a process of its own ---------------------------------------------------------------------------------
 
 
-async def test_rules_hold_for_what_is_raised_in_a_child_process(server: Any, namespace: str) -> None:
+async def test_retry_rules_apply_to_exceptions_of_a_child_process(server: Any, namespace: str) -> None:
     """The classes are named by the worker, and no name is imported: neither by it, nor by the child."""
     async with App(server.url, namespace=namespace) as app:
         typed = app.task(
@@ -355,7 +353,7 @@ async def test_rules_hold_for_what_is_raised_in_a_child_process(server: Any, nam
         }
 
 
-async def test_a_predicate_is_asked_in_the_child_process(
+async def test_a_predicate_is_called_in_the_child_process(
     server: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = App(server.url, namespace=namespace)
@@ -373,7 +371,7 @@ async def test_a_predicate_is_asked_in_the_child_process(
         assert [await attempts(job) for job in jobs] == [3, 1]
 
 
-async def test_a_predicate_that_a_child_would_not_find_is_told_before_the_worker_begins(app: App) -> None:
+async def test_a_predicate_a_child_cannot_import_is_reported_before_the_worker_starts(app: App) -> None:
     app.task(name="hidden", executor="process", retry_if=lambda error, attempt: True)(rules.fail)
 
     with pytest.raises(BadOption, match="retry_if of hidden must be found by a child process"):

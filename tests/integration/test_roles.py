@@ -171,7 +171,7 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
 # -- what each may do ------------------------------------------------------------------------------------
 
 
-async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results(place: Place) -> None:
+async def test_a_submitter_submits_in_every_way_and_gets_the_results(place: Place) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
         job = await to(web, "mail")
         assert await job.result(60) == "hello you"
@@ -194,7 +194,7 @@ async def test_a_submitter_submits_in_every_way_to_its_queue_and_has_the_results
         assert stats.dead is None
 
 
-async def test_keys_need_no_more_than_the_roles_once_their_streams_exist(place: Place, until: Until) -> None:
+async def test_keys_need_no_further_permissions_once_their_streams_exist(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, place.client("web") as web, place.client("eyes") as eyes:
         with pytest.raises(NotAllowed, match=r"JSQ_GROUPS_mail is missing.*jsq provision"):
             await to(web, "mail", key="k")
@@ -225,7 +225,7 @@ async def test_keys_need_no_more_than_the_roles_once_their_streams_exist(place: 
         assert not [finding for finding in await admin.admin.doctor() if finding.severity == "error"]
 
 
-async def test_a_submitter_submits_in_bulk_and_maps(place: Place) -> None:
+async def test_a_submitter_submits_bulks_and_maps(place: Place) -> None:
     async with place.client("web") as web:
         mail, ids = web.task("greet").options(queue="mail"), [f"b{n}" for n in range(20)]
         calls = [["you"]] * 20
@@ -242,9 +242,7 @@ async def test_a_submitter_submits_in_bulk_and_maps(place: Place) -> None:
         assert all(job.duplicate for job in ended)
 
 
-async def test_a_submitter_cancels_a_job_that_waits_one_that_is_due_later_and_one_that_runs(
-    place: Place, until: Until
-) -> None:
+async def test_a_submitter_cancels_waiting_scheduled_and_running_jobs(place: Place, until: Until) -> None:
     async with place.client("web") as web:
         waits, later = await to(web, "mail"), await to(web, "mail", delay=60)
         assert (await waits.cancel()).state == "cancelled"
@@ -269,7 +267,7 @@ async def test_a_submitter_cancels_a_job_that_waits_one_that_is_due_later_and_on
         assert (await waits.status()).state == "cancelled"
 
 
-async def test_a_worker_retries_puts_away_and_is_seen(place: Place, until: Until) -> None:
+async def test_a_worker_retries_writes_dead_letters_and_is_listed(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, working(place.login("hands"), "mail"):
         failed = await admin.task("fail").options(queue="mail").submit()
         assert (await failed.wait(15)).state == "failed"
@@ -283,7 +281,7 @@ async def test_a_worker_retries_puts_away_and_is_seen(place: Place, until: Until
         assert (letter.id, letter.attempt) == (failed.id, 2)
 
 
-async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_declares(
+async def test_a_worker_receives_ticks_and_stores_the_schedules_of_its_app(
     place: Place, until: Until
 ) -> None:
     ran: list[str] = []
@@ -314,7 +312,7 @@ async def test_a_worker_takes_the_ticks_of_its_queue_and_sets_what_its_app_decla
             assert {job.id.partition("-")[0] for job in await admin.jobs.list()} == {"beat", "added"}
 
 
-async def test_a_workers_callbacks_go_to_its_own_queue_and_no_job_hangs_on_one_that_may_not(
+async def test_a_workers_callbacks_go_to_its_queue_and_a_denied_one_blocks_no_job(
     place: Place, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with place.client("jsq") as admin, working(place.login("hands"), "mail"):
@@ -333,7 +331,7 @@ async def test_a_workers_callbacks_go_to_its_own_queue_and_no_job_hangs_on_one_t
     assert "not allowed to publish to jsq.q.other.normal." in vars(told)["why"]
 
 
-async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:
+async def test_a_worker_stores_checkpoints_and_steps(place: Place) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
         job = await web.task("keep").options(queue="mail").submit()
         assert await job.result(60) == [1, "hello 1"]
@@ -342,7 +340,7 @@ async def test_a_worker_keeps_checkpoints_and_steps(place: Place) -> None:
         assert await failed.checkpoint() == 1
 
 
-async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place, until: Until) -> None:
+async def test_a_worker_observes_rates_and_pauses_of_an_admin(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, place.client("web") as web:
         await admin.admin.provision({"mail": QueueSettings(weights={"b": 2})})  # a queue with keys has lines
         await admin.queues.update("mail", rate="8/2s")
@@ -372,7 +370,7 @@ async def test_a_worker_keeps_to_rates_and_to_what_an_admin_pauses(place: Place,
             assert worker.dispatcher.limits.capacity("mail", 5) == 0
 
 
-async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(
+async def test_a_worker_in_the_namespaces_account_replies_to_other_accounts(
     place: Place, until: Until
 ) -> None:
     async with place.client("web") as web, working(place.login("jsq"), "mail"):
@@ -385,7 +383,7 @@ async def test_a_worker_in_the_account_of_the_namespace_answers_those_of_others(
         assert (await runs.cancel()).state == "cancelled"
 
 
-async def test_an_observer_of_a_queue_looks_at_its_jobs_one_by_one(place: Place) -> None:
+async def test_an_observer_of_a_queue_reads_its_jobs_by_id(place: Place) -> None:
     async with place.client("web") as web, place.client("eyes") as eyes:
         job, later = await to(web, "mail"), await to(web, "mail", delay=60)
         assert (await eyes.jobs.handle(job.id, "mail").status()).state == "queued"
@@ -582,7 +580,7 @@ async def letter(admin: Client, queue: str, id: str) -> None:
     ("user", "queue"),
     [("hands", "pay"), ("web", "mail"), ("shop-1", "mail"), ("eyes", "mail"), ("tower", "pay")],
 )
-async def test_a_worker_of_a_queue_it_may_not_serve_does_not_start(
+async def test_a_worker_does_not_start_on_a_queue_it_may_not_serve(
     quiet: Place, user: str, queue: str
 ) -> None:
     began = time.monotonic()
@@ -715,7 +713,7 @@ async def counted(place: Place) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("user", REFUSED)
-async def test_an_intruder_is_refused_what_the_role_does_not_need(
+async def test_an_intruder_is_refused_actions_that_its_role_does_not_need(
     place: Place, user: str, until: Until
 ) -> None:
     async with place.client("jsq") as admin:
@@ -738,7 +736,7 @@ async def test_an_intruder_is_refused_what_the_role_does_not_need(
 
 
 @pytest.mark.parametrize("user", ["web", "hands", "shop-1"])
-async def test_a_header_cannot_empty_what_is_stored(place: Place, user: str) -> None:
+async def test_a_header_cannot_empty_the_stored_jobs(place: Place, user: str) -> None:
     async with place.client("jsq") as admin:
         for queue in ("mail", "pay"):
             await to(admin, queue, id=f"{queue}-1")
@@ -765,7 +763,7 @@ async def test_a_header_cannot_empty_what_is_stored(place: Place, user: str) -> 
     assert refused == []
 
 
-async def test_a_header_empties_what_is_delayed_on_the_own_queue_and_nothing_else(place: Place) -> None:
+async def test_a_header_can_empty_only_the_delayed_jobs_of_the_own_queue(place: Place) -> None:
     """What the roles do not prevent, as they say: the server cannot refuse it where it keeps schedules."""
     async with place.client("jsq") as admin:
         for queue in ("mail", "pay"):
@@ -785,9 +783,7 @@ async def test_a_header_empties_what_is_delayed_on_the_own_queue_and_nothing_els
 
 
 @pytest.mark.parametrize("user", ["web", "hands"])
-async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
-    place: Place, user: str, until: Until
-) -> None:
+async def test_a_reply_sent_to_another_subject_has_no_effect(place: Place, user: str, until: Until) -> None:
     """NATS does not check where an answer goes: in one account this would purge and forge."""
     async with place.client("jsq") as admin:
         await to(admin, "pay", id="pay-1")
@@ -817,7 +813,9 @@ async def test_an_answer_that_is_sent_elsewhere_acts_on_nothing(
     assert [text.split('"')[1] for text in refused] == [aim.lower() for aim in aims]  # the traces
 
 
-async def test_in_one_account_it_would(tmp_path: Path, until: Until) -> None:
+async def test_in_one_account_a_reply_sent_to_another_subject_has_an_effect(
+    tmp_path: Path, until: Until
+) -> None:
     """Why there are accounts: should the server ever see to it, they may go."""
     roles = Client("nats://nowhere").admin.roles("web=submitter:mail")
     subjects = json.dumps(list(roles.permissions(roles.users[0]).requests))
@@ -876,7 +874,7 @@ async def test_a_wrong_inbox_is_refused_at_once(place: Place) -> None:
         await Client(login).connect()
 
 
-async def test_the_inbox_of_a_user_is_found_without_configuration(place: Place) -> None:
+async def test_the_inbox_prefix_of_a_user_needs_no_configuration(place: Place) -> None:
     async with Client(f"nats://web:of-web@{place.address}") as web:
         assert (await (await to(web, "mail")).status()).state == "queued"
 
@@ -901,7 +899,7 @@ async def test_a_submitter_submits_unique_jobs_in_every_way(place: Place, until:
             assert (await to(web, "mail", unique="t", throttle=60)).id == thin[0].id
 
 
-async def test_a_worker_calls_the_job_that_waits_for_the_end_of_another(place: Place, until: Until) -> None:
+async def test_a_worker_submits_the_pending_duplicate_of_a_unique_job(place: Place, until: Until) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
         asked = web.task("rest").options(queue="mail", unique="k", on_duplicate="keep_last")
         first = await asked.submit(1.5)
@@ -916,7 +914,7 @@ async def test_a_worker_calls_the_job_that_waits_for_the_end_of_another(place: P
         assert [await first.result(60), await third.result(60)] == [1.5, 0.2]
 
 
-async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_has_ended(
+async def test_a_submitter_keeps_waiting_while_a_replica_does_not_have_the_end_of_a_job(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else its key would count as held, and what is submitted next would be lost."""
@@ -945,7 +943,7 @@ async def test_a_submitter_asks_on_where_a_replica_does_not_know_yet_that_a_job_
 # -- due jobs ------------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_that_may_not_update_a_stream_forwards_what_is_due(place: Place, until: Until) -> None:
+async def test_a_worker_that_may_not_update_a_stream_forwards_due_jobs(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, place.client("hands") as hands:
         broker = await admin.broker()
         names = broker.subjects.streams

@@ -89,7 +89,7 @@ async def test_a_declared_schedule_submits_a_job_at_each_tick(
     assert (await app.client.jobs.list())[0].tags == ("beat",)
 
 
-async def test_schedules_are_stacked_on_a_task_each_with_its_own_arguments(app: App, client: Client) -> None:
+async def test_a_task_has_several_schedules_with_their_own_arguments(app: App, client: Client) -> None:
     @app.cron("0 3 * * *", {"region": "eu"}, name="nightly-eu", tz="Europe/Berlin")
     @app.cron("@daily", ["us"], name="nightly-us", queue="us", overlap="skip", jitter=60)
     @app.task(name="reports.nightly", queue="reports", priority="low", tags=["nightly"])
@@ -158,7 +158,7 @@ async def test_two_workers_fire_a_tick_once(app: App, client: Client, working: W
     assert len(ran) == len(set(ran))
 
 
-async def test_a_tick_that_comes_twice_is_done_once(app: App, client: Client) -> None:
+async def test_a_tick_that_is_delivered_twice_submits_once(app: App, client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
     now = broker.schedules.now()
@@ -224,7 +224,7 @@ def die_at(wire: Wire, point: int, *, before: bool) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_a_worker_killed_within_a_tick_leaves_work_that_another_ends_once(
+async def test_a_tick_of_a_killed_worker_is_completed_once_by_another(
     before: bool, server: EmbeddedServer, client: Client, namespace: str
 ) -> None:
     broker, died = await client.broker(), list[str]()
@@ -260,7 +260,7 @@ async def test_a_worker_killed_within_a_tick_leaves_work_that_another_ends_once(
 
 
 @pytest.mark.parametrize(("catch_up", "count"), [("latest", 1), ("all", 5), ("none", 0)])
-async def test_what_nobody_was_there_for_is_caught_up(
+async def test_ticks_missed_without_a_worker_are_caught_up(
     catch_up: Any, count: int, app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[str] = []
@@ -291,7 +291,7 @@ async def moved(client: Client, name: str, done: datetime) -> bool:
     return (await entry(client, name)).state.decided_until >= done
 
 
-async def test_more_missed_ticks_than_go_at_once_are_all_caught_up(
+async def test_all_missed_ticks_are_caught_up_in_several_parts(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -312,7 +312,7 @@ async def test_more_missed_ticks_than_go_at_once_are_all_caught_up(
 
 
 @pytest.mark.parametrize("overlap", ["queue", "skip", "cancel"])
-async def test_a_tick_while_the_last_job_runs(
+async def test_a_tick_while_the_previous_job_runs(
     overlap: Any, app: App, client: Client, working: Working, until: Until
 ) -> None:
     go_on = asyncio.Event()
@@ -346,7 +346,7 @@ async def fired_again(client: Client) -> bool:
 # -- change -------------------------------------------------------------------------------------------------
 
 
-async def test_a_paused_schedule_fires_nothing_and_catches_nothing_up(
+async def test_a_paused_schedule_submits_nothing_and_catches_up_nothing(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[str] = []
@@ -373,7 +373,7 @@ async def test_a_paused_schedule_fires_nothing_and_catches_nothing_up(
     assert len(ran) == len(set(ran))
 
 
-async def test_a_change_takes_the_place_of_the_tick_that_is_held(client: Client) -> None:
+async def test_a_changed_schedule_replaces_its_stored_tick(client: Client) -> None:
     await client.schedules.add("report", "any", cron="0 3 1 1 *")
     first = await held(client, "report")
     assert first.endswith("-01-01T03:00:00.000Z")
@@ -389,7 +389,7 @@ async def test_a_change_takes_the_place_of_the_tick_that_is_held(client: Client)
     assert (await entry(client, "report")).revision == before
 
 
-async def test_other_arguments_keep_the_due_tick_and_other_times_start_again(client: Client) -> None:
+async def test_changed_arguments_keep_the_due_tick_and_changed_times_replace_it(client: Client) -> None:
     await client.schedules.add("report", "any", ["a"], every=60)
     await set_back(client, "report", PAST)
 
@@ -400,7 +400,7 @@ async def test_other_arguments_keep_the_due_tick_and_other_times_start_again(cli
     assert (await entry(client, "report")).state.decided_until > PAST
 
 
-async def test_a_schedule_goes_to_another_queue_whole(client: Client) -> None:
+async def test_a_schedule_moves_to_another_queue_completely(client: Client) -> None:
     await client.schedules.add("report", "any", every=3600, queue="mail")
 
     await client.schedules.add("report", "any", every=3600, queue="pdf")
@@ -412,7 +412,7 @@ async def test_a_schedule_goes_to_another_queue_whole(client: Client) -> None:
     assert [one.queue for one in await client.schedules.list()] == ["mail"]
 
 
-async def test_a_removed_schedule_leaves_nothing(client: Client) -> None:
+async def test_a_removed_schedule_leaves_no_trace(client: Client) -> None:
     await client.schedules.add("report", "any", every=3600)
 
     removed = await client.schedules.remove("report")
@@ -427,7 +427,7 @@ async def test_a_removed_schedule_leaves_nothing(client: Client) -> None:
     assert await held(client, "report") != ""
 
 
-async def test_a_schedule_that_is_over_holds_nothing(client: Client) -> None:
+async def test_a_schedule_that_has_ended_stores_no_tick(client: Client) -> None:
     now = datetime.now(UTC)
     added = await client.schedules.add("report", "any", every=60, end=now - timedelta(hours=1))
 
@@ -467,7 +467,7 @@ async def released(app: App) -> AsyncIterator[None]:
         yield
 
 
-async def test_a_release_changes_what_it_declares_and_leaves_what_it_does_not_know(
+async def test_a_release_changes_only_the_schedules_it_declares(
     server: EmbeddedServer, namespace: str, client: Client
 ) -> None:
     async with released(declaring(server, namespace, old="1h", both="1h")):
@@ -478,7 +478,7 @@ async def test_a_release_changes_what_it_declares_and_leaves_what_it_does_not_kn
     assert found == {"old": 3600.0, "both": 7200.0, "new": 3600.0}
 
 
-async def test_what_no_code_declares_any_more_is_an_orphan_which_provision_removes(
+async def test_provision_removes_schedules_that_no_code_declares(
     server: EmbeddedServer, namespace: str, client: Client, until: Until
 ) -> None:
     old, new = (declaring(server, namespace, **names) for names in ({"a": "1h", "b": "1h"}, {"a": "1h"}))
@@ -565,7 +565,7 @@ async def test_a_schedule_without_a_tick_is_found_and_repaired(
     assert [one.message for one in caplog.records] == ["schedule tick restored"]
 
 
-async def test_a_tick_that_is_scheduled_too_late_is_repaired_and_one_too_early_is_kept(
+async def test_a_tick_scheduled_too_late_is_repaired_and_one_too_early_is_kept(
     client: Client,
 ) -> None:
     await client.schedules.add("beat", "any", every=60)
@@ -586,7 +586,7 @@ async def test_a_tick_that_is_scheduled_too_late_is_repaired_and_one_too_early_i
         assert await broker.ticks.repair_wakeups("default", []) == []
 
 
-async def test_a_queue_of_an_older_release_learns_to_tick(
+async def test_a_queue_of_an_older_release_is_updated_for_schedules(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[int] = []
@@ -609,7 +609,7 @@ async def test_a_queue_of_an_older_release_learns_to_tick(
         await until(lambda: len(ran) >= 2)
 
 
-async def test_a_queue_in_memory_ticks_on_after_its_server_was_killed(
+async def test_schedules_of_a_memory_queue_continue_after_its_server_was_killed(
     own_server: EmbeddedServer, until: Until
 ) -> None:
     ran: list[str] = []
@@ -630,7 +630,7 @@ async def test_a_queue_in_memory_ticks_on_after_its_server_was_killed(
     assert len(ran) == len(set(ran))
 
 
-async def test_a_full_queue_puts_the_tick_off(
+async def test_a_full_queue_postpones_a_tick(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     ran: list[str] = []
@@ -656,7 +656,7 @@ async def test_a_full_queue_puts_the_tick_off(
     assert ran == [waiting.id, tick_id("beat", hour)]
 
 
-async def test_what_stands_for_a_schedule_and_is_none_hinders_no_other(
+async def test_an_invalid_schedule_record_affects_no_other_schedule(
     app: App, client: Client, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[str] = []
@@ -683,7 +683,7 @@ async def test_what_stands_for_a_schedule_and_is_none_hinders_no_other(
         await client.schedules.remove("newer")
 
 
-async def test_ticks_that_are_held_are_no_jobs(client: Client) -> None:
+async def test_stored_ticks_are_not_jobs(client: Client) -> None:
     await client.schedules.add("beat", "any", every=3600)
     await client.task("any").options(delay=3600).submit()
 

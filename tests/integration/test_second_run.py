@@ -121,7 +121,7 @@ async def test_a_job_whose_record_lacks_its_arguments_is_refused(
     assert await client.jobs.retry_many(again=True, state="succeeded") == 0
 
 
-async def test_only_what_has_ended_runs_again_and_without_again_only_what_failed(
+async def test_only_finished_jobs_run_again_and_only_failed_ones_without_again(
     app: App, client: Client, working: Working
 ) -> None:
     @app.task
@@ -140,7 +140,7 @@ async def test_only_what_has_ended_runs_again_and_without_again_only_what_failed
         await job.retry()
 
 
-async def test_of_many_calls_at_once_one_runs_the_job_again(
+async def test_one_of_many_concurrent_retries_runs_the_job_again(
     app: App, client: Client, working: Working
 ) -> None:
     runs = 0
@@ -165,7 +165,7 @@ async def test_of_many_calls_at_once_one_runs_the_job_again(
     assert runs == 2
 
 
-async def test_all_that_fit_run_again(app: App, client: Client, working: Working) -> None:
+async def test_all_matching_jobs_run_again(app: App, client: Client, working: Working) -> None:
     @app.task
     async def add(a: int, b: int) -> int:
         return a + b
@@ -181,7 +181,7 @@ async def test_all_that_fit_run_again(app: App, client: Client, working: Working
     assert lengths == [5, 5, 5, 2]
 
 
-async def test_a_sweep_completes_a_second_run_that_broke_off(
+async def test_a_sweep_completes_an_interrupted_second_run(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -218,7 +218,7 @@ async def test_a_sweep_completes_a_second_run_that_broke_off(
 
 @pytest.mark.proof
 @pytest.mark.parametrize("complete", ["again", "sweep"])
-async def test_a_second_run_killed_at_any_point_can_be_repeated_and_is_done_once(
+async def test_a_retry_of_a_job_killed_at_any_point_can_be_repeated_and_runs_it_once(
     new_site: NewSite, until: Until, complete: str
 ) -> None:
     async def killed_at(point: int) -> Site:

@@ -172,13 +172,13 @@ def with_certificate(certificate: Path) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize("conf", [SHIPPED, KUBERNETES], ids=["shipped", "kubernetes"])
-def test_a_conf_is_valid_as_it_stands(conf: Path, tmp_path: Path) -> None:
+def test_a_conf_is_valid_as_shipped(conf: Path, tmp_path: Path) -> None:
     told = check(conf.read_text(), tmp_path)
 
     assert told.returncode == 0, told.stderr
 
 
-def test_the_shipped_conf_needs_nothing_from_the_environment(tmp_path: Path) -> None:
+def test_the_shipped_conf_needs_no_environment_variables(tmp_path: Path) -> None:
     told = check(SHIPPED.read_text(), tmp_path, variables={})
 
     assert told.returncode == 0, told.stderr
@@ -195,7 +195,7 @@ def test_the_shipped_conf_syncs_always(serve: Callable[..., Served]) -> None:
     assert server.get("/healthz") == (200, {"status": "ok"})
 
 
-def test_the_shipped_conf_is_reached_from_this_machine_only(serve: Callable[..., Served]) -> None:
+def test_the_shipped_conf_listens_on_this_machine_only(serve: Callable[..., Served]) -> None:
     server = serve(SHIPPED.read_text())
 
     assert server.address.startswith("127.0.0.1:")
@@ -203,7 +203,7 @@ def test_the_shipped_conf_is_reached_from_this_machine_only(serve: Callable[...,
     assert server.get("/varz")[1]["host"] == "127.0.0.1"
 
 
-async def test_the_shipped_conf_takes_jobs(serve: Callable[..., Served], tmp_path: Path) -> None:
+async def test_the_shipped_conf_accepts_jobs(serve: Callable[..., Served], tmp_path: Path) -> None:
     server = serve(SHIPPED.read_text())
 
     async with Client(f"nats://{server.address}") as client:
@@ -219,7 +219,7 @@ async def test_the_shipped_conf_takes_jobs(serve: Callable[..., Served], tmp_pat
 @pytest.mark.parametrize(
     ("conf", "part"), [(conf, part) for conf in (SHIPPED, KUBERNETES) for part in parts(conf)]
 )
-def test_a_part_is_valid_when_it_is_turned_on(
+def test_a_section_is_valid_when_it_is_enabled(
     conf: Path, part: str, tmp_path: Path, with_certificate: Callable[[str], str]
 ) -> None:
     text = turned_on(conf, part)
@@ -231,7 +231,7 @@ def test_a_part_is_valid_when_it_is_turned_on(
 
 
 @pytest.mark.parametrize("conf", [SHIPPED, KUBERNETES], ids=["shipped", "kubernetes"])
-def test_all_parts_are_valid_together(
+def test_all_sections_are_valid_together(
     conf: Path, tmp_path: Path, with_certificate: Callable[[str], str]
 ) -> None:
     text = turned_on(conf, *parts(conf))
@@ -278,7 +278,7 @@ def readable(folder: Path) -> list[str]:
     return [word for word in SECRETS if any(word.encode() in file for file in files)]
 
 
-async def test_with_encryption_what_is_stored_cannot_be_read_without_the_key(
+async def test_with_encryption_stored_data_cannot_be_read_without_the_key(
     serve: Callable[..., Served], tmp_path: Path
 ) -> None:
     place = json.dumps(str(tmp_path / "data"))
@@ -301,7 +301,7 @@ async def test_with_encryption_what_is_stored_cannot_be_read_without_the_key(
         assert await client.jobs.handle("a-word-of-the-id").result(60) == "a word of the result"
 
 
-async def test_without_encryption_what_is_stored_can_be_read(
+async def test_without_encryption_stored_data_can_be_read(
     serve: Callable[..., Served], tmp_path: Path
 ) -> None:
     server = serve(SHIPPED.read_text())
@@ -348,7 +348,7 @@ async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge
             await (await web.broker()).dead_letters.purge()
 
 
-async def test_with_tls_a_client_comes_in_by_its_certificate(
+async def test_with_tls_a_client_logs_in_by_its_certificate(
     serve: Callable[..., Served], certificate: Path, with_certificate: Callable[[str], str]
 ) -> None:
     server = serve(with_certificate(turned_on(SHIPPED, "tls")))

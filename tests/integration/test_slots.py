@@ -17,7 +17,7 @@ from tests.helpers.workers import Working, running_worker
 WAIT = 60.0
 
 
-async def test_a_job_takes_as_many_slots_as_it_says(app: App, working: Working) -> None:
+async def test_a_job_takes_as_many_slots_as_it_declares(app: App, working: Working) -> None:
     now: collections.Counter[str] = collections.Counter()
     together: list[dict[str, int]] = []
 
@@ -44,7 +44,7 @@ async def test_a_job_takes_as_many_slots_as_it_says(app: App, working: Working) 
     assert max(taken) == 4
 
 
-async def test_a_big_job_is_not_starved_by_small_ones_and_none_starts_in_front_of_it(
+async def test_small_jobs_do_not_start_before_a_waiting_big_job(
     app: App, working: Working, until: Until
 ) -> None:
     begun: list[str] = []
@@ -80,7 +80,7 @@ async def test_a_big_job_is_not_starved_by_small_ones_and_none_starts_in_front_o
     assert begun == ["first", "big", *["small"] * 5]
 
 
-async def test_a_job_that_needs_more_than_there_is_runs_alone(app: App, working: Working) -> None:
+async def test_a_job_that_needs_more_slots_than_exist_runs_alone(app: App, working: Working) -> None:
     now = most = 0
 
     @app.task(slots=50)
@@ -98,7 +98,7 @@ async def test_a_job_that_needs_more_than_there_is_runs_alone(app: App, working:
     assert most == 1
 
 
-async def test_what_is_busy_is_counted_in_slots(app: App, working: Working, until: Until) -> None:
+async def test_busy_capacity_is_counted_in_slots(app: App, working: Working, until: Until) -> None:
     busy: list[tuple[int, int]] = []
     go_on = asyncio.Event()
 
@@ -129,7 +129,7 @@ async def test_bad_slots_are_refused_at_registration_and_at_the_submit(
 
 
 @pytest.mark.parametrize("concurrency", [1, 4, 10])
-async def test_queues_with_weights_share_the_starts_by_them(app: App, concurrency: int) -> None:
+async def test_queues_share_the_starts_by_their_weights(app: App, concurrency: int) -> None:
     begun: list[str] = []
 
     @app.task
@@ -170,7 +170,7 @@ async def test_a_queue_with_weight_uses_all_slots_while_the_other_is_empty(app: 
     assert most == 6
 
 
-async def test_a_paused_queue_with_a_weight_keeps_no_other_from_its_starts(app: App, client: Client) -> None:
+async def test_a_paused_queue_with_a_weight_does_not_delay_other_queues(app: App, client: Client) -> None:
     @app.task
     async def note() -> None: ...
 

@@ -132,7 +132,7 @@ class Faulty(Stage):
         return await getattr(Stage, self.hook)(self, attempt, *args)
 
 
-async def test_an_error_in_a_stage_loses_no_job_keeps_no_slot_and_leaves_no_other_stage_open(
+async def test_an_error_in_a_stage_loses_no_job_and_releases_slots_and_stages(
     app: App, working: Working, until: Until
 ) -> None:
     hooks = ["admit", "instead", "started", "perform", "finish", "close", "close"]

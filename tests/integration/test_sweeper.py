@@ -70,7 +70,7 @@ def runs(app: App) -> Counter[str]:
 # -- ghosts ----------------------------------------------------------------------------------------------
 
 
-async def test_a_message_that_the_server_gave_up_is_stored_again(
+async def test_an_undeliverable_message_is_stored_again(
     client: Client, working: Working, runs: Counter[str]
 ) -> None:
     job = await client.task("count").options(headers={"tenant": "x"}, tags=["y"]).submit()
@@ -85,7 +85,7 @@ async def test_a_message_that_the_server_gave_up_is_stored_again(
     assert await on_queue(client) == []
 
 
-async def test_ghosts_of_every_priority_are_repaired_and_waiting_jobs_are_kept(client: Client) -> None:
+async def test_undeliverable_messages_of_every_priority_are_repaired(client: Client) -> None:
     ghosts = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
     for level in PRIORITIES:
         await make_ghosts(client, level)
@@ -97,7 +97,7 @@ async def test_ghosts_of_every_priority_are_repaired_and_waiting_jobs_are_kept(c
     assert sorted(await on_queue(client)) == sorted(job.id for job in (*ghosts, *waiting))
 
 
-async def test_a_ghost_whose_worker_died_counts_that_crash(
+async def test_an_undeliverable_message_whose_worker_died_counts_the_crash(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
     job = await client.task("count").submit()
@@ -113,7 +113,7 @@ async def test_a_ghost_whose_worker_died_counts_that_crash(
     assert await states(client, job.id) == ["running", "running", "succeeded"]
 
 
-async def test_a_sweep_that_died_before_it_removed_the_old_message_loses_nothing(
+async def test_a_sweep_killed_before_it_removed_the_old_message_loses_no_job(
     client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("count").submit()
@@ -137,7 +137,7 @@ async def dying(*_: object, **__: object) -> bool:
     raise MemoryError
 
 
-async def test_a_ghost_with_a_newer_message_only_goes(
+async def test_an_undeliverable_message_with_a_newer_one_is_only_removed(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("any").submit()
@@ -153,7 +153,7 @@ async def test_a_ghost_with_a_newer_message_only_goes(
     assert await on_queue(client) == [job.id]
 
 
-async def test_a_ghost_on_a_full_queue_gives_its_own_place_to_the_new_message(
+async def test_an_undeliverable_message_on_a_full_queue_is_replaced_in_its_place(
     app: App, client: Client, working: Working, runs: Counter[str], until: Until
 ) -> None:
     app.queue("default", max_jobs=2)
@@ -166,7 +166,7 @@ async def test_a_ghost_on_a_full_queue_gives_its_own_place_to_the_new_message(
         assert [await job.result(60) for job in jobs] == [1, 1]
 
 
-async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is_full(
+async def test_a_sweep_puts_due_jobs_on_their_queue_unless_it_is_full(
     app: App, client: Client, working: Working, runs: Counter[str], until: Until
 ) -> None:
     app.queue("default", max_jobs=1)
@@ -194,7 +194,7 @@ async def test_what_is_due_and_not_taken_over_is_put_on_its_queue_unless_that_is
     assert await on_queue(client) == []
 
 
-async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
+async def test_an_undeliverable_message_that_is_not_a_job_is_dead_lettered_by_a_worker(
     client: Client, working: Working, until: Until, runs: Counter[str]
 ) -> None:
     await client.admin.provision()
@@ -214,7 +214,7 @@ async def test_a_ghost_that_is_no_job_is_put_away_by_a_worker(
 # -- messages, records, letters and ids that do not fit together -----------------------------------------
 
 
-async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
+async def test_the_message_of_a_finished_job_is_removed(client: Client) -> None:
     jobs = [await client.task("any").submit(), await client.task("any").options(delay=60).submit()]
     broker = await client.broker()
     for job in jobs:
@@ -226,7 +226,7 @@ async def test_the_message_of_a_job_that_has_ended_goes(client: Client) -> None:
     assert await on_queue(client) == []
 
 
-async def test_a_message_that_a_replay_counts_on_is_put_back(
+async def test_a_message_that_a_replay_needs_is_stored_again(
     app: App, client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("count").options(delay=4).submit()
@@ -248,7 +248,7 @@ async def test_a_message_that_a_replay_counts_on_is_put_back(
         assert await job.result(60) == 1
 
 
-async def test_the_message_of_a_failed_job_goes_and_its_letter_stays(client: Client) -> None:
+async def test_the_message_of_a_failed_job_is_removed_and_its_dead_letter_stays(client: Client) -> None:
     job = await client.task("any").options(priority="low", tags=["x"]).submit(1)
     order = await queued_job(client, job.id)
     await fail(client, replace(order, priority="low"))
@@ -261,7 +261,7 @@ async def test_the_message_of_a_failed_job_goes_and_its_letter_stays(client: Cli
     assert await on_queue(client) == []
 
 
-async def test_a_letter_that_was_purged_does_not_come_again(
+async def test_a_purged_dead_letter_is_not_written_again(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task
@@ -302,7 +302,7 @@ async def test_jobs_without_a_record_wait_and_are_left_alone(
         assert [await job.result(60) for job in (now, keyed)] == [1, 1]
 
 
-async def test_jobs_that_were_acknowledged_right_before_the_server_died_are_listed_without_a_sweep(
+async def test_jobs_acknowledged_right_before_the_server_died_are_listed(
     own_server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     async with App(own_server.url, namespace=namespace) as app:
@@ -323,7 +323,7 @@ async def test_jobs_that_were_acknowledged_right_before_the_server_died_are_list
         assert {job.id: job.state for job in await client.jobs.list()} == wanted
 
 
-async def test_a_replay_that_broke_off_is_finished(
+async def test_an_interrupted_replay_is_completed(
     app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = asyncio.Event()
@@ -357,7 +357,7 @@ async def test_a_replay_that_broke_off_is_finished(
     assert await client.dead_letters.list() == []
 
 
-async def test_a_letter_of_a_job_with_a_new_life_goes(
+async def test_the_dead_letter_of_a_replayed_job_is_removed(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("any").submit()
@@ -377,7 +377,7 @@ async def test_a_letter_of_a_job_with_a_new_life_goes(
     assert set(await on_queue(client)) == {job.id}  # what goes over is seen in both places for a moment
 
 
-async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(client: Client) -> None:
+async def test_the_id_of_a_job_that_was_never_stored_is_released(client: Client) -> None:
     used = await client.task("any").options(id="used").submit()
     broker = await client.broker()
     bucket, key = broker.subjects.streams.bucket("ids"), broker.subjects.key("ids", "id.left")
@@ -391,7 +391,7 @@ async def test_an_own_id_of_a_job_that_was_never_stored_is_freed_and_no_other(cl
     assert await on_queue(client) == [used.id]
 
 
-async def test_a_begun_job_that_lost_its_message_is_reported_and_not_repaired(client: Client) -> None:
+async def test_a_started_job_without_a_message_is_reported_and_not_repaired(client: Client) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
     await broker.records.write(READY, job.id, Event("running", "any", attempt=1, message=1), expect=0)
@@ -434,7 +434,7 @@ async def test_a_dry_run_of_a_sweep_repairs_nothing(client: Client) -> None:
         ]
 
 
-async def test_sweeps_that_look_at_work_under_way_harm_nothing(
+async def test_sweeps_do_not_disturb_work_in_progress(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     runs: Counter[str] = Counter()
@@ -501,7 +501,7 @@ async def test_two_concurrent_sweeps_repair_each_inconsistency_once(
     assert set(runs.values()) == {1}
 
 
-async def test_even_two_that_both_believe_to_have_the_right_double_nothing(
+async def test_two_sweeps_that_both_assume_to_hold_the_lease_repeat_no_repair(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
     flaws = await many_flaws(client)
@@ -520,7 +520,7 @@ async def test_even_two_that_both_believe_to_have_the_right_double_nothing(
     assert set(runs.values()) == {1}
 
 
-async def test_a_sweep_whose_right_was_taken_over_breaks_off(
+async def test_a_sweep_whose_lease_was_reclaimed_stops(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await many_flaws(client)
@@ -545,7 +545,7 @@ async def test_a_sweep_whose_right_was_taken_over_breaks_off(
         await broker.sweeper.sweep("third", age=0, wait_seconds=0)
 
 
-async def test_workers_take_turns_and_rest_between(client: Client) -> None:
+async def test_workers_alternate_sweeps_and_wait_between_them(client: Client) -> None:
     await many_flaws(client)
     broker = await client.broker()
     turns = await asyncio.gather(
@@ -562,9 +562,7 @@ async def test_workers_take_turns_and_rest_between(client: Client) -> None:
     assert last.scanned >= 40
 
 
-async def test_a_sweep_of_everything_reads_it_in_parts_too(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_sweep_of_everything_reads_in_parts(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     flaws = await many_flaws(client)
     monkeypatch.setattr("jsq.broker.maintenance.sweeper.SCAN_SLICE_MESSAGES", 8)
 
@@ -597,7 +595,7 @@ async def test_a_sweep_continues_where_the_last_one_stopped(
 
 
 @pytest.mark.proof
-async def test_a_sweep_does_not_hold_up_the_event_loop(client: Client) -> None:
+async def test_a_sweep_does_not_block_the_event_loop(client: Client) -> None:
     """Counted in time of the processor, which does not depend on what else the machine does."""
     task = client.task("note")
     await task.submit_many([(number,) for number in range(5_000)])
@@ -620,7 +618,7 @@ async def test_a_sweep_does_not_hold_up_the_event_loop(client: Client) -> None:
     assert max(turns) < 0.07
 
 
-async def test_a_worker_sweeps_by_itself(
+async def test_a_worker_sweeps_automatically(
     app: App,
     client: Client,
     working: Working,
@@ -635,7 +633,7 @@ async def test_a_worker_sweeps_by_itself(
         assert [await job.result(60) for job in jobs] == [1, 1, 1]
 
 
-async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_doctor_reports_inconsistencies(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sweeper.scan, "__kwdefaults__", {"age": 0.0, "most": None})
     job = await client.task("any").submit()
     broker = await client.broker()
@@ -658,7 +656,7 @@ async def test_the_doctor_tells_what_was_left_behind(client: Client, monkeypatch
     assert (await job.status()).state not in FINAL_STATES
 
 
-async def test_a_worker_that_may_not_sweep_says_so_once_and_works_on(
+async def test_a_worker_that_may_not_sweep_logs_it_once_and_runs_jobs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
     conf = (

@@ -86,7 +86,7 @@ async def client(server: EmbeddedServer, namespace: str) -> AsyncIterator[Client
         yield client
 
 
-async def test_metrics_count_what_was_run(
+async def test_metrics_count_attempts(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
 ) -> None:
     async with worker(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--concurrency", "7") as shown:
@@ -114,7 +114,7 @@ async def test_metrics_count_what_was_run(
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-async def test_metrics_show_what_the_queues_hold(
+async def test_metrics_show_the_size_of_queues(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until, processes: str
 ) -> None:
     task = client.task("add").options(queue="mail")
@@ -196,7 +196,7 @@ async def test_a_worker_that_waits_for_its_server_ends_at_once_when_stopped(
         assert shown.lines()[-1].endswith("jobs=0")
 
 
-async def test_processes_are_shown_as_one(
+async def test_the_metrics_of_all_processes_are_merged(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
 ) -> None:
     async with worker(
@@ -223,7 +223,7 @@ async def test_processes_are_shown_as_one(
         await until(takes_jobs)
 
 
-async def test_each_turn_of_a_job_is_one_json_line_without_its_arguments(
+async def test_each_event_of_a_job_is_one_json_log_entry_without_its_arguments(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
 ) -> None:
     async with worker(server, namespace, tmp_path, "--log-format", "json", "--log-level", "debug") as shown:

@@ -80,7 +80,7 @@ async def test_a_key_is_held_until_its_job_has_ended(
         assert await free.result(WAIT) == 5
 
 
-async def test_until_start_the_key_is_free_when_the_job_runs(
+async def test_with_until_start_the_key_is_free_when_the_job_runs(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app, unique="k", unique_until="start")
@@ -95,7 +95,7 @@ async def test_until_start_the_key_is_free_when_the_job_runs(
         assert [await first.result(WAIT), await second.result(WAIT)] == [1, 3]
 
 
-async def test_in_a_window_the_key_is_held_after_the_end_too_and_then_free(
+async def test_with_a_window_the_key_is_held_after_the_end_of_its_job(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app)
@@ -115,7 +115,7 @@ async def test_in_a_window_the_key_is_held_after_the_end_too_and_then_free(
         await until(runs(gate, 1, 3))
 
 
-async def test_a_window_may_be_longer_than_anything_is_known_of_its_job(app: App, gate: Gate) -> None:
+async def test_a_window_may_be_longer_than_the_records_of_its_job(app: App, gate: Gate) -> None:
     """A record is kept for a week, and a job that waits has none."""
     work = gate.declare(app)
     broker, month = await app.client.broker(), timedelta(days=30)
@@ -130,7 +130,9 @@ async def test_a_window_may_be_longer_than_anything_is_known_of_its_job(app: App
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled", "expired"])
-async def test_every_end_of_a_job_frees_its_key(app: App, working: Working, until: Until, end: str) -> None:
+async def test_every_outcome_of_a_job_releases_its_key(
+    app: App, working: Working, until: Until, end: str
+) -> None:
     @app.task(name="work", unique="k", retries=0)
     async def work(n: int) -> int:
         raise Reject("no")
@@ -169,7 +171,7 @@ async def test_a_retrying_job_holds_its_key(app: App, working: Working, until: U
     assert (second.id, second.duplicate) == (first.id, True)  # it has begun: it is not replaced
 
 
-async def test_a_record_that_has_expired_holds_nothing(app: App, working: Working, until: Until) -> None:
+async def test_an_expired_record_holds_no_key(app: App, working: Working, until: Until) -> None:
     @app.task(name="work")
     async def work() -> None: ...
 
@@ -189,7 +191,7 @@ async def test_a_record_that_has_expired_holds_nothing(app: App, working: Workin
 # -- what makes jobs the same --------------------------------------------------------------------------------
 
 
-async def test_all_arguments_or_some_or_what_a_function_makes_of_them(app: App) -> None:
+async def test_a_key_is_made_of_all_arguments_or_some_or_by_a_function(app: App) -> None:
     @app.task(unique=True)
     async def by_all(a: int, b: int = 2) -> None: ...
 
@@ -214,7 +216,7 @@ async def test_all_arguments_or_some_or_what_a_function_makes_of_them(app: App) 
     assert not (await by_all.options(unique="own").submit(1)).duplicate
 
 
-async def test_a_key_is_one_of_its_task_on_whatever_queue(app: App) -> None:
+async def test_a_unique_key_belongs_to_its_task_on_every_queue(app: App) -> None:
     client = app.client
     first = await client.task("one").options(unique="k").submit()
     assert (
@@ -225,7 +227,7 @@ async def test_a_key_is_one_of_its_task_on_whatever_queue(app: App) -> None:
     assert not (await client.task("two").options(unique="k").submit()).duplicate
 
 
-async def test_many_submits_go_one_by_one_and_those_of_a_key_in_their_order(app: App, gate: Gate) -> None:
+async def test_a_bulk_of_unique_jobs_submits_the_jobs_of_a_key_in_order(app: App, gate: Gate) -> None:
     work = gate.declare(app, unique=["n"], on_duplicate="raise")
     with pytest.raises(PartlySubmitted) as caught:
         await work.submit_many([(1,), (2,), (1,), (3,), (2,)])
@@ -238,7 +240,7 @@ async def test_many_submits_go_one_by_one_and_those_of_a_key_in_their_order(app:
         await work.submit_many([(1,), (2,)])
 
 
-async def test_a_unique_job_takes_the_other_options_too(
+async def test_a_unique_job_has_the_other_options(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app)
@@ -271,7 +273,7 @@ async def test_raise_names_the_job_that_holds_the_key(app: App, gate: Gate) -> N
 
 
 @pytest.mark.parametrize("delay", [None, 30])
-async def test_replace_cancels_the_one_that_waits(
+async def test_replace_cancels_the_waiting_job(
     app: App, working: Working, gate: Gate, delay: float | None
 ) -> None:
     work = gate.declare(app)
@@ -287,7 +289,7 @@ async def test_replace_cancels_the_one_that_waits(
     assert gate.runs == [2]
 
 
-async def test_replace_lets_one_that_runs_go_on(app: App, working: Working, gate: Gate, until: Until) -> None:
+async def test_replace_keeps_a_running_job(app: App, working: Working, gate: Gate, until: Until) -> None:
     work = gate.declare(app, unique="k", on_duplicate="replace")
     async with working():
         first = await work.submit(1)
@@ -298,7 +300,7 @@ async def test_replace_lets_one_that_runs_go_on(app: App, working: Working, gate
     assert gate.runs == [1]
 
 
-async def test_many_replacements_at_once_leave_one_job(app: App, working: Working, gate: Gate) -> None:
+async def test_many_concurrent_replacements_leave_one_job(app: App, working: Working, gate: Gate) -> None:
     work = gate.declare(app, unique="k", on_duplicate="replace")
     gate.open.set()
     jobs = await asyncio.gather(*(work.submit(n) for n in range(20)))
@@ -339,9 +341,7 @@ async def test_a_debounced_job_starts_after_the_last_submit_with_its_arguments(
     assert history == ["running", "succeeded"]
 
 
-async def test_a_burst_of_debounced_submits_is_one_job_with_one_of_them(
-    app: App, working: Working, gate: Gate
-) -> None:
+async def test_many_concurrent_debounced_submits_are_one_job(app: App, working: Working, gate: Gate) -> None:
     work = gate.declare(app, unique="k", debounce=20)
     gate.open.set()
     jobs = await asyncio.gather(*(work.submit(n) for n in range(100)))
@@ -353,7 +353,7 @@ async def test_a_burst_of_debounced_submits_is_one_job_with_one_of_them(
     assert gate.runs == [100]
 
 
-async def test_a_debounced_submit_over_a_cancelled_one_is_a_new_job(
+async def test_a_debounced_submit_after_a_cancelled_one_is_a_new_job(
     app: App, working: Working, gate: Gate
 ) -> None:
     work = gate.declare(app, unique="k", debounce=0.3)
@@ -367,7 +367,7 @@ async def test_a_debounced_submit_over_a_cancelled_one_is_a_new_job(
     assert await state(first) == "cancelled"
 
 
-async def test_throttle_stores_the_first_of_a_window(
+async def test_throttle_stores_the_first_job_of_a_window(
     app: App, gate: Gate, working: Working, until: Until
 ) -> None:
     work = gate.declare(app, unique=["n"], throttle=1)
@@ -386,7 +386,7 @@ async def test_throttle_stores_the_first_of_a_window(
 # -- keep_last -----------------------------------------------------------------------------------------------
 
 
-async def test_keep_last_is_one_that_runs_and_one_that_waits_the_newest(
+async def test_keep_last_has_one_running_job_and_the_newest_one_waiting(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app, unique="k", on_duplicate="keep_last")
@@ -407,7 +407,7 @@ async def test_keep_last_is_one_that_runs_and_one_that_waits_the_newest(
     assert gate.runs == [1, 4, 5]
 
 
-async def test_a_follower_that_runs_is_followed_in_turn(
+async def test_a_running_pending_duplicate_may_have_a_pending_duplicate(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app, unique="k", on_duplicate="keep_last")
@@ -426,7 +426,7 @@ async def test_a_follower_that_runs_is_followed_in_turn(
     assert gate.runs == [1, 2, 3]
 
 
-async def test_a_cancelled_follower_gives_its_place_to_another(
+async def test_a_cancelled_pending_duplicate_is_replaced_by_another(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app, unique="k", on_duplicate="keep_last")
@@ -442,7 +442,7 @@ async def test_a_cancelled_follower_gives_its_place_to_another(
     assert (gate.runs, await state(second)) == ([1, 3], "cancelled")
 
 
-async def test_submits_that_race_with_the_end_of_the_one_that_runs_are_not_forgotten(
+async def test_submits_that_race_with_the_end_of_the_running_job_are_not_lost(
     app: App, working: Working, until: Until
 ) -> None:
     ran: list[int] = []
@@ -466,7 +466,7 @@ async def test_submits_that_race_with_the_end_of_the_one_that_runs_are_not_forgo
     assert ran == sorted(ran)
 
 
-async def test_a_follower_of_one_that_was_cancelled_between_two_attempts_is_called_by_a_sweep(
+async def test_a_sweep_submits_the_pending_duplicate_of_a_job_cancelled_between_attempts(
     app: App, working: Working, until: Until
 ) -> None:
     ran: list[int] = []
@@ -515,7 +515,7 @@ async def claim_for_nothing(client: Client, **more: Any) -> str:
 
 
 @pytest.mark.parametrize("way", ["return", "raise", "replace", "keep_last"])
-async def test_a_claim_without_a_job_is_filled_by_the_next_submit(
+async def test_a_claim_without_a_job_is_completed_by_the_next_submit(
     app: App, working: Working, gate: Gate, way: Any
 ) -> None:
     work = gate.declare(app)
@@ -528,7 +528,7 @@ async def test_a_claim_without_a_job_is_filled_by_the_next_submit(
     assert gate.runs == [1]
 
 
-async def test_a_claimed_follower_that_was_never_stored_is_filled_too(
+async def test_a_claimed_duplicate_that_was_never_stored_is_completed(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app, unique="k", on_duplicate="keep_last")
@@ -542,7 +542,7 @@ async def test_a_claimed_follower_that_was_never_stored_is_filled_too(
         assert [await first.result(WAIT), await second.result(WAIT)] == [1, 2]
 
 
-async def test_a_follower_that_was_never_stored_keeps_nobody_waiting_after_the_end(
+async def test_a_pending_duplicate_that_was_never_stored_blocks_no_later_submit(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app, unique="k", on_duplicate="keep_last")
@@ -554,7 +554,7 @@ async def test_a_follower_that_was_never_stored_keeps_nobody_waiting_after_the_e
         assert await (await work.submit(2)).result(WAIT) == 2
 
 
-async def test_claims_outlive_the_server_and_the_clients(own_server: EmbeddedServer) -> None:
+async def test_claims_survive_the_death_of_server_and_clients(own_server: EmbeddedServer) -> None:
     async def submit(n: int, **options: Any) -> JobHandle[Any]:
         async with Client(own_server.url) as client:
             return await client.task("work").options(**options).submit(n)
@@ -582,7 +582,7 @@ async def test_claims_outlive_the_server_and_the_clients(own_server: EmbeddedSer
     assert sorted(gate.runs) == [1, 1]
 
 
-async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None:
+async def test_a_debounce_replaces_a_job_only_if_it_did_not_change_meanwhile(app: App) -> None:
     """The primitive: a job in the place of its schedule, by the sequence of that."""
     broker = await app.client.broker()
     due = datetime.now(UTC) + timedelta(minutes=5)
@@ -602,7 +602,7 @@ async def test_what_a_debounce_replaces_must_be_as_it_was_seen(app: App) -> None
     assert [reply.payload for reply in after] == [b"[[2], {}]"]
 
 
-async def test_a_submit_gives_up_where_others_keep_taking_its_key(
+async def test_a_submit_fails_while_other_clients_keep_claiming_its_key(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsq.broker.submit.unique.DEADLINE_SECONDS", 0.2)

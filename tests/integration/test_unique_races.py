@@ -118,11 +118,15 @@ async def raced(race: Race, break_something: Callable[[], Awaitable[None]] | Non
 
 
 @pytest.mark.parametrize("way", ["return", "raise"])
-async def test_500_keys_on_one_server(own_server: EmbeddedServer, until: Until, way: OnDuplicate) -> None:
+async def test_500_raced_keys_on_one_server_have_one_job_each(
+    own_server: EmbeddedServer, until: Until, way: OnDuplicate
+) -> None:
     await raced(Race(own_server.url, way), None, until)
 
 
-async def test_500_keys_on_one_server_that_is_killed(own_server: EmbeddedServer, until: Until) -> None:
+async def test_500_raced_keys_on_a_killed_server_have_one_job_each(
+    own_server: EmbeddedServer, until: Until
+) -> None:
     async def kill() -> None:
         for _ in range(2):
             own_server.kill()
@@ -131,7 +135,9 @@ async def test_500_keys_on_one_server_that_is_killed(own_server: EmbeddedServer,
     await raced(Race(own_server.url), kill, until)
 
 
-async def test_500_keys_on_three_servers_whose_leader_is_killed(tmp_path: Path, until: Until) -> None:
+async def test_500_raced_keys_on_a_cluster_with_a_killed_leader_have_one_job_each(
+    tmp_path: Path, until: Until
+) -> None:
     async with cluster(tmp_path) as servers:
         async with Client(servers.url) as client:
             await client.admin.provision(replicas=3)

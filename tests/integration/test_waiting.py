@@ -56,7 +56,7 @@ def reports(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [str(vars(one)["why"]) for one in caplog.records if one.message == "start delayed"]
 
 
-async def test_a_worker_waits_for_its_server_alive_and_not_ready(
+async def test_a_worker_that_waits_for_its_server_is_alive_and_not_ready(
     own_server: EmbeddedServer, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -76,7 +76,9 @@ async def test_a_worker_waits_for_its_server_alive_and_not_ready(
     ]
 
 
-async def test_a_worker_that_waits_ends_at_once_when_stopped(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_that_waits_for_a_server_ends_at_once_when_stopped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Also in the middle of a handshake, which the server never answers."""
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -91,16 +93,16 @@ async def test_a_worker_that_waits_ends_at_once_when_stopped(caplog: pytest.LogC
     assert "worker stopped" in caplog.messages
 
 
-async def test_a_burst_does_not_wait() -> None:
+async def test_a_burst_worker_does_not_wait_for_a_server() -> None:
     assert isinstance(await end_of("nats://127.0.0.1:1", burst=True), BrokerUnavailable)
 
 
 @pytest.mark.parametrize("url", ["nats://127.0.0.1:notaport", "http://127.0.0.1:4222"])
-async def test_an_address_that_is_none_is_not_waited_for(url: str) -> None:
+async def test_an_invalid_address_is_not_waited_for(url: str) -> None:
     assert isinstance(await end_of(url), BrokerUnavailable)
 
 
-async def test_worker_processes_with_a_wrong_address_end(tmp_path: Path) -> None:
+async def test_worker_processes_with_an_invalid_address_end(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "jsq", "worker", "tests.apps.faults:app", "--processes", "2"),
         cwd=ROOT,
@@ -129,7 +131,7 @@ async def test_a_server_that_is_too_old_is_not_waited_for(server: EmbeddedServer
         assert isinstance(await end_of(f"nats://{address}"), ServerTooOld)
 
 
-async def test_a_wait_for_a_server_is_reported_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wait_for_a_server_is_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[BrokerUnavailable] = []
     tries = 0
 
