@@ -1,6 +1,7 @@
 """The reference pages and the glossary are those of the code, and the guide has every option and command."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -16,11 +17,13 @@ from tests.guide.reference import (
     PAGE_WRITERS,
     environment_variables,
     log_messages,
+    metric_rows,
     pages_of,
     reference_page,
     with_glossary,
 )
-from tests.helpers.pages import GUIDE, PAGES
+from tests.helpers.pages import GUIDE, PAGES, page_blocks, without_code
+from tests.helpers.repository import ROOT
 
 WRITE = "`python -m tests.guide.reference` writes it again"
 
@@ -60,6 +63,42 @@ def test_the_guide_has_every_command_with_each_of_its_options(command: str) -> N
     ]
 
     assert missing == []
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md"], ids=lambda path: path.stem)
+def test_every_command_option_and_metric_that_a_page_names_exists(path: Path) -> None:
+    text = path.read_text()
+    lines = [line.strip() for block in page_blocks(path) for line in block.text.splitlines()]
+    shown = re.findall(r"`(jsq [a-z][^`\n]*)`", without_code(text))
+    shown += [line.removeprefix("$ ") for line in lines if line.startswith(("$ jsq ", "jsq "))]
+    metrics = {name.strip("`") for name, _, _ in metric_rows()}
+    named = set(re.findall(r"\bjsq_\w*[a-z]\b", text)) - BUCKETS
+
+    assert [line for line in shown if not is_command(line)] == []
+    assert {name for name in named if not name.endswith(("_bucket", "_count", "_sum"))} - metrics == set()
+
+
+BUCKETS = {"jsq_jobs", "jsq_ids", "jsq_workers", "jsq_limits"}
+"""The KV buckets of the namespace `jsq`."""
+
+
+def is_command(line: str) -> bool:
+    """Whether a line of a shell is a command of jsq, with options that the command has."""
+    words = re.split(r"[|>;)]| && | # ", line)[0].split()[1:]
+    if len(words) == 1 and words[0] in COMMANDS:
+        return True
+    pages = dict(pages_of(words[0])) if words[0] in COMMANDS else {}
+    page = pages.get(" ".join(words[:2])) or pages.get(words[0])
+    if page is None:
+        return False
+    options = {option for one in page.params for option in (*one.opts, *one.secondary_opts)}
+    given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    return given <= options | {"--help", "-h"}
+
+
+@pytest.mark.parametrize("line", ["jsq job frob", "jsq frob", "jsq submit add 1 --frob", "jsq queue ls -z"])
+def test_a_line_with_a_command_or_option_that_does_not_exist_is_found(line: str) -> None:
+    assert not is_command(line)
 
 
 def test_the_guide_has_every_option_and_setting_of_the_api() -> None:
