@@ -20,8 +20,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from jsq.app import App
+from jsq.broker.topology.subjects import Subjects
 from jsq.cli.provision import provision as provision_command
 from jsq.cli.worker import worker as worker_command
+from jsq.model.job import PRIORITIES
 from jsq.settings import WorkerSettings
 from jsq.transport.connection import FLOOR
 
@@ -30,6 +32,7 @@ DEPLOY = ROOT / "deploy"
 BASE = DEPLOY / "kubernetes"
 ONE_NODE = DEPLOY / "kubernetes-one-node"
 SHOP = DEPLOY / "shop"
+PAGE = ROOT / "jsq" / "guide" / "deploy.md"
 
 VERSIONS = ["1.29", kubernetes_validate.latest_version()]
 OF_THE_PLACE = {"listen", "http", "store_dir"}
@@ -641,3 +644,46 @@ def test_the_app_declares_tasks_of_each_queue_and_a_schedule() -> None:
     shop_app().check()
     assert sorted(shop_app().queues) == ["default", "mail", "reports"]
     assert [schedule.name for schedule in shop_app().schedules.values()] == ["nightly"]
+
+
+# -- the page of the guide -------------------------------------------------------------------------------
+
+
+@functools.cache
+def page_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_names_files_that_exist() -> None:
+    named = re.findall(r"^\| `(deploy/[\w./-]+)`", PAGE.read_text(), re.MULTILINE)
+
+    assert len(named) == 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_page_shows_the_dockerfile_of_the_example_and_the_command_of_the_init_container() -> None:
+    shown = next(block for block in page_blocks("text") if block.startswith("FROM jsq"))
+
+    assert shown.split() == re.sub(r"^#.*\n", "", (SHOP / "Dockerfile").read_text(), flags=re.M).split()
+    assert f"`jsq {' '.join(init_container()['args'])}`" in PAGE.read_text()
+    assert "--stop-timeout 35" in PAGE.read_text()
+
+
+def test_the_scaler_of_the_page_reads_the_consumers_of_a_queue_by_the_headless_service() -> None:
+    (scaled,) = (
+        found for found in map(yaml.safe_load, page_blocks("yaml")) if found.get("kind") == "ScaledObject"
+    )
+    worker, triggers = one("Deployment", "worker"), scaled["spec"]["triggers"]
+    headless = one("Service", "nats-headless")
+    [port] = [port["port"] for port in headless["spec"]["ports"] if port["name"] == "monitor"]
+
+    assert scaled["spec"]["scaleTargetRef"]["name"] == worker["metadata"]["name"]
+    assert scaled["spec"]["advanced"]["scalingModifiers"]["formula"] == " + ".join(PRIORITIES)
+    assert [trigger["metadata"]["consumer"] for trigger in triggers] == list(PRIORITIES)
+    for trigger in triggers:
+        assert trigger["name"] == trigger["metadata"]["consumer"]
+        assert trigger["metadata"]["stream"] == Subjects().streams.ready("mail")
+        assert trigger["metadata"]["lagThreshold"] == option(container(worker)["args"], "--concurrency")
+        address = trigger["metadata"]["natsServerMonitoringEndpoint"]
+        assert address.startswith(f"{headless['metadata']['name']}.")
+        assert address.endswith(f":{port}")
