@@ -155,7 +155,7 @@ class Flow:
     async def _all_or_nothing(self, client: Client) -> None:
         ids: tuple[str, ...] | None = None
         if self._chance.random() < 0.5:
-            ids = tuple(new_id() for _ in range(BULK))
+            ids = tuple(f"bulk/{new_id()}.*" for _ in range(BULK))
         for _ in range(3):
             try:
                 calls = [(0.0,)] * BULK

@@ -77,7 +77,7 @@ class Load:
     async def _put(self, client: Client, order: Order) -> str | None:
         """Submit, again under the same id where nobody told; returns the id once it is acknowledged."""
         own = order.task == "plain" or self._chance.random() < 0.4
-        id = new_id() if own else None
+        id = f"own:{new_id()}.*.>" if own else None  # of characters that subjects hold encoded
         args = (id, *order.args) if order.task == "plain" else order.args
         first, deadline = time.time(), time.monotonic() + 60
         while True:
