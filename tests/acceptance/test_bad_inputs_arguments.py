@@ -48,7 +48,7 @@ def same(one: Any, other: Any) -> bool:
         "19-int-as-a-key": {1: 2},
     }
 )
-async def test_a_value_that_json_lacks_is_refused_or_comes_back(
+async def test_a_value_that_json_lacks_is_refused_or_survives_the_round_trip(
     app: App, client: Client, working: Working, given: Any
 ) -> None:
     got: list[Any] = []
@@ -73,7 +73,9 @@ async def test_a_value_that_json_lacks_is_refused_or_comes_back(
 
 
 @rows({"19-nan": math.nan, "19-infinite": math.inf, "19-large": 2**70, "19-less-than-nothing": -math.inf})
-async def test_an_uncommon_number_comes_back(app: App, client: Client, working: Working, given: Any) -> None:
+async def test_an_uncommon_number_survives_the_round_trip(
+    app: App, client: Client, working: Working, given: Any
+) -> None:
     got: list[Any] = []
 
     @app.task
@@ -89,7 +91,7 @@ async def test_an_uncommon_number_comes_back(app: App, client: Client, working: 
 
 
 @row("19-tuple")
-async def test_a_tuple_comes_back_as_a_list_where_nothing_says_otherwise(app: App, working: Working) -> None:
+async def test_a_tuple_arrives_as_a_list_unless_annotated(app: App, working: Working) -> None:
     @app.task
     async def loose(value: Any) -> str:
         return type(value).__name__
@@ -106,7 +108,9 @@ async def test_a_tuple_comes_back_as_a_list_where_nothing_says_otherwise(app: Ap
 @rows(
     {"20-lone-surrogate": ["\ud800"], "20-within-a-key": [{"\ud800": 1}], "20-deep-within": [[["a\udfff"]]]}
 )
-async def test_half_a_character_is_refused(app: App, client: Client, jsq: Command, given: Any) -> None:
+async def test_a_lone_surrogate_in_an_argument_is_refused(
+    app: App, client: Client, jsq: Command, given: Any
+) -> None:
     @app.task
     async def loose(value: Any) -> None: ...
 
@@ -133,7 +137,9 @@ def nested(shape: Callable[[Any], Any]) -> Any:
         "21-tuples": lambda i: (i,),
     }
 )
-async def test_what_is_nested_too_deep_is_refused(app: App, client: Client, jsq: Command, given: Any) -> None:
+async def test_arguments_nested_too_deep_are_refused(
+    app: App, client: Client, jsq: Command, given: Any
+) -> None:
     @app.task
     async def loose(value: Any) -> None: ...
 
@@ -200,7 +206,7 @@ async def test_the_largest_job_runs_and_one_byte_more_is_refused(
 
 
 @row("24-50-mb")
-async def test_fifty_megabytes_are_refused_soon_and_in_little_memory(client: Client, jsq: Command) -> None:
+async def test_fifty_megabytes_are_refused_quickly_and_in_little_memory(client: Client, jsq: Command) -> None:
     ended = await jsq(code=FIFTY)
 
     assert ended.err == ""
@@ -252,7 +258,7 @@ asyncio.run(main())
         "29-our-own": ({"jsq-job": "{}"}, BadName, "'jsq-job'", "reserved"),
     }
 )
-async def test_a_bad_header_is_refused(
+async def test_an_invalid_header_is_refused(
     app: App, client: Client, given: tuple[dict[str, Any], type[Exception], str, str]
 ) -> None:
     headers, kind, field, limit = given

@@ -98,7 +98,9 @@ async def test_wrong_arguments_submit_nothing(
         "56-line-not-utf-8": (b"[1]\n[\xff]\n", "standard input: line 2 column 2: not UTF-8"),
     }
 )
-async def test_a_wrong_line_submits_nothing(jsq: Command, client: Client, given: tuple[bytes, str]) -> None:
+async def test_an_invalid_input_line_submits_nothing(
+    jsq: Command, client: Client, given: tuple[bytes, str]
+) -> None:
     lines, says = given
     ended = await jsq("submit", "any", "-", stdin=lines)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
@@ -122,9 +124,7 @@ async def test_a_closed_stdin_submits_nothing(jsq: Command, client: Client) -> N
 
 
 @row("56-behind-two-dashes")
-async def test_what_looks_like_an_option_is_an_argument_behind_two_dashes(
-    jsq: Command, client: Client
-) -> None:
+async def test_words_after_two_dashes_are_arguments(jsq: Command, client: Client) -> None:
     ended = await jsq("submit", "any", "--", "-5", "--queue=slow")
     assert ended.code == 0
     broker = await client.broker()
@@ -147,7 +147,7 @@ os.execv(sys.executable, [sys.executable, "-m", "jsq", "job", "ls"])
 
 
 @row("57-closed-pipe")
-async def test_a_closed_pipe_ends_in_silence(jsq: Command, client: Client) -> None:
+async def test_a_closed_pipe_ends_the_command_silently(jsq: Command, client: Client) -> None:
     await client.task("any").submit()
     ended = await jsq(code=PIPE)
     assert (ended.code, ended.err) == (141, "")
@@ -160,7 +160,7 @@ async def test_a_closed_pipe_ends_in_silence(jsq: Command, client: Client) -> No
         "57-no-utf-8": {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "80"},
     }
 )
-async def test_a_poor_terminal_can_be_read(
+async def test_the_output_fits_a_terminal_without_features(
     jsq: Command, client: Client, given: dict[str, str], listed: Listed
 ) -> None:
     job = await client.task("any").options(tags=["é\U0001f600"]).submit()
@@ -176,7 +176,7 @@ async def test_a_poor_terminal_can_be_read(
 
 
 @row("58-log-and-terminal")
-async def test_hostile_texts_are_inert_in_the_log_and_on_a_terminal(jsq: Command, client: Client) -> None:
+async def test_hostile_texts_are_escaped_in_the_log_and_on_a_terminal(jsq: Command, client: Client) -> None:
     async with working(jsq, client, "--log-level", "debug") as process:
         job = await client.task("refuse").submit(HOSTILE)
         assert (await job.wait(30)).error == f"Reject: {HOSTILE}"
@@ -191,7 +191,7 @@ async def test_hostile_texts_are_inert_in_the_log_and_on_a_terminal(jsq: Command
 
 
 @row("58-typed")
-async def test_hostile_words_are_inert_in_what_is_said_of_them(jsq: Command, client: Client) -> None:
+async def test_hostile_command_line_words_are_escaped_in_errors(jsq: Command, client: Client) -> None:
     for words in (("submit", HOSTILE), ("job", "get", HOSTILE)):
         ended = await jsq(*words)
         assert (ended.code, ended.out) == (2, "")
@@ -220,7 +220,7 @@ def listening(pid: int) -> list[str]:
 
 
 @row("59-no-port")
-async def test_a_worker_listens_nowhere_unless_it_is_told_to(jsq: Command, client: Client) -> None:
+async def test_a_worker_opens_no_port_without_the_http_option(jsq: Command, client: Client) -> None:
     with socket.create_server(("127.0.0.1", 0)):
         assert len(listening(os.getpid())) >= 1  # so it is seen
     async with working(jsq, client) as process:
@@ -261,7 +261,7 @@ async def test_the_probes_answer_three_paths_and_change_nothing(
 
 
 @row("60-sigterm-twice")
-async def test_a_second_signal_hands_back_at_once(
+async def test_a_second_signal_returns_the_jobs_at_once(
     jsq: Command, client: Client, until: Until, tmp_path: Path
 ) -> None:
     async with working(jsq, client) as process:
@@ -278,7 +278,7 @@ async def test_a_second_signal_hands_back_at_once(
 
 
 @row("60-sighup")
-async def test_the_end_of_the_terminal_is_a_stop(jsq: Command, client: Client) -> None:
+async def test_a_hangup_stops_the_worker_gracefully(jsq: Command, client: Client) -> None:
     async with working(jsq, client) as process:
         process.send_signal(signal.SIGHUP)
         assert process.stderr is not None
@@ -330,7 +330,7 @@ async def test_an_interrupt_while_connecting_is_quiet(jsq: Command) -> None:
 
 
 @row("60-parent-killed")
-async def test_no_process_is_left_of_a_worker_that_is_killed(
+async def test_a_killed_worker_leaves_no_process_behind(
     jsq: Command, client: Client, until: Until, tmp_path: Path
 ) -> None:
     async with working(jsq, client) as process:

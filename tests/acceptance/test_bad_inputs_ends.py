@@ -48,7 +48,7 @@ async def failure(task: AnyTask, *args: Any) -> JobFailed:
 
 
 @rows({f"44-{executor}": executor for executor in EXECUTORS})
-async def test_a_result_that_cannot_be_kept_fails_the_job_once(
+async def test_a_result_that_cannot_be_stored_fails_the_job_once(
     app: App, client: Client, working: Working, dying: Dying, given: str
 ) -> None:
     give = declared(app, hostile.give, given, retries=3)
@@ -88,7 +88,7 @@ async def test_a_base_exception_fails_the_job_and_not_the_worker(
 
 
 @rows({f"46-{executor}": executor for executor in EXECUTORS})
-async def test_an_error_is_recorded_cut_and_without_the_arguments(
+async def test_an_error_is_recorded_shortened_and_without_the_arguments(
     app: App, client: Client, working: Working, dying: Dying, caplog: pytest.LogCaptureFixture, given: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -121,7 +121,7 @@ async def test_an_error_is_recorded_cut_and_without_the_arguments(
 
 
 @row("47-process")
-async def test_a_child_that_dies_is_one_failure(app: App, working: Working) -> None:
+async def test_the_death_of_a_child_process_counts_as_one_failure(app: App, working: Working) -> None:
     die, exhaust, fine = (
         declared(app, one, "process") for one in (hostile.die, hostile.exhaust, hostile.fine)
     )
@@ -142,7 +142,7 @@ async def test_a_child_that_dies_is_one_failure(app: App, working: Working) -> N
 
 
 @row("47-fork")
-async def test_forked_processes_hold_up_nobody(app: App, working: Working) -> None:
+async def test_processes_forked_by_a_task_do_not_block_the_worker(app: App, working: Working) -> None:
     multiply, fine = declared(app, hostile.multiply, "process"), declared(app, hostile.fine, "process")
     forked: list[int] = []
     try:
@@ -174,7 +174,7 @@ def fine() -> int:
 
 
 @row("47-thread")
-async def test_a_job_that_ends_workers_is_dead_after_the_crash_limit(
+async def test_a_job_that_crashes_workers_is_dead_lettered_at_the_crash_limit(
     client: Client, jsq: Command, tmp_path: Path
 ) -> None:
     jsq.write("shop.py", CRASH)
@@ -188,7 +188,7 @@ async def test_a_job_that_ends_workers_is_dead_after_the_crash_limit(
 
 
 @row("48-process")
-async def test_a_child_is_given_back_as_it_was(app: App, working: Working, until: Until) -> None:
+async def test_a_child_process_is_reset_after_each_job(app: App, working: Working, until: Until) -> None:
     meddle, look = declared(app, hostile.meddle, "process"), declared(app, hostile.surroundings, "process")
     fine = declared(app, hostile.fine, "process")
 
@@ -203,7 +203,7 @@ async def test_a_child_is_given_back_as_it_was(app: App, working: Working, until
 
 
 @row("48-thread")
-async def test_a_thread_s_changes_are_those_of_the_whole_worker(
+async def test_changes_made_in_a_thread_affect_the_whole_worker(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LEFT_BEHIND", raising=False)
@@ -225,7 +225,7 @@ async def test_a_thread_s_changes_are_those_of_the_whole_worker(
 
 
 @row("49-async")
-async def test_a_coroutine_that_swallows_its_cancellation_is_given_up(
+async def test_a_coroutine_that_swallows_its_cancellation_is_abandoned(
     app: App,
     working: Working,
     until: Until,
@@ -264,7 +264,7 @@ async def test_a_function_that_swallows_its_interrupt_is_killed(
 
 
 @row("50-blocked-loop")
-async def test_a_blocked_loop_is_told_with_the_task_and_keeps_its_lease(
+async def test_a_blocked_event_loop_is_logged_with_the_task_and_keeps_its_lease(
     app: App, working: Working, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.queue("default", lease=2)
@@ -286,9 +286,7 @@ async def test_a_blocked_loop_is_told_with_the_task_and_keeps_its_lease(
 
 
 @row("51-either-kind-of-function")
-async def test_one_decorator_takes_both_kinds_and_refuses_the_wrong_executor(
-    app: App, working: Working
-) -> None:
+async def test_the_task_decorator_refuses_an_executor_that_does_not_fit(app: App, working: Working) -> None:
     @app.task
     def plain() -> str:
         return "plain"

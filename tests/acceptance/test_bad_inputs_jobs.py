@@ -52,7 +52,7 @@ async def running(client: Client, until: Until) -> JobHandle[Any]:
 
 
 @row("40-unknown-finished-running-twice")
-async def test_a_cancel_says_what_it_found(
+async def test_a_cancel_returns_the_resulting_state(
     client: Client, working: Working, until: Until, sleep: asyncio.Event
 ) -> None:
     await client.admin.provision()
@@ -81,7 +81,7 @@ async def test_a_cancel_says_what_it_found(
         "41-look-once": lambda job: job.wait(timeout=0),
     }
 )
-async def test_an_unknown_job_is_not_waited_for(
+async def test_a_wait_for_an_unknown_job_fails_at_once(
     client: Client, given: Callable[[JobHandle[Any]], Awaitable[Any]]
 ) -> None:
     await client.admin.provision()
@@ -103,7 +103,7 @@ async def test_a_wait_ends_in_time(client: Client, given: float) -> None:
 
 
 @rows({"42-negative": -1, "42-no-number": float("nan"), "42-text": "soon", "42-infinite": float("inf")})
-async def test_a_wait_that_cannot_be_is_refused(client: Client, given: Any) -> None:
+async def test_an_invalid_timeout_of_a_wait_is_refused(client: Client, given: Any) -> None:
     job = await client.task("any").submit()
     for wait in (job.wait, job.result):
         with pytest.raises(BadOption) as caught:
@@ -112,7 +112,7 @@ async def test_a_wait_that_cannot_be_is_refused(client: Client, given: Any) -> N
 
 
 @row("42-after-the-server-died")
-async def test_a_wait_without_a_server_says_so_in_time(own_server: EmbeddedServer, until: Until) -> None:
+async def test_a_wait_without_a_server_fails_in_time(own_server: EmbeddedServer, until: Until) -> None:
     async with Client(own_server.url) as client:
         job = await client.task("any").submit()
         wire = (await client.broker()).wire
@@ -127,7 +127,7 @@ async def test_a_wait_without_a_server_says_so_in_time(own_server: EmbeddedServe
 
 
 @row("43-running-and-cancelled")
-async def test_only_a_failed_job_is_tried_again(
+async def test_only_a_failed_job_can_be_retried(
     client: Client, working: Working, until: Until, sleep: asyncio.Event
 ) -> None:
     async with working():

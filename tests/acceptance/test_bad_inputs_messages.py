@@ -61,7 +61,7 @@ async def letter_of(
         "25-bzip2-of-ten-gigabytes": ("bzip2", bz2.compress(bytes(10_000_000)) * 1_000),
     }
 )
-async def test_what_would_grow_is_not_unpacked(
+async def test_compressed_payloads_are_not_decompressed(
     app: App, client: Client, working: Working, dying: Dying, runs: list[Any], given: tuple[str, bytes]
 ) -> None:
     kind, packed = given
@@ -139,7 +139,7 @@ def ordered(text: str) -> tuple[bytes, dict[str, str]]:
         "27-arguments-nested-deep": (b'{"value":' + b"[" * 100_000, JOB, "bad_arguments"),
     }
 )
-async def test_a_message_that_is_no_job_leaves_one_letter_with_its_bytes(
+async def test_a_message_that_is_not_a_job_becomes_one_dead_letter_with_its_bytes(
     app: App,
     client: Client,
     working: Working,
@@ -154,7 +154,7 @@ async def test_a_message_that_is_no_job_leaves_one_letter_with_its_bytes(
 
 
 @row("27-version-2")
-async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
+async def test_a_job_of_a_later_release_is_snoozed_with_its_bytes(
     app: App, client: Client, working: Working, until: Until, runs: list[Any]
 ) -> None:
     broker = await client.broker()
@@ -181,7 +181,7 @@ async def test_a_later_release_s_job_is_put_aside_with_its_bytes(
 
 
 @rows({"30-all": "all", "30-subject": "sub"})
-async def test_no_header_rolls_up_what_the_server_keeps(client: Client, given: str) -> None:
+async def test_no_submitted_header_can_roll_up_a_stream(client: Client, given: str) -> None:
     job = await client.task("any").options(id="mine").submit()
     broker = await client.broker()
     subjects, wire = broker.subjects, broker.wire

@@ -38,7 +38,9 @@ from tests.helpers.workers import Working
         "12-of-the-server": "$JS",
     }
 )
-async def test_a_queue_s_name_is_refused_at_every_door(app: App, client: Client, given: str) -> None:
+async def test_an_invalid_queue_name_is_refused_by_every_entry_point(
+    app: App, client: Client, given: str
+) -> None:
     doors: tuple[Callable[[], Any], ...] = (
         lambda: client.task("any").options(queue=given),
         lambda: app.queue(given),
@@ -85,7 +87,7 @@ async def test_names_that_differ_in_case_are_two_queues(app: App, client: Client
 
 
 @rows({"12-dead-letters": "dlq", "12-events": "events", "12-jobs": "jobs"})
-async def test_a_reserved_name_is_no_queue_s(client: Client, given: str) -> None:
+async def test_a_reserved_name_is_refused_as_a_queue(client: Client, given: str) -> None:
     with pytest.raises(BadName) as caught:
         client.task("any").options(queue=given)
     assert told(caught, repr(given), "queue name must be none of the reserved names")
@@ -104,7 +106,7 @@ async def test_a_reserved_name_is_no_queue_s(client: Client, given: str) -> None
         "13-writing-direction": "\u202e",
     }
 )
-async def test_a_job_s_id_is_refused_at_every_door(client: Client, given: str) -> None:
+async def test_an_invalid_job_id_is_refused_by_every_entry_point(client: Client, given: str) -> None:
     with pytest.raises(BadName) as caught:
         client.task("any").options(id=given)
     shown = repr(given) if len(given) < 120 else "(1002 characters)"
@@ -121,7 +123,9 @@ async def test_a_job_s_id_is_refused_at_every_door(client: Client, given: str) -
 
 
 @row("14-of-a-finished-job")
-async def test_the_id_of_a_finished_job_gives_that_job(app: App, client: Client, working: Working) -> None:
+async def test_submitting_the_id_of_a_finished_job_returns_that_job(
+    app: App, client: Client, working: Working
+) -> None:
     runs: list[int] = []
 
     @app.task
@@ -157,7 +161,7 @@ async def test_a_unique_key_of_any_size_and_bytes_is_hashed(app: App, client: Cl
 
 
 @row("16-declared-twice")
-async def test_a_task_s_name_is_taken_once(app: App) -> None:
+async def test_a_task_name_can_be_declared_only_once(app: App) -> None:
     @app.task(aliases=["older"])
     def twin() -> int:
         return 1
@@ -170,7 +174,7 @@ async def test_a_task_s_name_is_taken_once(app: App) -> None:
 
 
 @row("17-unknown")
-async def test_an_unknown_task_is_a_dead_letter_and_no_crash(
+async def test_an_unknown_task_becomes_a_dead_letter_without_a_crash(
     app: App, client: Client, jsq: Command, working: Working, dying: Dying
 ) -> None:
     @app.task
@@ -195,7 +199,7 @@ async def test_an_unknown_task_is_a_dead_letter_and_no_crash(
 @rows(
     {"18-function-of-a-module": "os.system", "18-import": "__import__", "18-module-not-yet-there": "trap.run"}
 )
-async def test_a_task_s_name_imports_nothing(
+async def test_a_task_name_never_imports_a_module(
     app: App,
     client: Client,
     working: Working,

@@ -38,7 +38,7 @@ def asks(app: App, client: Client) -> list[Any]:
         "31-true": True,
     }
 )
-async def test_a_delay_is_refused(app: App, client: Client, given: Any) -> None:
+async def test_an_invalid_delay_is_refused(app: App, client: Client, given: Any) -> None:
     for call in (*asks(app, client), Retry, Snooze):
         with pytest.raises(BadOption) as caught:
             call(delay=given)
@@ -48,7 +48,7 @@ async def test_a_delay_is_refused(app: App, client: Client, given: Any) -> None:
 
 
 @row("31-at-the-command-line")
-async def test_a_typed_delay_is_refused(client: Client, jsq: Command) -> None:
+async def test_an_invalid_delay_on_the_command_line_is_refused(client: Client, jsq: Command) -> None:
     ended = await jsq("submit", "any", "--delay=999999999999d")
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
     assert "delay must be 0 to 31622400 seconds, a timedelta" in ended.err
@@ -61,7 +61,7 @@ async def test_a_typed_delay_is_refused(client: Client, jsq: Command) -> None:
         "32-long-past": datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
     }
 )
-async def test_a_moment_in_the_past_is_at_once(app: App, working: Working, given: datetime) -> None:
+async def test_a_job_due_in_the_past_starts_at_once(app: App, working: Working, given: datetime) -> None:
     @app.task
     async def soon() -> str:
         return "now"
@@ -83,7 +83,7 @@ async def test_a_moment_in_the_past_is_at_once(app: App, working: Working, given
         "32-text": ("2030-01-01T00:00Z", "with a time zone"),
     }
 )
-async def test_a_moment_is_refused(app: App, client: Client, given: tuple[Any, str]) -> None:
+async def test_an_invalid_due_time_is_refused(app: App, client: Client, given: tuple[Any, str]) -> None:
     at, limit = given
     for options in asks(app, client):
         with pytest.raises(BadOption) as caught:
@@ -106,7 +106,7 @@ def clock_change(month: int) -> datetime:
 
 
 @rows({"32-gap": (3, 0), "32-overlap-first": (10, 0), "32-overlap-second": (10, 1)})
-async def test_a_moment_of_the_changing_clocks_is_the_one_that_python_says(
+async def test_a_due_time_within_a_clock_change_is_read_as_python_reads_it(
     client: Client, given: tuple[int, int]
 ) -> None:
     month, fold = given
@@ -147,7 +147,7 @@ async def test_a_moment_of_the_changing_clocks_is_the_one_that_python_says(
         "35-no-number": ({"every": math.nan}, "every", "must be 1 to 31622400 seconds"),
     }
 )
-async def test_a_schedule_is_refused(
+async def test_an_invalid_schedule_is_refused(
     app: App, client: Client, given: tuple[dict[str, Any], str, str]
 ) -> None:
     terms, field, says = given
@@ -183,7 +183,7 @@ async def test_a_schedule_is_refused(
         "35-typed-nothing": ((), "give --cron or --every, one of the two"),
     }
 )
-async def test_a_typed_schedule_is_refused(
+async def test_an_invalid_schedule_on_the_command_line_is_refused(
     client: Client, jsq: Command, given: tuple[tuple[str, ...], str]
 ) -> None:
     words, says = given
@@ -199,7 +199,7 @@ async def test_a_typed_schedule_is_refused(
 @rows(
     {"36-number": 99, "36-other-word": "urgent", "36-capitals": "HIGH", "36-true": True, "36-list": ["high"]}
 )
-async def test_a_priority_is_refused(app: App, client: Client, given: Any) -> None:
+async def test_an_invalid_priority_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(priority=given)
@@ -209,14 +209,14 @@ async def test_a_priority_is_refused(app: App, client: Client, given: Any) -> No
 
 
 @row("36-word")
-async def test_a_priority_is_a_word(client: Client) -> None:
+async def test_a_priority_is_given_by_name(client: Client) -> None:
     await client.task("any").options(priority="high").submit()
     [stats] = await client.queues.stats()
     assert stats.waiting == {"high": 1, "normal": 0, "low": 0}
 
 
 @rows({"37-zero": 0, "37-negative": -1, "37-text": "soon", "37-a-nanosecond": 1e-9, "37-no-number": math.nan})
-async def test_a_timeout_is_refused(app: App, client: Client, given: Any) -> None:
+async def test_an_invalid_timeout_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(timeout=given)
@@ -228,7 +228,7 @@ async def test_a_timeout_is_refused(app: App, client: Client, given: Any) -> Non
 
 
 @row("37-typed-with-a-unit")
-async def test_a_typed_timeout_may_have_a_unit(client: Client, jsq: Command) -> None:
+async def test_a_timeout_on_the_command_line_may_have_a_unit(client: Client, jsq: Command) -> None:
     refused = await jsq("submit", "any", "--timeout=0.5ms")
     assert (refused.code, "timeout must " in refused.err) == (2, True)
     assert await stored(client) == 0
@@ -237,7 +237,7 @@ async def test_a_typed_timeout_may_have_a_unit(client: Client, jsq: Command) -> 
 
 
 @rows({"38-negative": -1, "38-billion": 10**9, "38-true": True, "38-half": 1.5, "38-text": "3"})
-async def test_a_number_of_retries_is_refused(app: App, client: Client, given: Any) -> None:
+async def test_an_invalid_retry_count_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(retries=given)
@@ -247,7 +247,9 @@ async def test_a_number_of_retries_is_refused(app: App, client: Client, given: A
 
 
 @row("38-zero")
-async def test_no_retry_is_one_attempt_and_crashes_have_a_limit(app: App, working: Working) -> None:
+async def test_zero_retries_mean_one_attempt_and_crashes_have_their_own_limit(
+    app: App, working: Working
+) -> None:
     runs: list[int] = []
 
     @app.task(retries=0)
@@ -282,7 +284,7 @@ async def test_no_retry_is_one_attempt_and_crashes_have_a_limit(app: App, workin
         "39-negative-step": ({"steps": (1, -1)}, "backoff must "),
     }
 )
-def test_a_backoff_is_refused(given: tuple[dict[str, Any], str]) -> None:
+def test_an_invalid_backoff_is_refused(given: tuple[dict[str, Any], str]) -> None:
     fields, says = given
     with pytest.raises(BadOption) as caught:
         Backoff(**fields)
@@ -290,7 +292,9 @@ def test_a_backoff_is_refused(given: tuple[dict[str, Any], str]) -> None:
 
 
 @rows({"39-no-wait-given": [], "39-number": 5, "39-steps-of-text": ["soon"], "39-too-many": [1] * 1_001})
-async def test_a_backoff_option_is_refused(app: App, client: Client, given: Any) -> None:
+async def test_an_invalid_backoff_on_the_command_line_is_refused(
+    app: App, client: Client, given: Any
+) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff=given)
@@ -306,7 +310,7 @@ async def test_a_backoff_option_is_refused(app: App, client: Client, given: Any)
         "39-jitter-text": "full",
     }
 )
-async def test_a_share_of_chance_is_refused(app: App, client: Client, given: Any) -> None:
+async def test_an_invalid_jitter_is_refused(app: App, client: Client, given: Any) -> None:
     says = "must be True, False or a number from 0 to 1"
     with pytest.raises(BadOption) as caught:
         Backoff(jitter=given)
@@ -319,7 +323,7 @@ async def test_a_share_of_chance_is_refused(app: App, client: Client, given: Any
 
 
 @rows({"39-max-0": 0, "39-max-negative": -1, "39-max-nan": math.nan, "39-max-text": "soon"})
-async def test_a_longest_wait_is_refused(app: App, client: Client, given: Any) -> None:
+async def test_an_invalid_backoff_max_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff="linear", backoff_max=given)
@@ -328,7 +332,7 @@ async def test_a_longest_wait_is_refused(app: App, client: Client, given: Any) -
 
 
 @row("39-max-below-base")
-async def test_a_longest_wait_below_the_base_is_refused(app: App, client: Client) -> None:
+async def test_a_backoff_max_below_the_base_is_refused(app: App, client: Client) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff=Backoff(base=10), backoff_max=5)
@@ -337,7 +341,7 @@ async def test_a_longest_wait_below_the_base_is_refused(app: App, client: Client
 
 
 @rows({"38-window-0": 0, "38-window-negative": -1, "38-window-nan": math.nan, "38-window-text": "soon"})
-async def test_a_window_of_retries_is_refused(app: App, client: Client, given: Any) -> None:
+async def test_an_invalid_retry_window_is_refused(app: App, client: Client, given: Any) -> None:
     for options in (*asks(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(retry_for=given)
@@ -352,7 +356,7 @@ async def test_a_window_of_retries_is_refused(app: App, client: Client, given: A
         "38-window-year-9999": (datetime(9999, 1, 1, tzinfo=UTC), "must be at most 366 days ahead"),
     }
 )
-async def test_a_window_until_no_such_moment_is_refused(
+async def test_an_invalid_end_of_a_retry_window_is_refused(
     app: App, client: Client, given: tuple[datetime, str]
 ) -> None:
     moment, says = given
@@ -364,7 +368,7 @@ async def test_a_window_until_no_such_moment_is_refused(
 
 
 @row("38-endless")
-def test_retries_without_number_and_window_are_refused(app: App) -> None:
+def test_retries_without_a_count_or_a_window_are_refused(app: App) -> None:
     with pytest.raises(BadOption) as caught:
         app.task(retries=None)
     assert told(caught, "retries must be a number unless retry_for ends the retries", "got None")

@@ -53,20 +53,20 @@ async def refusal(jsq: Command, url: str, *words: str, context: str = "") -> str
         "52-refused": ("nats://127.0.0.1:1", "7 no NATS server answers at nats://127.0.0.1:1; start one"),
     }
 )
-async def test_a_wrong_address_is_told(jsq: Command, given: tuple[str, str]) -> None:
+async def test_a_wrong_address_is_reported(jsq: Command, given: tuple[str, str]) -> None:
     url, says = given
     assert (await refusal(jsq, url)).startswith(says)
 
 
 @row("52-silent-server")
-async def test_a_server_that_says_nothing_is_told(jsq: Command) -> None:
+async def test_a_silent_server_is_reported(jsq: Command) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
         assert (await refusal(jsq, url)).startswith(f"7 no NATS server answers at {url}; start one")
 
 
 @row("52-tls-to-a-plain-server")
-async def test_tls_to_a_plain_server_is_told(jsq: Command, server: EmbeddedServer) -> None:
+async def test_tls_to_a_plain_server_is_reported(jsq: Command, server: EmbeddedServer) -> None:
     url = server.url.replace("nats://", "tls://")
     says = f"7 no TLS connection to {url}: the server does not offer TLS; write nats://"
     assert await refusal(jsq, url) == says
@@ -112,7 +112,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "52-wrong-ca": ("good", "other", "self-signed certificate"),
     }
 )
-async def test_a_bad_certificate_is_told(
+async def test_a_bad_certificate_is_reported(
     jsq: Command, tmp_path: Path, certificates: Path, given: tuple[str, str, str]
 ) -> None:
     shows, trusts, says = given
@@ -145,7 +145,7 @@ def locked(tmp_path: Path) -> Iterator[str]:
 
 
 @rows({"53-wrong-password": "wrong", "53-no-password": ""})
-async def test_a_wrong_password_is_told_and_not_repeated(jsq: Command, locked: str, given: str) -> None:
+async def test_a_wrong_password_is_reported_and_not_shown(jsq: Command, locked: str, given: str) -> None:
     user = f"ann:{given}@" if given else ""
     said = await refusal(jsq, f"nats://{user}{locked}")
     as_whom = " as ann" if given else ""
@@ -156,7 +156,7 @@ async def test_a_wrong_password_is_told_and_not_repeated(jsq: Command, locked: s
 
 
 @row("53-without-a-permission")
-async def test_a_missing_permission_is_told_with_the_subject_and_the_user(
+async def test_a_missing_permission_is_reported_with_the_subject_and_the_user(
     jsq: Command, locked: str, namespace: str
 ) -> None:
     said = await refusal(jsq, f"nats://ann:secret@{locked}", "submit", "any")
@@ -169,7 +169,7 @@ async def test_a_missing_permission_is_told_with_the_subject_and_the_user(
 
 
 @row("54-no-jetstream")
-async def test_a_server_without_jetstream_is_told_with_the_cure(jsq: Command, tmp_path: Path) -> None:
+async def test_a_server_without_jetstream_is_reported_with_a_fix(jsq: Command, tmp_path: Path) -> None:
     with nats_server(tmp_path, "") as address:
         said = await refusal(jsq, f"nats://{address}", "submit", "any")
     assert said == (
@@ -179,7 +179,7 @@ async def test_a_server_without_jetstream_is_told_with_the_cure(jsq: Command, tm
 
 
 @row("54-stream-missing")
-async def test_a_missing_stream_is_told_with_the_cure(jsq: Command, client: Client) -> None:
+async def test_a_missing_stream_is_reported_with_a_fix(jsq: Command, client: Client) -> None:
     await client.task("any").submit()
     broker = await client.broker()
     await broker.wire.api(f"STREAM.DELETE.{broker.subjects.streams.records}")
@@ -194,7 +194,7 @@ async def test_a_missing_stream_is_told_with_the_cure(jsq: Command, client: Clie
 
 
 @row("54-foreign-stream")
-async def test_a_foreign_stream_is_told_with_the_cure(jsq: Command, client: Client) -> None:
+async def test_a_foreign_stream_is_reported_with_a_fix(jsq: Command, client: Client) -> None:
     broker = await client.broker()
     name = broker.subjects.streams.ready("default")
     await broker.wire.api(f"STREAM.CREATE.{name}", {"name": name, "subjects": [f"{client.namespace}.own"]})
@@ -210,7 +210,7 @@ async def test_a_foreign_stream_is_told_with_the_cure(jsq: Command, client: Clie
 
 
 @row("54-foreign-config")
-async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, client: Client) -> None:
+async def test_a_changed_stream_is_reported_with_a_fix(jsq: Command, client: Client) -> None:
     await client.admin.provision()
     broker = await client.broker()
     name = broker.subjects.streams.ready("default")
@@ -228,7 +228,7 @@ async def test_a_stream_that_was_changed_is_told_with_the_cure(jsq: Command, cli
 
 
 @row("54-server-2-9")
-async def test_a_server_that_is_too_old_is_told_with_the_cure(jsq: Command, server: EmbeddedServer) -> None:
+async def test_a_server_that_is_too_old_is_reported_with_a_fix(jsq: Command, server: EmbeddedServer) -> None:
     version = b'"version":"2.15.1"'
     async with rewriting_proxy(server.url.removeprefix("nats://"), version, b'"version":"2.9.25"') as address:
         said = await asyncio.wait_for(refusal(jsq, f"nats://{address}"), 60)

@@ -27,7 +27,9 @@ def counted(command: list[str], env: dict[str, str], counts: Path) -> dict[str, 
     return found
 
 
-def test_a_plain_job_keeps_within_its_budget(server: EmbeddedServer, namespace: str, tmp_path: Path) -> None:
+def test_a_plain_job_stays_within_its_request_budget(
+    server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
     env = {**os.environ, "JSQ_URL": server.url, "JSQ_NAMESPACE": namespace}
     submit = counted(["-m", "tests.apps.counting"], env, tmp_path / "submit")
     worker = ["-m", "jsq", "worker", "tests.apps.counting:app", "--concurrency", "100", "--burst"]

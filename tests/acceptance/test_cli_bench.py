@@ -9,7 +9,7 @@ RATES = {"submit", "bulk", "drain", "mixed"}
 LATENCIES = {"latency", "roundtrip"}
 
 
-async def test_each_workload_is_done_by_jsq_and_by_a_bare_loop(jsq: Command) -> None:
+async def test_each_workload_is_run_by_jsq_and_by_the_baseline(jsq: Command) -> None:
     ended = await jsq("bench", "--jobs", "300", "--samples", "5", "-o", "json", environment={"JSQ_URL": ""})
 
     assert ended.code == 0, ended.err
@@ -26,7 +26,7 @@ async def test_each_workload_is_done_by_jsq_and_by_a_bare_loop(jsq: Command) -> 
     assert "cores" in known["machine"]
 
 
-async def test_on_a_server_that_is_given_it_leaves_nothing_behind(jsq: Command, client: Client) -> None:
+async def test_a_benchmark_on_an_existing_server_leaves_nothing_behind(jsq: Command, client: Client) -> None:
     url = client.login.url
     ended = await jsq(
         *("bench", "submit", "drain", "-s", url, "--jobs", "100"),
@@ -54,7 +54,7 @@ async def test_on_a_server_that_is_given_it_leaves_nothing_behind(jsq: Command, 
         (["-s", "nats://127.0.0.1:1"], "no NATS server answers"),
     ],
 )
-async def test_what_cannot_be_measured_is_refused(jsq: Command, words: list[str], told: str) -> None:
+async def test_an_invalid_benchmark_is_refused(jsq: Command, words: list[str], told: str) -> None:
     ended = await jsq("bench", "submit", "--jobs", "10", *words)
 
     assert ended.code in (2, 7)

@@ -33,7 +33,7 @@ def rejected(jsq: Command, name: str = "rejects") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (jsq.folder / name).read_text().splitlines()]
 
 
-async def test_lines_under_a_batch_s_name_are_stored_once(jsq: Command, client: Client) -> None:
+async def test_lines_with_an_id_prefix_are_stored_once(jsq: Command, client: Client) -> None:
     first = await jsq("submit", "any", "-", "--id-prefix", "import", stdin=lines(*range(300)))
     again = await jsq("submit", "any", "-", "--id-prefix", "import", stdin=lines(*range(400)))
 
@@ -42,7 +42,7 @@ async def test_lines_under_a_batch_s_name_are_stored_once(jsq: Command, client: 
     assert await arguments(client) == list(range(400))
 
 
-async def test_all_lines_stand_or_none(jsq: Command, app: App, client: Client) -> None:
+async def test_an_atomic_submit_stores_all_lines_or_none(jsq: Command, app: App, client: Client) -> None:
     app.queue("small", max_jobs=300)
     await client.admin.provision(app.declared)
     words = ["submit", "any", "-", "--queue", "small", "--all-or-nothing"]
@@ -60,7 +60,7 @@ async def test_all_lines_stand_or_none(jsq: Command, app: App, client: Client) -
     assert await arguments(client, "small") == list(range(300))
 
 
-async def test_a_queue_that_is_full_is_told_with_the_line_to_go_on_from(
+async def test_a_full_queue_is_reported_with_the_line_to_continue_from(
     jsq: Command, app: App, client: Client
 ) -> None:
     app.queue("small", max_jobs=250)
@@ -76,7 +76,7 @@ async def test_a_queue_that_is_full_is_told_with_the_line_to_go_on_from(
     assert await arguments(client, "small") == list(range(400))
 
 
-async def test_what_was_not_stored_is_written_down_and_can_be_submitted_as_it_is(
+async def test_the_rejects_file_of_a_full_queue_can_be_submitted_unchanged(
     jsq: Command, app: App, client: Client
 ) -> None:
     app.queue("small", max_jobs=250)
@@ -97,7 +97,9 @@ async def test_what_was_not_stored_is_written_down_and_can_be_submitted_as_it_is
     assert await arguments(client, "small") == list(range(5_000))
 
 
-async def test_wrong_lines_are_written_down_and_the_others_go_on(jsq: Command, client: Client) -> None:
+async def test_invalid_lines_go_to_the_rejects_file_and_the_others_are_stored(
+    jsq: Command, client: Client
+) -> None:
     wrong = b'[1]\n\n{"a": }\n5\n[\xff]\n["' + b"x" * 2_000_000 + b'"]\n[2]\n'
     ended = await jsq("submit", "any", "-", "--id-prefix", "b", "--rejects", "rejects", stdin=wrong)
 
@@ -126,7 +128,7 @@ async def test_lines_can_be_checked_without_a_server(jsq: Command) -> None:
     assert "line 2" in bad.err
 
 
-async def test_an_interrupted_run_says_from_where_to_go_on(
+async def test_an_interrupted_submit_names_the_line_to_continue_from(
     jsq: Command, client: Client, until: Until
 ) -> None:
     """More than is held is on its way: parts are sent while stdin is open."""
@@ -151,9 +153,7 @@ async def test_an_interrupted_run_says_from_where_to_go_on(
     assert await arguments(client) == list(range(3_100))
 
 
-async def test_a_run_that_is_interrupted_before_all_is_checked_has_sent_nothing(
-    jsq: Command, client: Client
-) -> None:
+async def test_a_submit_interrupted_during_its_checks_has_sent_nothing(jsq: Command, client: Client) -> None:
     await client.admin.provision()
     async with jsq.running("submit", "any", "-", code=TELLING) as process:
         assert process.stdin is not None
@@ -169,7 +169,7 @@ async def test_a_run_that_is_interrupted_before_all_is_checked_has_sent_nothing(
     assert await arguments(client) == []
 
 
-async def test_a_run_whose_server_dies_is_completed_by_its_rejects(
+async def test_the_rejects_file_completes_a_submit_whose_server_died(
     jsq: Command, own_server: EmbeddedServer, namespace: str
 ) -> None:
     """Whatever became of each line, after the second run each stands once."""
@@ -207,7 +207,7 @@ async def test_a_run_whose_server_dies_is_completed_by_its_rejects(
         assert Counter(await arguments(client)) == Counter(range(20_000))
 
 
-async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
+async def test_lines_with_an_unknown_outcome_go_to_the_rejects_file_with_their_ids(
     jsq: Command, own_server: EmbeddedServer, namespace: str
 ) -> None:
     """A halted server stores what has reached it when it goes on. Submitted again, none is stored twice."""
@@ -252,7 +252,7 @@ async def test_lines_of_which_nobody_knows_are_written_down_with_their_ids(
         (["-", "--rejects", "no/such/folder"], "--rejects no/such/folder: No such file"),
     ],
 )
-async def test_a_wrong_word_for_many_lines_is_a_usage_error(
+async def test_an_invalid_option_of_a_bulk_submit_is_a_usage_error(
     jsq: Command, client: Client, words: list[str], told: str
 ) -> None:
     ended = await jsq("submit", "any", *words, stdin=b"[]\n")
@@ -262,7 +262,7 @@ async def test_a_wrong_word_for_many_lines_is_a_usage_error(
     assert await client.jobs.list() == []
 
 
-async def test_the_rejects_are_not_written_over_what_is_read(jsq: Command) -> None:
+async def test_the_rejects_file_never_overwrites_the_input(jsq: Command) -> None:
     jsq.write("same", "[1]\n")
     ended = await jsq(code=SAME)
     assert ended.code == 2

@@ -26,21 +26,21 @@ COLORS = re.compile(r"\x1b\[3\dm")
 # -- exit codes -----------------------------------------------------------------------------------------
 
 
-async def test_an_unknown_job_is_5(jsq: Command) -> None:
+async def test_an_unknown_job_exits_with_5(jsq: Command) -> None:
     for verb in ("get", "wait", "result", "cancel", "retry"):
         ended = await jsq("job", verb, "unknown")
         assert (ended.code, ended.out) == (5, "")
         assert ended.err.startswith("jsq: error: no job has the id 'unknown'")
 
 
-async def test_a_state_that_forbids_it_is_6(jsq: Command, client: Client) -> None:
+async def test_a_state_that_forbids_the_command_exits_with_6(jsq: Command, client: Client) -> None:
     job = await client.task("nobody").submit()
     assert (await jsq("job", "retry", job.id)).code == 6
     await job.cancel()
     assert (await jsq("job", "retry", job.id)).code == 6
 
 
-async def test_a_task_declared_twice_is_6(jsq: Command) -> None:
+async def test_a_task_declared_twice_exits_with_6(jsq: Command) -> None:
     twice = "@app.task\ndef twin(): ...\n"
     jsq.write("shop.py", f"from jsq import App\napp = App()\n{twice}{twice}")
     assert (await jsq("submit", "twin", "--app", "shop")).code == 6
@@ -58,7 +58,7 @@ async def test_a_task_declared_twice_is_6(jsq: Command) -> None:
         ["dead", "ls"],
     ],
 )
-async def test_no_server_is_7(jsq: Command, words: list[str]) -> None:
+async def test_an_unreachable_server_exits_with_7(jsq: Command, words: list[str]) -> None:
     ended = await jsq(*words, environment={"JSQ_URL": "nats://127.0.0.1:1"})
 
     assert (ended.code, ended.out) == (7, "")
@@ -90,7 +90,7 @@ def ports_file(folder: Path) -> str:
                 return str(json.loads(file.read_text())["nats"][0])
 
 
-async def test_not_allowed_is_4(jsq: Command, locked: str) -> None:
+async def test_a_missing_permission_exits_with_4(jsq: Command, locked: str) -> None:
     stranger = await jsq("job", "ls", "-s", f"nats://ann:wrong@{locked}")
     forbidden = await jsq("queue", "ls", "-s", f"nats://ann:secret@{locked}")
 
@@ -101,7 +101,7 @@ async def test_not_allowed_is_4(jsq: Command, locked: str) -> None:
     assert "wrong" not in stranger.err
 
 
-async def test_an_interrupted_command_is_130_and_quiet(jsq: Command, client: Client) -> None:
+async def test_an_interrupted_command_exits_with_130_silently(jsq: Command, client: Client) -> None:
     job = await client.task("nobody").submit()
     async with jsq.running("submit", "nobody", "--id", job.id, "--wait", "--verbose") as process:
         assert process.stderr is not None
@@ -113,7 +113,7 @@ async def test_an_interrupted_command_is_130_and_quiet(jsq: Command, client: Cli
     assert err in (b"", f"duplicate: job {job.id} was submitted before\n".encode())
 
 
-async def test_an_interrupt_while_stdin_is_read_is_130(jsq: Command) -> None:
+async def test_an_interrupt_while_stdin_is_read_exits_with_130(jsq: Command) -> None:
     async with jsq.running("submit", "nobody", "-", code=READY) as process:
         assert process.stderr is not None
         assert await process.stderr.readline() == b"ready\n"
@@ -138,7 +138,7 @@ jsq.cli.run_command_line()
 """
 
 
-async def test_a_fault_of_our_own_is_one_line(jsq: Command) -> None:
+async def test_an_internal_error_is_one_line(jsq: Command) -> None:
     ended = await jsq("job", "ls", code=BROKEN)
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.startswith("jsq: internal error: TypeError: ")
@@ -149,18 +149,18 @@ async def test_a_fault_of_our_own_is_one_line(jsq: Command) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["job"], ["queue"], ["dead"]])
-async def test_a_word_alone_tells_its_commands_on_stderr(jsq: Command, words: list[str]) -> None:
+async def test_a_group_without_a_command_lists_its_commands_on_stderr(jsq: Command, words: list[str]) -> None:
     ended = await jsq(*words)
     assert (ended.code, ended.out) == (2, "")
     assert ("Commands:" if words else "Inspect:") in ended.err
 
 
-async def test_a_hidden_option_is_not_proposed(jsq: Command) -> None:
+async def test_a_hidden_option_is_not_suggested(jsq: Command) -> None:
     ended = await jsq("worker", "shop:app", "--supervise")
     assert (ended.code, "supervised" in ended.err) == (2, False)
 
 
-async def test_a_slip_of_the_pen_gets_a_proposal(jsq: Command) -> None:
+async def test_a_misspelt_command_gets_a_suggestion(jsq: Command) -> None:
     for words, meant in ((["sumbit"], "submit"), (["job", "lst"], "ls")):
         ended = await jsq(*words)
         assert ended.code == 2
@@ -171,7 +171,7 @@ async def test_a_slip_of_the_pen_gets_a_proposal(jsq: Command) -> None:
 # -- streams --------------------------------------------------------------------------------------------
 
 
-async def test_help_needs_no_server_and_loads_little(jsq: Command) -> None:
+async def test_help_needs_no_server_and_imports_little(jsq: Command) -> None:
     ended = await jsq("--help", code=LOADED)
 
     assert ended.code == 0
@@ -201,7 +201,7 @@ async def test_help_needs_no_server_and_loads_little(jsq: Command) -> None:
         assert re.search(rf"^  {word} ", ended.out, re.MULTILINE)
 
 
-async def test_a_command_that_asks_the_server_loads_no_app_no_adapters_and_no_tables(jsq: Command) -> None:
+async def test_a_query_imports_neither_the_app_nor_adapters_nor_tables(jsq: Command) -> None:
     ended = await jsq("job", "ls", code=LOADED)
 
     assert (ended.code, ended.out) == (0, "")
@@ -232,7 +232,7 @@ jsq.cli.run_command_line()
     "words",
     ["dev", "demo", "worker", "submit", "job", "job ls", "queue purge", "dead retry", "events", "version"],
 )
-async def test_every_word_has_help(jsq: Command, words: str) -> None:
+async def test_every_command_has_help(jsq: Command, words: str) -> None:
     ended = await jsq(*words.split(), "--help")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"Usage: jsq {words} ")
@@ -241,7 +241,9 @@ async def test_every_word_has_help(jsq: Command, words: str) -> None:
 @pytest.mark.parametrize(
     "words", [["job", "ls"], ["job", "ls", "-o", "table"], ["--help"], ["events", "--no-follow"]]
 )
-async def test_a_closed_pipe_ends_in_silence(jsq: Command, client: Client, words: list[str]) -> None:
+async def test_a_closed_pipe_ends_the_command_silently(
+    jsq: Command, client: Client, words: list[str]
+) -> None:
     for number in range(20):
         job = await client.task("nobody").submit()
         if number % 2:
@@ -289,7 +291,7 @@ async def hostile(app: App, client: Client, working: Working, dying: Dying) -> s
 
 
 @pytest.mark.parametrize("form", ["table", "json", "jsonl", "yaml", "name"])
-async def test_hostile_texts_are_inert(jsq: Command, hostile: str, form: str) -> None:
+async def test_hostile_texts_are_escaped(jsq: Command, hostile: str, form: str) -> None:
     for words in (
         ["job", "ls"],
         ["job", "get", hostile],
@@ -317,7 +319,7 @@ async def test_a_terminal_gets_a_table_in_colors(jsq: Command, hostile: str) -> 
     assert hostile in plain.out
 
 
-async def test_a_terminal_gets_one_thing_field_by_field(jsq: Command, hostile: str) -> None:
+async def test_a_terminal_gets_a_single_object_field_by_field(jsq: Command, hostile: str) -> None:
     ended = await jsq.on_terminal("job", "get", hostile)
     assert f"id: {hostile}\r\n" in ended.out
     assert "state: \x1b[31mfailed\x1b[0m\r\n" in ended.out
@@ -358,7 +360,7 @@ async def test_an_ascii_locale_is_enough(jsq: Command, app: App, working: Workin
 
 
 @pytest.mark.parametrize("form", ["table", "json", "yaml"])
-async def test_each_form_is_ascii_in_an_ascii_locale(
+async def test_each_output_format_is_ascii_in_an_ascii_locale(
     jsq: Command, client: Client, form: str, listed: Listed
 ) -> None:
     await client.task("nobody").options(tags=["é"]).submit()
@@ -394,7 +396,7 @@ async def test_an_error_is_ascii_in_an_ascii_locale(jsq: Command) -> None:
         ),
     ],
 )
-async def test_a_word_that_there_is_not_is_told_with_what_there_is(
+async def test_an_unknown_word_is_answered_with_the_valid_ones(
     jsq: Command, words: tuple[str, ...], told: str
 ) -> None:
     ended = await jsq(*words)
@@ -403,7 +405,7 @@ async def test_a_word_that_there_is_not_is_told_with_what_there_is(
 
 
 @pytest.mark.parametrize("word", ["", "job", "queue", "schedule", "dead"])
-async def test_help_tells_the_purpose_of_each_command_in_whole(jsq: Command, word: str) -> None:
+async def test_help_shows_the_purpose_of_each_command_uncut(jsq: Command, word: str) -> None:
     told = (await jsq(*filter(None, [word]), "--help", environment={"COLUMNS": "80"})).out
     commands = told.partition("Commands:" if word else "Develop:")[2].splitlines()
     assert commands

@@ -10,7 +10,7 @@ from tests.helpers.workers import Working
 WAIT = 60.0
 
 
-async def test_a_job_that_expires_says_so(jsq: Command, client: Client) -> None:
+async def test_an_expired_job_is_reported_as_expired(jsq: Command, client: Client) -> None:
     sent = await jsq("submit", "add", "1", "2", "--expires", "100ms", "--wait")
     assert (sent.code, sent.out) == (3, "")
     assert "has expired: nobody began it before it expired" in sent.err
@@ -27,7 +27,7 @@ async def test_a_job_that_expires_says_so(jsq: Command, client: Client) -> None:
         assert "Traceback" not in bad.err
 
 
-async def test_a_job_that_is_due_later_is_moved_and_promoted(jsq: Command, client: Client) -> None:
+async def test_a_scheduled_job_is_rescheduled_and_promoted(jsq: Command, client: Client) -> None:
     jobs = [await client.task("add").options(delay=3600, tags=["held"]).submit(1, n) for n in range(3)]
 
     moved = await jsq("job", "reschedule", jobs[0].id, "--delay", "2h")
@@ -43,7 +43,7 @@ async def test_a_job_that_is_due_later_is_moved_and_promoted(jsq: Command, clien
     assert (await jsq("job", "promote", "never")).code == 5
 
 
-async def test_jobs_are_found_by_their_arguments_and_acted_on(
+async def test_jobs_are_selected_by_their_arguments(
     jsq: Command, app: App, client: Client, working: Working, until: Until
 ) -> None:
     @app.task(retries=0)

@@ -22,7 +22,7 @@ async def test_a_terminal_gets_a_rendered_page(jsq: Command) -> None:
     assert "\x1b[" in done.out
 
 
-async def test_a_page_is_a_document_in_the_forms_of_data(jsq: Command) -> None:
+async def test_a_page_is_one_object_in_json_and_yaml(jsq: Command) -> None:
     done = await jsq("guide", "start", "-o", "json")
 
     assert done.json["name"] == "start"

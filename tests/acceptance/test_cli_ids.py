@@ -59,7 +59,7 @@ async def test_commands_act_on_jobs_of_any_id(jsq: Command, client: Client) -> N
 
 
 @pytest.mark.parametrize("words", [("job", "get"), ("job", "cancel"), ("dead", "get"), ("job", "rm")])
-async def test_what_is_no_id_is_refused_by_every_command(jsq: Command, words: tuple[str, ...]) -> None:
+async def test_an_invalid_id_is_refused_by_every_command(jsq: Command, words: tuple[str, ...]) -> None:
     for id in ("", "x" * 129, "a\tb"):
         ended = await jsq(*words, id)
         assert ended.code == 2

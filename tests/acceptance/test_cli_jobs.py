@@ -45,7 +45,7 @@ async def worker(tasks: App, working: Working) -> AsyncIterator[Any]:
 # -- job ------------------------------------------------------------------------------------------------
 
 
-async def test_jobs_are_listed_and_chosen(jsq: Command, client: Client, listed: Listed) -> None:
+async def test_jobs_are_listed_and_filtered(jsq: Command, client: Client, listed: Listed) -> None:
     await client.admin.provision()
     first = await client.task("add").options(tags=["x"]).submit(1, 2)
     second = await client.task("sub").options(queue="other").submit(1, 2)
@@ -71,7 +71,7 @@ async def test_the_first_job_of_a_namespace_is_listed(jsq: Command, listed: List
     assert submitted.out == (await jsq("job", "ls", "-o", "name")).out
 
 
-async def test_a_list_comes_in_each_form(jsq: Command, client: Client, listed: Listed) -> None:
+async def test_a_list_has_every_output_format(jsq: Command, client: Client, listed: Listed) -> None:
     await client.admin.provision()
     id = (await client.task("add").submit(1, 2)).id
     await listed()
@@ -89,7 +89,7 @@ async def test_a_list_comes_in_each_form(jsq: Command, client: Client, listed: L
     assert (await jsq("job", "ls", "-o", "json", "--state", "failed")).json == []
 
 
-async def test_a_list_has_results_only_if_they_are_asked_for(
+async def test_a_list_has_results_only_on_request(
     jsq: Command, client: Client, worker: Any, listed: Listed
 ) -> None:
     job = await client.task("add").submit(1, 2)
@@ -103,7 +103,7 @@ async def test_a_list_has_results_only_if_they_are_asked_for(
     assert without.items() <= with_result.items()
 
 
-async def test_a_job_is_told_in_each_form(jsq: Command, client: Client) -> None:
+async def test_a_job_has_every_output_format(jsq: Command, client: Client) -> None:
     id = (await client.task("add").submit(1, 2)).id
 
     told = (await jsq("job", "get", id)).json
@@ -153,7 +153,7 @@ async def test_jobs_are_cancelled(jsq: Command, client: Client, worker: Any, unt
     assert (await jsq("job", "result", running.id)).code == 3
 
 
-async def test_jobs_are_cancelled_by_what_is_said_of_them(jsq: Command, client: Client) -> None:
+async def test_jobs_are_cancelled_by_a_filter(jsq: Command, client: Client) -> None:
     jobs = [await client.task("add").options(tags=["x"]).submit(1, n) for n in range(3)]
     other = await client.task("add").submit(1, 2)
 
@@ -175,7 +175,7 @@ async def test_jobs_are_cancelled_by_what_is_said_of_them(jsq: Command, client: 
     assert (await other.status()).state == "queued"
 
 
-async def test_a_failed_job_is_tried_again(jsq: Command, client: Client, worker: Any) -> None:
+async def test_a_failed_job_is_retried(jsq: Command, client: Client, worker: Any) -> None:
     job = await client.task("picky").submit("no")
     await job.wait(timeout=10)
 
@@ -219,7 +219,7 @@ async def test_queues_are_counted(jsq: Command, app: App, client: Client) -> Non
     assert (await jsq("queue", "stats", "nope")).code == 5
 
 
-async def test_a_queue_is_purged_only_with_a_yes(jsq: Command, client: Client) -> None:
+async def test_a_queue_is_purged_only_after_confirmation(jsq: Command, client: Client) -> None:
     for _ in range(3):
         await client.task("add").submit(1, 2)
 
@@ -243,7 +243,7 @@ async def test_a_queue_is_purged_only_with_a_yes(jsq: Command, client: Client) -
 # -- dead -----------------------------------------------------------------------------------------------
 
 
-async def test_a_dead_letter_tells_everything(
+async def test_a_dead_letter_has_every_detail(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:
     job = await client.task("picky").options(headers={"trace": "7"}, tags=["x"], retries=0).submit("no")
@@ -260,7 +260,7 @@ async def test_a_dead_letter_tells_everything(
     assert (await jsq("dead", "get", "unknown")).code == 5
 
 
-async def test_a_message_that_is_no_job_is_shown_by_its_bytes(
+async def test_a_message_that_is_not_a_job_is_shown_by_its_bytes(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:
     wire = (await client.broker()).wire
@@ -272,7 +272,7 @@ async def test_a_message_that_is_no_job_is_shown_by_its_bytes(
     assert (await jsq("dead", "retry", "raw")).code == 6
 
 
-async def test_dead_jobs_are_replayed(jsq: Command, client: Client, worker: Any, dying: Dying) -> None:
+async def test_dead_letters_are_retried(jsq: Command, client: Client, worker: Any, dying: Dying) -> None:
     job = await client.task("picky").submit("no")
     await job.wait(timeout=10)
     await dying()
@@ -291,7 +291,7 @@ async def test_dead_jobs_are_replayed(jsq: Command, client: Client, worker: Any,
     assert (await jsq("dead", "retry", "unknown")).code == 5
 
 
-async def test_dead_jobs_are_chosen_and_replayed_with_other_arguments(
+async def test_dead_letters_are_filtered_and_retried_with_other_arguments(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:
     job = await client.task("picky").submit(why="no")
@@ -314,7 +314,7 @@ async def test_dead_jobs_are_chosen_and_replayed_with_other_arguments(
     assert (await jsq("job", "get", job.id)).code == 5
 
 
-async def test_dead_jobs_are_chosen_by_their_tags(
+async def test_dead_letters_are_filtered_by_tags(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:
     plain = await client.task("picky").submit(why="no")
@@ -332,7 +332,7 @@ async def test_dead_jobs_are_chosen_by_their_tags(
     assert [one["id"] for one in (await jsq("dead", "ls")).lines] == [plain.id]
 
 
-async def test_dead_letters_are_purged_only_with_a_yes(
+async def test_dead_letters_are_purged_only_after_confirmation(
     jsq: Command, client: Client, worker: Any, dying: Dying
 ) -> None:
     for _ in range(2):
@@ -354,7 +354,7 @@ async def test_dead_letters_are_purged_only_with_a_yes(
 # -- events ---------------------------------------------------------------------------------------------
 
 
-async def test_events_are_told_as_they_come(jsq: Command, client: Client, worker: Any) -> None:
+async def test_events_are_printed_as_they_arrive(jsq: Command, client: Client, worker: Any) -> None:
     first = await client.task("add").submit(1, 2)
     await first.wait(timeout=10)
     async with jsq.running("events", "--since", "10m") as process:
@@ -372,7 +372,7 @@ async def test_events_are_told_as_they_come(jsq: Command, client: Client, worker
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
-async def test_past_events_are_chosen(jsq: Command, client: Client, worker: Any) -> None:
+async def test_past_events_are_filtered(jsq: Command, client: Client, worker: Any) -> None:
     job, other = await client.task("add").submit(1, 2), await client.task("picky").submit("no")
     await job.wait(timeout=10)
     await other.wait(timeout=10)
@@ -393,7 +393,7 @@ async def test_past_events_are_chosen(jsq: Command, client: Client, worker: Any)
 # -- the server -----------------------------------------------------------------------------------------
 
 
-async def test_provision_tells_what_differed(jsq: Command, client: Client) -> None:
+async def test_provision_reports_the_differences(jsq: Command, client: Client) -> None:
     jsq.write(
         "shop.py",
         f"from jsq import App\napp = App(namespace={client.namespace!r})\napp.queue('mail', concurrency=2)\n",
@@ -412,7 +412,7 @@ async def test_provision_tells_what_differed(jsq: Command, client: Client) -> No
     assert (same.code, same.out, same.err) == (0, "", "nothing differs\n")
 
 
-async def test_provision_without_an_app_leaves_the_default_queue_as_it_is(
+async def test_provision_without_an_app_does_not_change_the_default_queue(
     jsq: Command, app: App, client: Client
 ) -> None:
     app.queue("default", concurrency=2)
@@ -423,7 +423,7 @@ async def test_provision_without_an_app_leaves_the_default_queue_as_it_is(
     assert stats.settings.concurrency == 2
 
 
-async def test_doctor_tells_what_is_well(jsq: Command, client: Client) -> None:
+async def test_doctor_reports_the_checks_that_pass(jsq: Command, client: Client) -> None:
     await client.admin.provision()
 
     ended = await jsq("doctor")
@@ -458,7 +458,7 @@ async def test_live_workers_are_listed_with_their_tasks(
     assert (await jsq("worker", "ls", "-o", "name")).out == f"{known['worker']}\n"
 
 
-async def test_doctor_reads_what_servers_tell_of_themselves(
+async def test_doctor_reads_the_monitoring_endpoints_of_servers(
     jsq: Command, client: Client, server: EmbeddedServer
 ) -> None:
     await client.admin.provision()
@@ -472,7 +472,7 @@ async def test_doctor_reads_what_servers_tell_of_themselves(
     assert "monitor must " in wrong.err
 
 
-async def test_sweep_tells_what_it_found_and_mends_it(jsq: Command, client: Client) -> None:
+async def test_sweep_reports_and_repairs_inconsistencies(jsq: Command, client: Client) -> None:
     assert (await jsq("sweep")).err == "0 inconsistencies found, 0 repaired\n"
     job = await client.task("any").submit()
     await make_ghosts(client)
@@ -489,7 +489,7 @@ async def test_sweep_tells_what_it_found_and_mends_it(jsq: Command, client: Clie
     assert (wrong.code, "'-1' is not a duration" in wrong.err) == (2, True)
 
 
-async def test_version_tells_the_servers_if_it_answers(jsq: Command) -> None:
+async def test_version_shows_the_version_of_a_reachable_server(jsq: Command) -> None:
     near = await jsq("version")
     far = await jsq("version", "--server", "nats://127.0.0.1:1")
 

@@ -6,7 +6,7 @@ from jsq import App, Client
 from tests.acceptance.conftest import Command
 
 
-async def test_a_queue_is_paused_shown_as_such_and_resumed(jsq: Command, client: Client) -> None:
+async def test_a_queue_is_paused_shown_as_paused_and_resumed(jsq: Command, client: Client) -> None:
     await client.admin.provision()
 
     paused = await jsq("queue", "pause", "default")
@@ -23,7 +23,7 @@ async def test_a_queue_is_paused_shown_as_such_and_resumed(jsq: Command, client:
     assert [row["paused"] for row in (await jsq("queue", "ls")).lines] == [""]
 
 
-async def test_a_task_and_a_key_are_paused_until_a_moment(jsq: Command, client: Client) -> None:
+async def test_a_task_and_a_key_are_paused_until_a_time(jsq: Command, client: Client) -> None:
     await client.admin.provision()
 
     assert (await jsq("queue", "pause", "default", "--task", "send", "--until", "1h")).code == 0
@@ -89,7 +89,7 @@ async def test_settings_of_a_queue_are_updated(jsq: Command, app: App, client: C
         (("update", "default", "--replicas", "3"), 2, "jsq provision --replicas"),
     ],
 )
-async def test_what_cannot_be_is_told_in_a_line(
+async def test_an_invalid_pause_or_setting_is_reported_in_one_line(
     jsq: Command, client: Client, words: tuple[str, ...], code: int, said: str
 ) -> None:
     await client.admin.provision()
@@ -102,7 +102,7 @@ async def test_what_cannot_be_is_told_in_a_line(
 
 
 @pytest.mark.parametrize("queues", ["mail=0", "mail=x", "mail=3,mail=1", "a.b=3"])
-async def test_bad_weights_are_told_in_a_line(jsq: Command, queues: str) -> None:
+async def test_invalid_weights_are_reported_in_one_line(jsq: Command, queues: str) -> None:
     (jsq.folder / "shop.py").write_text("from jsq import App\napp = App()\n")
 
     done = await jsq("worker", "shop:app", "--queues", queues)

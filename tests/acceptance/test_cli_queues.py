@@ -6,7 +6,7 @@ from jsq import Client
 from tests.acceptance.conftest import Command
 
 
-async def test_an_empty_queue_is_removed_after_a_question(jsq: Command, client: Client) -> None:
+async def test_an_empty_queue_is_removed_after_confirmation(jsq: Command, client: Client) -> None:
     await client.admin.provision()
 
     refused = await jsq("queue", "rm", "default")

@@ -32,7 +32,7 @@ def url(printed: str, tmp_path: Path) -> Iterator[str]:
         yield address
 
 
-async def test_a_role_does_its_part_and_is_told_what_it_may_not(jsq: Command, url: str) -> None:
+async def test_a_role_may_do_its_work_and_is_refused_everything_else(jsq: Command, url: str) -> None:
     def login(user: str) -> dict[str, str]:
         return {"JSQ_URL": url, "JSQ_USER": user, "JSQ_PASSWORD": f"of-{user}", "JSQ_NAMESPACE": "jsq"}
 
@@ -96,7 +96,7 @@ async def test_claims_for_jwts_are_printed_as_json(jsq: Command) -> None:
         (("--jwt",), "need --roles"),
     ],
 )
-async def test_roles_that_cannot_be_are_refused(jsq: Command, words: tuple[str, ...], told: str) -> None:
+async def test_invalid_roles_are_refused(jsq: Command, words: tuple[str, ...], told: str) -> None:
     done = await jsq("provision", *words)
 
     assert (done.code, done.out) == (2, "")

@@ -62,7 +62,7 @@ async def test_a_schedule_is_added_listed_changed_and_removed(jsq: Command, clie
     assert (await jsq("schedule", "ls")).out == ""
 
 
-async def test_the_jobs_of_a_schedule_have_what_a_submit_may_say(jsq: Command, client: Client) -> None:
+async def test_the_jobs_of_a_schedule_take_the_options_of_a_submit(jsq: Command, client: Client) -> None:
     words = ("--deadline", "1h", "--key", "eu", "--per-key", "1", "--slots", "2", "--retry-for", "10m")
     await jsq("schedule", "add", "pulse", "report", "--every", "1h", *words, "--header", "Trace=7")
     job = (await entry(client, "pulse")).schedule.job
@@ -70,7 +70,7 @@ async def test_the_jobs_of_a_schedule_have_what_a_submit_may_say(jsq: Command, c
     assert job.headers == {"Trace": "7"}
 
 
-async def test_the_next_ticks_are_told_in_the_zone_and_in_utc(jsq: Command) -> None:
+async def test_the_next_ticks_are_shown_in_the_time_zone_and_in_utc(jsq: Command) -> None:
     await jsq("schedule", "add", "nightly", "report", "--cron", "30 2 * * *", "--tz", "Europe/Berlin")
 
     ticks = (await jsq("schedule", "next", "nightly", "-n", "3")).lines
@@ -107,7 +107,7 @@ async def test_a_schedule_is_paused_run_and_resumed(
     assert (resumed.json["paused"], "next" in resumed.json) == (False, True)
 
 
-async def test_what_no_schedule_is_named_is_not_found(jsq: Command) -> None:
+async def test_an_unknown_schedule_is_not_found(jsq: Command) -> None:
     for words in (("rm", "x", "--yes"), ("run", "x"), ("pause", "x"), ("resume", "x"), ("next", "x")):
         ended = await jsq("schedule", *words)
         assert (ended.code, ended.out) == (5, "")
@@ -125,14 +125,16 @@ async def test_what_no_schedule_is_named_is_not_found(jsq: Command) -> None:
         (("--app", "nothing:app"), "no module is named nothing"),
     ],
 )
-async def test_what_cannot_be_added_is_one_line(jsq: Command, words: tuple[str, ...], says: str) -> None:
+async def test_an_invalid_schedule_is_reported_in_one_line(
+    jsq: Command, words: tuple[str, ...], says: str
+) -> None:
     ended = await jsq("schedule", "add", "x", "any", "--every", "5s", *words)
     assert (ended.code, ended.out) == (2, "")
     assert says in ended.err
     assert "Traceback" not in ended.err
 
 
-async def test_provision_brings_schedules_to_what_the_app_declares(jsq: Command, client: Client) -> None:
+async def test_provision_stores_the_schedules_that_the_app_declares(jsq: Command, client: Client) -> None:
     jsq.write("shop.py", DECLARED)
     jsq.write("gone.py", DECLARED.replace('@app.cron("0 3', '#("0 3'))
 

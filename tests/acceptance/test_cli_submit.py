@@ -40,7 +40,7 @@ def tasks(app: App) -> App:
     return app
 
 
-async def test_a_submitted_job_is_told_by_its_id_alone(jsq: Command, client: Client) -> None:
+async def test_a_submit_prints_only_the_id(jsq: Command, client: Client) -> None:
     ended = await jsq("submit", "echo", "1")
 
     assert (ended.code, ended.err) == (0, "")
@@ -67,9 +67,7 @@ async def test_raw_takes_everything_as_text(jsq: Command, tasks: App, working: W
     assert ended.json["named"] == {"n": "true"}
 
 
-async def test_what_looks_like_an_option_goes_behind_two_dashes(
-    jsq: Command, tasks: App, working: Working
-) -> None:
+async def test_words_like_options_must_follow_two_dashes(jsq: Command, tasks: App, working: Working) -> None:
     async with working():
         ended = await jsq("submit", "--wait", "echo", "--", "-5", "--queue", "-")
         refused = await jsq("submit", "echo", "-5")
@@ -137,7 +135,7 @@ async def test_retries_can_be_chosen_at_a_submit(
     ]
 
 
-async def test_a_job_can_be_put_off(jsq: Command, client: Client) -> None:
+async def test_a_job_can_be_delayed(jsq: Command, client: Client) -> None:
     now = datetime.now(UTC)
     in_a_while = await jsq("submit", "echo", "--delay", "1h30m")
     later = await jsq("submit", "echo", "--at", (now + timedelta(days=1)).isoformat())
@@ -149,7 +147,7 @@ async def test_a_job_can_be_put_off(jsq: Command, client: Client) -> None:
         assert abs(found.due - now - wait) < timedelta(seconds=10)
 
 
-async def test_a_failed_job_gives_3_and_its_error_on_stderr(
+async def test_a_failed_job_exits_with_3_and_its_error_on_stderr(
     jsq: Command, tasks: App, working: Working
 ) -> None:
     async with working():
@@ -197,14 +195,14 @@ async def test_json_arguments_come_from_a_file(jsq: Command, client: Client) -> 
     assert (wrong.code, "--json wrong.json: line 2 column 2: not JSON" in wrong.err) == (2, True)
 
 
-async def test_waiting_ends_with_124_when_the_time_is_up(jsq: Command) -> None:
+async def test_a_wait_that_times_out_exits_with_124(jsq: Command) -> None:
     ended = await jsq("submit", "echo", "--wait", "--wait-timeout", "100ms")
 
     assert (ended.code, ended.out) == (124, "")
     assert "it continues" in ended.err
 
 
-async def test_a_unique_key_gives_the_job_that_holds_it_or_6(jsq: Command) -> None:
+async def test_a_held_unique_key_returns_its_job_or_exits_with_6(jsq: Command) -> None:
     first = await jsq("submit", "echo", "1", "--unique", "k")
     again = await jsq("submit", "echo", "2", "--unique", "k", "-o", "json")
     strict = await jsq("submit", "echo", "3", "--unique", "k", "--on-duplicate", "raise")
@@ -244,14 +242,16 @@ async def test_debounce_throttle_and_a_window_on_the_command_line(jsq: Command) 
         ("--unique", "k", "--debounce", "5", "--throttle", "5"),
     ],
 )
-async def test_a_wrong_option_of_a_key_is_a_usage_error(jsq: Command, options: tuple[str, ...]) -> None:
+async def test_an_invalid_option_of_a_unique_key_is_a_usage_error(
+    jsq: Command, options: tuple[str, ...]
+) -> None:
     ended = await jsq("submit", "echo", *options)
 
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.count("\n") == 1
 
 
-async def test_the_same_id_gives_the_same_job(jsq: Command, client: Client) -> None:
+async def test_submitting_the_same_id_returns_the_same_job(jsq: Command, client: Client) -> None:
     first = await jsq("submit", "echo", "--id", "mine")
     again = await jsq("submit", "echo", "--id", "mine")
     strict = await jsq("submit", "echo", "--id", "mine", "--on-duplicate", "raise")
@@ -265,7 +265,7 @@ async def test_the_same_id_gives_the_same_job(jsq: Command, client: Client) -> N
     assert len(await client.jobs.list()) == 1
 
 
-async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, client: Client) -> None:
+async def test_an_app_gives_queue_and_options_and_checks_arguments(jsq: Command, client: Client) -> None:
     await client.admin.provision()
     jsq.write("shop.py", SHOP)
     app = ["--app", "shop", "--namespace", client.namespace]
@@ -321,7 +321,7 @@ async def test_an_app_says_where_its_jobs_go_and_what_they_take(jsq: Command, cl
         (["echo", "-", "--wait"], "use it without"),
     ],
 )
-async def test_a_wrong_word_is_a_usage_error(
+async def test_an_invalid_option_of_a_submit_is_a_usage_error(
     jsq: Command, client: Client, words: list[str], told: str
 ) -> None:
     ended = await jsq("submit", *words, stdin=b"[]\n")
@@ -348,7 +348,7 @@ async def test_each_line_of_stdin_is_a_job(
     assert [one["args"][0] if one["args"] else one["named"]["n"] for one in results] == list(range(450))
 
 
-async def test_no_line_is_no_job(jsq: Command) -> None:
+async def test_empty_input_submits_no_job(jsq: Command) -> None:
     ended = await jsq("submit", "echo", "-", stdin=b"\n\n")
     assert (ended.code, ended.out, ended.err) == (0, "", "")
 
@@ -364,7 +364,9 @@ async def test_no_line_is_no_job(jsq: Command) -> None:
         (b'["' + b"x" * 10_000_000, "standard input: line 3 column 2: not JSON: Unterminated"),
     ],
 )
-async def test_a_wrong_line_stops_all_of_them(jsq: Command, client: Client, line: bytes, told: str) -> None:
+async def test_one_invalid_line_prevents_all_submits(
+    jsq: Command, client: Client, line: bytes, told: str
+) -> None:
     ended = await jsq("submit", "echo", "-", stdin=b"[1]\n\n" + line + b"\n[2]\n")
 
     assert (ended.code, ended.out) == (2, "")
@@ -384,7 +386,9 @@ async def test_lines_are_checked_against_the_app(jsq: Command, client: Client) -
     assert await client.jobs.list() == []
 
 
-async def test_a_failure_half_way_tells_how_far_it_came(jsq: Command, app: App, client: Client) -> None:
+async def test_a_bulk_submit_that_fails_midway_reports_its_progress(
+    jsq: Command, app: App, client: Client
+) -> None:
     app.queue("small", max_jobs=250)
     await client.admin.provision(app.declared)
 
@@ -399,7 +403,7 @@ async def test_a_failure_half_way_tells_how_far_it_came(jsq: Command, app: App, 
     assert error.startswith("jsq: error: queue small is full")
 
 
-async def test_a_bulk_waits_for_room_and_passes_through_a_small_queue(
+async def test_a_bulk_submit_waits_for_room_in_a_small_queue(
     jsq: Command, app: App, client: Client, tasks: App, working: Working
 ) -> None:
     app.queue("small", max_jobs=20)
@@ -413,7 +417,7 @@ async def test_a_bulk_waits_for_room_and_passes_through_a_small_queue(
     assert [one["args"][0] for one in results] == list(range(500))
 
 
-async def test_no_room_in_time_is_told(jsq: Command, app: App, client: Client) -> None:
+async def test_a_queue_without_room_in_time_is_reported(jsq: Command, app: App, client: Client) -> None:
     app.queue("small", max_jobs=1)
     await client.admin.provision(app.declared)
     await client.task("any").options(queue="small").submit()
@@ -425,7 +429,7 @@ async def test_no_room_in_time_is_told(jsq: Command, app: App, client: Client) -
         assert ended.err.splitlines()[-1].startswith("jsq: error: queue small is full: its max_jobs, 1, is")
 
 
-async def test_a_key_goes_with_the_job_and_its_record_tells_it(
+async def test_the_record_of_a_job_has_its_key(
     jsq: Command, client: Client, tasks: App, working: Working
 ) -> None:
     submitted = await jsq("submit", "one", "--key", "tenant 7", "--per-key", "1")
@@ -442,7 +446,7 @@ async def test_a_key_goes_with_the_job_and_its_record_tells_it(
             assert await client.jobs.handle(line).result(60) == 1
 
 
-async def test_what_is_no_key_or_no_number_of_its_jobs_is_refused(jsq: Command) -> None:
+async def test_an_invalid_key_or_per_key_is_refused(jsq: Command) -> None:
     for words, told in (
         (("--key", ""), "key must be printable text of 1 to 256 characters"),
         (("--key", "k", "--per-key", "0"), "per_key must be a whole number from 1 to 1,000"),
@@ -453,7 +457,7 @@ async def test_what_is_no_key_or_no_number_of_its_jobs_is_refused(jsq: Command) 
         assert told in ended.err
 
 
-async def test_a_line_too_large_for_the_server_is_told(jsq: Command) -> None:
+async def test_a_line_too_large_for_the_server_is_reported(jsq: Command) -> None:
     ended = await jsq("submit", "echo", "-", stdin=b'["' + b"x" * 10_000_000 + b'"]\n')
 
     assert (ended.code, ended.out) == (2, "")

@@ -62,7 +62,7 @@ def test_the_two_commands_are_what_ci_runs() -> None:
 
 
 @pytest.mark.parametrize("path", [README, GUIDE / "concepts.md"], ids=lambda path: path.stem)
-def test_the_picture_of_states_is_the_table_in_the_code(path: Path) -> None:
+def test_the_state_diagram_equals_the_transition_table(path: Path) -> None:
     [picture] = [block for block in page_blocks(path) if block.language == "mermaid"]
     drawn = set(re.findall(r"^\s+(\w+) --> (\w+)$", picture.text, re.MULTILINE))
 
@@ -96,7 +96,7 @@ def test_figures_have_a_command_and_a_commit(heading: str, command: str) -> None
 @pytest.mark.parametrize(
     ("heading", "page", "count"), [("Comparison", "comparison", 11), ("Speed", "performance", 5)]
 )
-def test_every_row_is_in_the_page_that_a_section_leads_to(heading: str, page: str, count: int) -> None:
+def test_every_row_is_in_the_page_that_its_section_links_to(heading: str, page: str, count: int) -> None:
     """A table has a row with the heads of its columns."""
     rows = [line for line in section(heading).splitlines() if line.startswith("| ")]
     known = (GUIDE / f"{page}.md").read_text().splitlines()
@@ -132,7 +132,7 @@ def test_the_demo_survives_the_death_of_a_worker_and_leaves_nothing(tmp_path: Pa
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_the_demo_of_a_folder_without_text_is_refused(tmp_path: Path) -> None:
+def test_a_demo_folder_without_text_files_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jsq", "demo", str(tmp_path)],
         capture_output=True,

@@ -130,7 +130,7 @@ async def test_no_command_shows_a_secret_of_the_login(jsq: Command, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["address", "creds"])
-async def test_no_log_shows_a_secret_while_a_server_goes_and_the_next_refuses_us(
+async def test_no_log_shows_a_secret_during_a_reconnect_that_is_refused(
     jsq: Command, tmp_path: Path, name: str
 ) -> None:
     way = dict(ways(tmp_path))[name]
@@ -178,7 +178,7 @@ async def test_arguments_are_not_logged(jsq: Command, tmp_path: Path) -> None:
         assert WORD not in done.err
 
 
-def test_a_login_and_what_holds_it_show_no_secret() -> None:
+def test_a_login_and_its_client_show_no_secret() -> None:
     key = Key(USER)
     one = Login(url=f"nats://ann:{WORD}@h:4222", password=WORD, token=TOKEN, nkey=key.seed)
     for shown in (repr(one), str(one), f"{one}", repr([one]), repr(Client(one)), str(vars(Client(one)))):
@@ -196,7 +196,7 @@ def test_a_login_and_what_holds_it_show_no_secret() -> None:
         f"nats://ann:{WORD}@h:x",
     ],
 )
-async def test_an_address_that_is_none_shows_no_password(
+async def test_the_error_for_an_invalid_address_shows_no_password(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -215,13 +215,13 @@ def iterate(error: BaseException | None) -> Iterator[BaseException | None]:
     yield None
 
 
-def test_a_wrong_field_of_a_login_is_refused_without_its_value() -> None:
+def test_an_unknown_login_field_is_refused_without_its_value() -> None:
     with pytest.raises(BadOption) as caught:
         Login.read(passwort=WORD)
     assert WORD not in str(caught.value)
 
 
-def test_a_context_that_cannot_be_read_is_told_without_what_it_holds(tmp_path: Path) -> None:
+def test_an_unreadable_context_is_reported_without_its_content(tmp_path: Path) -> None:
     folder = tmp_path / "nats" / "context"
     folder.mkdir(parents=True)
     for text in (f'{{"password": "{WORD}"', json.dumps([WORD]), json.dumps({"tls_first": WORD})):

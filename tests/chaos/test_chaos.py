@@ -24,7 +24,7 @@ async def test_ten_seconds_of_faults_violate_no_invariant() -> None:
 
 
 @pytest.mark.proof
-async def test_what_is_broken_under_load_loses_and_doubles_nothing() -> None:
+async def test_faults_under_load_lose_and_double_no_job() -> None:
     found = await run(SECONDS, seed=11, rate=100)
 
     lines, proof = report(found, f"python -m tests.chaos --seconds {SECONDS:g} --seed 11 --rate 100")
@@ -33,7 +33,7 @@ async def test_what_is_broken_under_load_loses_and_doubles_nothing() -> None:
 
 
 @pytest.mark.proof
-async def test_workers_without_fencing_are_found_out() -> None:
+async def test_the_checker_detects_workers_without_fencing() -> None:
     found = await run(40, seed=5, rate=100, only=["worker halted"], mutants=["fencing"], peace=5)
 
     violations = check(found.history)
@@ -42,7 +42,7 @@ async def test_workers_without_fencing_are_found_out() -> None:
 
 
 @pytest.mark.proof
-async def test_workers_that_ignore_lines_limits_and_expiry_are_found_out() -> None:
+async def test_the_checker_detects_workers_that_ignore_key_groups_limits_and_expiry() -> None:
     lacking = ["lines", "expiry", "slots"]
     found = await run(20, seed=5, rate=60, only=["worker halted"], mutants=lacking, peace=5)
 

@@ -13,7 +13,7 @@ NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
 @pytest.mark.proof
-async def test_a_schedule_ticks_each_second_exactly_once_whoever_is_killed() -> None:
+async def test_a_schedule_ticks_each_second_exactly_once_despite_kills() -> None:
     outcome = await run(15, kills=4, seed=3)
 
     assert outcome.wrong() == [], "\n".join(outcome.report())
@@ -21,7 +21,7 @@ async def test_a_schedule_ticks_each_second_exactly_once_whoever_is_killed() -> 
     assert {what for what, _ in outcome.kills} == {"server", "worker"}
 
 
-def test_a_tick_that_is_lost_or_doubled_or_came_from_nowhere_is_found_out() -> None:
+def test_the_checker_detects_lost_doubled_and_unexpected_ticks() -> None:
     ticks = [NOON + timedelta(seconds=number) for number in range(5)]
     ids = [tick_id("every", tick) for tick in ticks]
     outcome = Outcome(ticks)

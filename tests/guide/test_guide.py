@@ -38,7 +38,7 @@ def test_every_block_of_a_page_does_what_it_shows(
 
 
 @each_page
-def test_a_page_is_short_and_begins_with_a_title_and_a_summary(path: Path) -> None:
+def test_a_page_is_short_and_starts_with_a_title_and_a_summary(path: Path) -> None:
     text = path.read_text()
     page = guide_page(path.stem)
 
@@ -96,7 +96,7 @@ def test_an_unknown_page_gets_the_name_of_the_most_similar_one() -> None:
         guide_page("concept")
 
 
-def test_a_term_in_the_place_of_a_page_gets_its_meaning() -> None:
+def test_a_term_in_place_of_a_page_is_answered_with_its_meaning() -> None:
     with pytest.raises(UsageError, match="a number that rises with every attempt"):
         guide_page("fencing-token")
 
@@ -115,7 +115,7 @@ def test_headings_are_the_first_hits() -> None:
     assert [hit.is_heading for hit in hits] == sorted((hit.is_heading for hit in hits), reverse=True)
 
 
-def test_a_comment_in_code_is_no_heading() -> None:
+def test_a_comment_in_code_is_not_a_heading() -> None:
     hits = [hit for hit in search_guide("the context of the nats command") if hit.page == "start"]
 
     assert [hit.heading for hit in hits] == ["Your first job"]

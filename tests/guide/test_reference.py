@@ -33,7 +33,7 @@ CODE = set(re.findall(r"[\w./:-]+", TEXT))
 
 
 @pytest.mark.parametrize("name", PAGE_WRITERS)
-def test_a_reference_page_is_what_the_code_gives(name: str) -> None:
+def test_a_reference_page_equals_its_generated_text(name: str) -> None:
     path = GUIDE / f"{name}.md"
 
     assert path.exists(), WRITE
@@ -44,7 +44,7 @@ def test_there_is_no_other_reference_page() -> None:
     assert {path.stem for path in PAGES if path.stem.startswith("reference")} == {*PAGE_WRITERS}
 
 
-def test_the_glossary_of_the_concepts_is_the_one_in_the_code() -> None:
+def test_the_glossary_of_the_concepts_page_equals_the_one_in_the_code() -> None:
     text = (GUIDE / "concepts.md").read_text()
 
     assert text == with_glossary(text), WRITE

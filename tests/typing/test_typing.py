@@ -68,11 +68,11 @@ def marked(path: Path) -> set[int]:
     return {number for number, line in enumerate(lines, 1) if line.endswith("  # error")}
 
 
-def test_what_users_write_is_typed_as_promised(check: Callable[[Path], Errors]) -> None:
+def test_correct_user_code_passes_the_type_checkers(check: Callable[[Path], Errors]) -> None:
     assert check(GOOD) == {}
 
 
-def test_misuses_are_refused_line_by_line_and_nothing_else_is(check: Callable[[Path], Errors]) -> None:
+def test_the_type_checkers_refuse_exactly_the_marked_misuses(check: Callable[[Path], Errors]) -> None:
     found = check(MISUSES)
 
     assert marked(MISUSES) - found.keys() == set()

@@ -218,7 +218,7 @@ def test_nothing_is_imported_for_type_checkers_only() -> None:
     assert [module for module, path in MODULES.items() if "TYPE_CHECKING" in path.read_text()] == []
 
 
-def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+def test_no_module_has_a_catch_all_name() -> None:
     assert [module for module in MODULES if CATCH_ALL_NAMES & set(module.split("."))] == []
 
 
@@ -231,11 +231,11 @@ def test_importing_jsq_loads_nothing_heavy() -> None:
     assert told.stdout.strip() == "[]"
 
 
-def test_every_public_name_can_be_had() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert [name for name in vars(jsq)["__all__"] if getattr(jsq, name, None) is None] == []
 
 
-def test_the_stub_lists_the_public_names_and_their_homes() -> None:
+def test_the_stub_lists_the_public_names_and_their_modules() -> None:
     stub = ast.parse((ROOT / "__init__.pyi").read_text())
 
     listed = {
@@ -255,7 +255,7 @@ def test_a_name_that_jsq_lacks_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)
-def test_what_users_hold_is_explained(module: str) -> None:
+def test_every_public_object_has_a_docstring(module: str) -> None:
     found = import_module(f"jsq.{module}")
 
     silent = [f"jsq.{module}.{name}" for name, value in public(found) if not inspect.getdoc(value)]

@@ -9,7 +9,7 @@ from tests.acceptance import bad_inputs
 FILES = sorted(Path(bad_inputs.__file__).parent.glob("test_bad_inputs*.py"))
 
 
-def test_every_number_of_the_table_has_its_row_and_no_other_has() -> None:
+def test_every_row_of_the_table_has_exactly_one_test() -> None:
     counted: Counter[int] = Counter()
     for file in FILES:
         tests = vars(importlib.import_module(f"tests.acceptance.{file.stem}"))

@@ -59,7 +59,7 @@ def gives_dict(items: list[int]) -> dict[int, str]: ...  # type: ignore[empty-bo
         (gives_dict, "must return None, or a list"),
     ],
 )
-def test_a_function_that_is_none_for_a_batch_is_refused(function: Any, told: str) -> None:
+def test_a_function_that_cannot_take_a_batch_is_refused(function: Any, told: str) -> None:
     app = App()
     with pytest.raises(BadOption, match=told) as caught:
         app.batch_task()(function)
@@ -126,7 +126,7 @@ async def failing(items: list[BatchItem]) -> list[ValueError]:  # type: ignore[t
         (failing, Any, None, True),
     ],
 )
-def test_what_one_item_is_and_gives_is_read_from_the_lists(
+def test_the_item_and_result_types_are_read_from_the_list_annotations(
     function: Any, item: Any, result: Any, wrapped: bool
 ) -> None:
     read = items_of(function)
@@ -140,23 +140,23 @@ def test_what_one_item_is_and_gives_is_read_from_the_lists(
 share = functools.partial(split_result, task="index")
 
 
-def test_each_gets_its_place_of_the_list() -> None:
+def test_each_job_gets_its_element_of_the_list() -> None:
     error = ValueError("no")
     assert share(Returned([1, error, None]), 3) == [Returned(1), Raised(error), Returned(None)]
 
 
-def test_none_is_a_success_for_each() -> None:
+def test_returning_none_is_a_success_for_each_job() -> None:
     assert share(Returned(None), 2) == [Returned(None), Returned(None)]
 
 
-def test_what_was_raised_or_cut_short_is_so_for_each() -> None:
+def test_an_error_or_an_interrupt_applies_to_each_job() -> None:
     raised = Raised(ValueError("no"))
     assert share(raised, 2) == [raised, raised]
     assert share(None, 2) == [None, None]
 
 
 @pytest.mark.parametrize("value", [[1], [1, 2, 3], (1, 2), {"a": 1}, "ab", 5])
-def test_what_is_no_list_of_that_length_fails_each(value: Any) -> None:
+def test_a_result_that_is_not_a_list_of_that_length_fails_each_job(value: Any) -> None:
     for end in share(Returned(value), 2):
         assert isinstance(end, Judged)
         assert isinstance(end.outcome, Failed)
@@ -164,7 +164,7 @@ def test_what_is_no_list_of_that_length_fails_each(value: Any) -> None:
         assert "for 2 items" in end.outcome.fault.error
 
 
-def test_the_last_try_before_a_job_is_given_up_is_known() -> None:
+def test_the_last_attempt_before_the_crash_limit_is_recognized() -> None:
     job = Job("j", "t")
     assert [is_last_attempt(job, crashes, 3) for crashes in range(4)] == [False, False, True, True]
     assert [is_last_attempt(job, crashes, 1) for crashes in range(3)] == [False, True, True]

@@ -43,7 +43,7 @@ def event(state: str, **fields: Any) -> Event:
     ],
     ids=str,
 )
-def test_what_is_owed_after_an_event(told: Event, wanted: list[str]) -> None:
+def test_an_event_has_its_pending_callbacks(told: Event, wanted: list[str]) -> None:
     recorded = with_pending_callbacks(told, JOB, ALL)
 
     assert [kind for kind, _ in pending_callbacks(recorded, JOB, ALL)] == wanted
@@ -51,7 +51,7 @@ def test_what_is_owed_after_an_event(told: Event, wanted: list[str]) -> None:
     assert recorded.fallback == ("j1-fallback-7" if "fallback" in wanted else "")
 
 
-def test_without_callbacks_nothing_is_owed_and_nothing_more_is_recorded() -> None:
+def test_without_callbacks_nothing_is_pending_and_the_event_does_not_grow() -> None:
     failed = event("failed", reason="error")
 
     assert with_pending_callbacks(failed, JOB, Callbacks()) is not None
@@ -59,7 +59,7 @@ def test_without_callbacks_nothing_is_owed_and_nothing_more_is_recorded() -> Non
     assert events.encode(with_pending_callbacks(failed, JOB, Callbacks())) == events.encode(failed)
 
 
-def test_a_callback_calls_nobody_but_has_its_fallback() -> None:
+def test_a_callback_has_a_fallback_but_no_callbacks_of_its_own() -> None:
     callback = Job("j1-dead-7", "alert", callback_of="j1")
 
     recorded = with_pending_callbacks(event("failed", reason="error"), callback, ALL)
@@ -70,7 +70,7 @@ def test_a_callback_calls_nobody_but_has_its_fallback() -> None:
     )
 
 
-def test_what_a_record_promises_is_owed_though_the_declaration_has_lost_it() -> None:
+def test_recorded_callbacks_stay_pending_after_the_declaration_drops_them() -> None:
     recorded = with_pending_callbacks(event("failed", reason="error"), JOB, ALL)
 
     assert recorded.callbacks_pending
@@ -79,7 +79,7 @@ def test_what_a_record_promises_is_owed_though_the_declaration_has_lost_it() -> 
 
 @settings(deadline=None, max_examples=60)
 @given(id=IDS, token=st.integers(1, 10**18))
-def test_an_id_is_legal_however_long_the_jobs_own_is(id: str, token: int) -> None:
+def test_a_callback_id_is_valid_for_a_job_id_of_any_length(id: str, token: int) -> None:
     found = callback_id(id, "fallback", token)
 
     assert check_id(found) == found
@@ -88,17 +88,17 @@ def test_an_id_is_legal_however_long_the_jobs_own_is(id: str, token: int) -> Non
     assert found != callback_id(id, "fallback", token + 1)
 
 
-def test_ids_of_long_names_differ_where_the_names_do() -> None:
+def test_callback_ids_of_different_long_job_ids_differ() -> None:
     assert callback_id("x" * 128, "dead", 7) != callback_id("x" * 127 + "y", "dead", 7)
 
 
-def test_a_chain_of_fallbacks_has_legal_ids() -> None:
+def test_a_chain_of_fallbacks_has_valid_ids() -> None:
     id = new_id()
     for token in range(1_000_000, 1_000_010):
         id = check_id(callback_id(id, "fallback", token))
 
 
-def test_a_callback_is_told_what_happened() -> None:
+def test_a_callback_receives_the_failure() -> None:
     told = failure_of(
         JOB,
         event("retrying", error="KeyError: 'k'", traceback="where", due=NOON, attempt=2, tags=("x",)),
@@ -124,7 +124,7 @@ def loose(failure: dict[str, Any]) -> None: ...
 
 
 @pytest.mark.parametrize("function", [on_dead, untyped, loose])
-def test_a_callback_may_annotate_what_it_is_told_or_not(function: Any) -> None:
+def test_a_callback_may_annotate_its_parameter_or_not(function: Any) -> None:
     failure = failure_of(JOB, event("failed", reason="error", error="E: 1", due=None))
 
     [[got], named] = Signature(function).unpack(encode_failure(failure))
@@ -137,7 +137,7 @@ def test_a_callback_may_annotate_what_it_is_told_or_not(function: Any) -> None:
         assert (got["job"], got["reason"], got["arguments"]) == ("j1", "error", {"to": "a"})
 
 
-def test_what_a_later_release_tells_besides_is_passed_over() -> None:
+def test_unknown_fields_of_a_failure_are_ignored() -> None:
     told = encode_failure(failure_of(JOB, event("failed", reason="error"))).replace(
         b'"job":', b'"new":1,"job":'
     )
@@ -147,7 +147,7 @@ def test_what_a_later_release_tells_besides_is_passed_over() -> None:
     assert got.job == "j1"
 
 
-def test_of_large_arguments_a_callback_is_told_nothing() -> None:
+def test_large_arguments_are_left_out_of_a_failure() -> None:
     large = Job("j1", "mail", arguments=b'{"a":"' + b"x" * MAX_CALLBACK_ARGUMENTS + b'"}')
 
     assert failure_of(large, event("failed")).arguments is None
@@ -158,7 +158,7 @@ def test_of_large_arguments_a_callback_is_told_nothing() -> None:
     [b"no json", b"", b"{", b'{"a":"\\ud800"}', b"\xff", b"[" * 250 + b"]" * 250, b"1],[2"],
     ids=lambda one: repr(one[:20]),
 )
-def test_of_arguments_that_cannot_be_told_a_callback_is_told_nothing(arguments: bytes) -> None:
+def test_arguments_that_cannot_be_sent_are_left_out_of_a_failure(arguments: bytes) -> None:
     failure = failure_of(Job("j1", "mail", arguments=arguments), event("failed", reason="bad_arguments"))
 
     assert failure.arguments is None
@@ -166,13 +166,13 @@ def test_of_arguments_that_cannot_be_told_a_callback_is_told_nothing(arguments: 
 
 
 @pytest.mark.parametrize("depth", range(190, 205))
-def test_what_a_callback_is_told_it_can_read_however_deep(depth: int) -> None:
+def test_a_callback_can_read_arguments_of_any_depth(depth: int) -> None:
     failure = failure_of(Job("j1", "mail", arguments=b"[" * depth + b"]" * depth), event("failed"))
 
     assert Signature(on_dead).unpack(encode_failure(failure)) == ([failure], {})
 
 
-def test_numbers_that_json_lacks_are_told() -> None:
+def test_numbers_that_json_lacks_reach_a_callback() -> None:
     odd = Job("j1", "mail", arguments=b'{"a":NaN,"b":Infinity}')
 
     [[got], _] = Signature(on_dead).unpack(encode_failure(failure_of(odd, event("failed"))))
@@ -180,7 +180,7 @@ def test_numbers_that_json_lacks_are_told() -> None:
     assert str(got.arguments) == "{'a': nan, 'b': inf}"
 
 
-def test_a_callback_travels_as_such() -> None:
+def test_the_message_of_a_callback_marks_it_as_one() -> None:
     job = Job("j1-dead-7", "alert", callback_of="j1", retry_until=NOON)
 
     assert envelope.decode(envelope.encode(job), b"{}", id=job.id) == job

@@ -293,7 +293,7 @@ def test_a_good_history_violates_nothing() -> None:
     assert violated(crashed(starts=3, crashes=3)) == []
 
 
-def test_what_is_promised_about_flow_and_no_more_is_asked_for() -> None:
+def test_the_flow_invariants_accept_everything_that_jsq_allows() -> None:
     crashed = [
         event("a", 2, "running", key="k"),
         *ran("a", 3, 4, key="k"),
@@ -329,7 +329,7 @@ def test_what_is_promised_about_flow_and_no_more_is_asked_for() -> None:
     assert violated(bulk("unknown")) == violated(bulk("acknowledged", "a", "b")) == []
 
 
-def test_it_is_counted_whether_each_thing_occurred() -> None:
+def test_the_checker_counts_whether_each_situation_occurred() -> None:
     assert not any(happened(good()).values())
 
     history = unique("finish-0", ran("a", 2, 3), rates={"work": Rate(2)}, moved=[moved(4)])
@@ -357,7 +357,7 @@ def test_every_invariant_has_a_history_that_breaks_it() -> None:
 @pytest.mark.parametrize(
     ("name", "history"), [(name, history()) for name, made in BAD.items() for history in made]
 )
-def test_a_bad_history_is_found_out(name: str, history: History) -> None:
+def test_a_bad_history_violates_its_invariant(name: str, history: History) -> None:
     assert name in violated(history)
 
 

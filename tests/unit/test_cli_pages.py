@@ -82,14 +82,14 @@ def test_a_group_uses_known_verbs_only() -> None:
             assert verb in VERBS | (JOB_VERBS if group == "job" else set()), path
 
 
-def test_each_group_gets_one_with_get_and_lists_with_ls() -> None:
+def test_each_group_shows_one_with_get_and_lists_with_ls() -> None:
     groups = {path.partition(" ")[0] for path in PAGES if " " in path and path != "worker ls"}
     assert groups == {"job", "queue", "schedule", "dead"}
     for group in groups:
         assert {f"{group} ls", f"{group} get"} <= PAGES.keys()
 
 
-def test_every_command_that_acts_on_many_lists_asks_and_takes_all() -> None:
+def test_every_command_that_acts_on_many_has_dry_run_yes_and_all() -> None:
     taking = {path for path, page in PAGES.items() if {"--dry-run", "--yes", "--all"} <= options_of(page)}
     assert taking == {" ".join(path) for path in ACTS_ON_MANY}
 
@@ -120,7 +120,7 @@ def test_the_first_page_has_sections_variables_and_exit_codes() -> None:
     assert "JSQ_DEBUG=1" in text
 
 
-def test_each_option_says_what_it_is() -> None:
+def test_every_option_has_a_help_text() -> None:
     for path, page in PAGES.items():
         for parameter in page.params:
             hidden = getattr(parameter, "hidden", False)

@@ -47,12 +47,12 @@ def test_a_duration_is_seconds_or_units(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "m", "5x", "-5", "1e9", "inf", "nan", "5m ", "5m!", "٣", "1h-5m"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a duration: write"):
         read_duration(text)
 
 
-def test_a_moment_is_iso_with_a_time_zone() -> None:
+def test_a_time_is_iso_8601_with_a_time_zone() -> None:
     assert read_moment("2030-01-01T13:00+01:00") == datetime(2030, 1, 1, 12, tzinfo=UTC)
     assert read_moment("2030-01-01T12:00Z") == datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -60,12 +60,12 @@ def test_a_moment_is_iso_with_a_time_zone() -> None:
 @pytest.mark.parametrize(
     "text", ["", "2030-01-01", "2030-01-01T12:00", "tomorrow", "2030-13-01T00:00Z", "9999-12-31T23:00-10:00"]
 )
-def test_a_moment_without_a_time_zone_is_refused(text: str) -> None:
+def test_a_time_without_a_time_zone_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="time zone"):
         read_moment(text)
 
 
-def test_a_deadline_is_a_moment_or_a_duration() -> None:
+def test_a_deadline_is_a_time_or_a_duration() -> None:
     assert read_deadline(None) is None
     assert read_deadline("1h30m") == 5400
     assert read_deadline("2030-01-01T13:00+01:00") == datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -73,7 +73,7 @@ def test_a_deadline_is_a_moment_or_a_duration() -> None:
         read_deadline("2030-01-01T13:00")
 
 
-def test_since_is_a_moment_or_a_duration_ago() -> None:
+def test_since_is_a_time_or_a_duration_ago() -> None:
     assert read_since("10m", NOW) == NOW - timedelta(minutes=10)
     assert read_since("2026-01-01T00:00Z", NOW) == datetime(2026, 1, 1, tzinfo=UTC)
     with pytest.raises(UsageError, match="before the first year"):
@@ -116,7 +116,7 @@ def test_a_value_is_json_if_it_is_json(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5_000])
-def test_what_json_cannot_hold_stays_text(text: str) -> None:
+def test_a_value_that_json_cannot_represent_stays_text(text: str) -> None:
     assert read_value(text) == text
 
 
@@ -136,12 +136,12 @@ def test_arguments_are_an_object_or_a_list() -> None:
         ("[" * 100_000, "nested too deep"),
     ],
 )
-def test_what_is_wrong_with_json_is_told_with_its_place(text: str, told: str) -> None:
+def test_a_json_error_names_its_position(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         read_call(text, "--json")
 
 
-def test_a_line_is_the_arguments_of_one_job() -> None:
+def test_an_input_line_holds_the_arguments_of_one_job() -> None:
     assert read_line(b"\xef\xbb\xbf[1]\r\n", "stdin", 3) == (Call(args=[1]), 3, "")
     assert read_line(b'{"a": 2}', "stdin", 4) == (Call(named={"a": 2}), 4, "")
 
@@ -149,7 +149,7 @@ def test_a_line_is_the_arguments_of_one_job() -> None:
 @pytest.mark.parametrize(
     ("line", "told"), [(b"[1,]", "line 3 column [34]"), (b"[\xff]", "line 3 column 2: not UTF-8")]
 )
-def test_a_bad_line_is_told_with_its_number(line: bytes, told: str) -> None:
+def test_a_bad_input_line_is_reported_with_its_number(line: bytes, told: str) -> None:
     with pytest.raises(UsageError, match=f"stdin: {told}"):
         read_line(line, "stdin", 3)
 
@@ -164,9 +164,7 @@ def test_a_bad_line_is_told_with_its_number(line: bytes, told: str) -> None:
         (b'{"@line": 7, "a": 2}', (Call(named={"@line": 7, "a": 2}), 3, "")),
     ],
 )
-def test_a_line_that_was_refused_before_has_its_own_number_and_id(
-    line: bytes, found: tuple[Call, int, str]
-) -> None:
+def test_a_rejected_line_keeps_its_number_and_id(line: bytes, found: tuple[Call, int, str]) -> None:
     assert read_line(line, "stdin", 3) == found
 
 
@@ -182,7 +180,7 @@ def test_a_line_that_was_refused_before_has_its_own_number_and_id(
         b'{"@line": 7}',
     ],
 )
-def test_what_tells_of_no_line_is_refused(line: bytes) -> None:
+def test_an_invalid_rejected_line_is_refused(line: bytes) -> None:
     with pytest.raises(UsageError):
         read_line(line, "stdin", 3)
 
@@ -214,7 +212,7 @@ def test_an_app_is_found_in_the_working_directory(here: Path) -> None:
         ("def x(:", "shop_h", "cannot be imported: SyntaxError"),
     ],
 )
-def test_a_wrong_app_is_told_in_one_line(here: Path, code: str, path: str, told: str) -> None:
+def test_an_invalid_app_path_is_reported_in_one_line(here: Path, code: str, path: str, told: str) -> None:
     name = path.partition(":")[0]
     if name != "shop_none" and name.isidentifier():
         (here / f"{name}.py").write_text(code)
@@ -222,14 +220,14 @@ def test_a_wrong_app_is_told_in_one_line(here: Path, code: str, path: str, told:
         load_app(path)
 
 
-def test_what_jsq_itself_says_of_an_app_is_left_as_it_is(here: Path) -> None:
+def test_an_error_that_jsq_raises_in_an_app_module_is_not_replaced(here: Path) -> None:
     twice = "@app.task\ndef twin(): ...\n"
     (here / "shop_i.py").write_text(f"from jsq import App\napp = App()\n{twice}{twice}")
     with pytest.raises(TaskExists):
         load_app("shop_i")
 
 
-def test_a_wrong_declaration_is_told_with_its_place(here: Path) -> None:
+def test_an_invalid_declaration_is_reported_with_file_and_line(here: Path) -> None:
     (here / "shop_j.py").write_text(
         "from jsq import App\napp = App()\n\n@app.task(retries=-1)\ndef f(): ...\n"
     )
@@ -239,7 +237,7 @@ def test_a_wrong_declaration_is_told_with_its_place(here: Path) -> None:
     assert describe(caught.value) == f"error: retries {caught.value.rule}, got -1 {place}"
 
 
-def test_a_file_in_place_of_its_module_is_told_the_module(here: Path) -> None:
+def test_a_file_name_in_place_of_a_module_is_answered_with_the_module(here: Path) -> None:
     (here / "shop_k.py").touch()
     with pytest.raises(UsageError, match=r"shop_k\.py is a file: write its module, shop_k:app"):
         load_app("shop_k.py:app")
@@ -288,7 +286,7 @@ def test_the_environment_gives_the_options_of_a_worker(
     assert parsed(worker, "worker").make_context("worker", ["shop:app"]).params[option] == value
 
 
-def test_an_option_of_a_worker_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_option_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSQ_SWEEP", "0")
     words = ["shop:app", "--sweep", "30"]
 

@@ -31,7 +31,7 @@ values: some.SearchStrategy[Any] = some.recursive(
 )
 
 
-def test_what_a_terminal_would_obey_is_shown_instead() -> None:
+def test_control_characters_are_escaped_for_a_terminal() -> None:
     assert safe(HOSTILE) == r"\x1b[31m\r\u202e\x00\x7f\x9b\u2028[red]é" + "\U0001f600"
     assert safe("a\nb") == r"a\nb"
     assert safe("a\n\rb", lines=True) == "a\n\\rb"
@@ -39,14 +39,14 @@ def test_what_a_terminal_would_obey_is_shown_instead() -> None:
 
 
 @given(values)
-def test_json_is_inert_and_reads_back(value: object) -> None:
+def test_json_has_no_control_characters_and_reads_back(value: object) -> None:
     text = json_text(value, indent=2)
     assert text.replace("\n", "").isprintable()
     assert json.loads(text) == value
 
 
 @given(values)
-def test_yaml_is_inert_and_reads_back(value: object) -> None:
+def test_yaml_has_no_control_characters_and_reads_back(value: object) -> None:
     text = yaml_text(value)
     assert text.replace("\n", "").isprintable()
     assert yaml.safe_load(text) == value
@@ -59,11 +59,11 @@ def test_a_strange_key_reads_back_from_yaml(key: str) -> None:
         assert yaml.safe_load(yaml_text({key: value})) == {key: value}
 
 
-def test_yaml_knows_what_json_does_not() -> None:
+def test_yaml_represents_infinity_and_nan() -> None:
     assert yaml_text([float("inf"), float("-inf"), float("nan")]) == "- .inf\n- -.inf\n- .nan"
 
 
-def test_a_document_leaves_out_what_is_empty_and_keeps_a_kept_result() -> None:
+def test_a_document_omits_empty_fields_and_includes_a_stored_result() -> None:
     record = JobRecord("a", "default", "succeeded", at=NOW, has_result=True, result=None)
     told = document(record)
     assert told["result"] is None
@@ -73,7 +73,7 @@ def test_a_document_leaves_out_what_is_empty_and_keeps_a_kept_result() -> None:
     assert "result" not in document(JobRecord("a", "default", "queued"))
 
 
-def test_a_cell_is_one_inert_line() -> None:
+def test_a_cell_is_one_line_without_control_characters() -> None:
     record = JobRecord("a", "default", "failed", error=HOSTILE + "\nsecond", tags=("x", "y"))
     shown = cells(record, ("error", "tags", "due"))
     assert all(text.isprintable() for text in shown.values())
@@ -85,11 +85,11 @@ def test_a_cell_is_one_inert_line() -> None:
     ("seconds", "told"),
     [(0, "0s ago"), (59, "59s ago"), (61, "1m ago"), (7_300, "2h ago"), (-90_000, "in 1d")],
 )
-def test_a_moment_is_told_by_its_distance(seconds: float, told: str) -> None:
+def test_a_time_is_shown_by_its_distance_from_now(seconds: float, told: str) -> None:
     assert away(NOW - timedelta(seconds=seconds), NOW) == told
 
 
-def test_columns_are_cut_from_the_last_and_the_first_never() -> None:
+def test_columns_are_cut_from_the_last_one_and_never_the_first() -> None:
     assert fit([26, 9, 60], 100) == [26, 9, 60]
     assert fit([26, 9, 60], 50) == [26, 9, 15]
     assert fit([26, 9, 60], 42) == [26, 8, 8]
@@ -102,13 +102,13 @@ def test_a_cell_that_was_cut_is_marked() -> None:
     assert cut("一二三四", 7) == "一二三…"
 
 
-def test_one_thing_is_not_many() -> None:
+def test_the_noun_after_a_count_is_singular_or_plural() -> None:
     assert count_noun(1, "job") == "1 job"
     assert count_noun(1_000, "job") == "1,000 jobs"
     assert count_noun(0, "job") == "0 jobs"
 
 
-def test_the_narrower_error_has_the_say_over_the_exit_code() -> None:
+def test_the_most_specific_error_class_decides_the_exit_code() -> None:
     assert code_of(JobNotFound("x")) == 5
     assert code_of(UsageError("x")) == 2
     assert code_of(ResultTimeout("x", 1)) == 124
@@ -117,7 +117,7 @@ def test_the_narrower_error_has_the_say_over_the_exit_code() -> None:
         assert not any(issubclass(kind, earlier) for earlier, _ in CODES[:place]), kind
 
 
-def test_an_error_without_a_class_of_ours_is_called_internal() -> None:
+def test_an_error_without_a_jsq_class_is_reported_as_internal() -> None:
     told = describe(ZeroDivisionError("by zero"))
     assert told == "internal error: ZeroDivisionError: by zero (JSQ_DEBUG=1 prints the traceback)"
 
@@ -207,7 +207,7 @@ def test_a_wait_for_a_job_that_no_worker_can_run_has_a_reason(
     assert no_worker_reason(job, workers) == reason
 
 
-def test_an_event_for_people_tells_how_far_the_job_is() -> None:
+def test_an_event_line_shows_attempt_and_progress() -> None:
     event = JobRecord("a1", "mail", "running", "send", at=NOW, attempt=2, progress=0.25, text="pages")
 
     assert event_line(event) == "12:00:00.000  running      a1  mail  send  attempt 2  25% pages"

@@ -66,7 +66,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 @pytest.mark.parametrize("config", all_streams(CAREFUL), ids=lambda config: config["name"])
-def test_every_stream_tells_whose_it_is_and_is_kept_as_often_as_asked(config: Config) -> None:
+def test_every_stream_names_its_namespace_and_has_the_configured_replicas(config: Config) -> None:
     assert config["metadata"]["jsq.namespace"] == "shop"
     assert config["num_replicas"] == 3
 
@@ -81,7 +81,7 @@ def test_no_two_streams_claim_one_subject() -> None:
     assert shared == []
 
 
-def test_a_namespace_claims_nothing_of_another() -> None:
+def test_a_namespace_claims_no_subject_of_another_namespace() -> None:
     claims = [subject for config in all_streams(CAREFUL) for subject in subjects(config)]
 
     advisory = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.SHOP_READY_"
@@ -89,7 +89,7 @@ def test_a_namespace_claims_nothing_of_another() -> None:
 
 
 @pytest.mark.parametrize("level", ["high", "normal", "low"])
-def test_what_is_published_falls_into_its_stream(level: str) -> None:
+def test_every_published_subject_belongs_to_its_stream(level: str) -> None:
     published = {
         NAMES.ready("mail", level, "j1"): ready_config(NAMES, "mail", CAREFUL, declared=True),
         NAMES.scheduled("mail", "j1"): scheduled_config(NAMES, "mail", CAREFUL),
@@ -121,7 +121,7 @@ def test_a_queue_without_limits_has_none() -> None:
     assert (config["max_msgs"], config["max_bytes"]) == (-1, -1)
 
 
-def test_a_queue_in_memory_waits_in_memory_and_its_record_stands_on_disk() -> None:
+def test_a_memory_queue_stores_messages_in_memory_and_records_on_disk() -> None:
     quick = QueueSettings(storage="memory")
 
     assert {
@@ -133,7 +133,7 @@ def test_a_queue_in_memory_waits_in_memory_and_its_record_stands_on_disk() -> No
     }
 
 
-def test_what_was_due_moves_to_the_queue_it_was_due_on() -> None:
+def test_due_jobs_move_to_their_own_queue_and_priority() -> None:
     config = ready_config(NAMES, "mail", CAREFUL, declared=True)
 
     assert config["sources"] == [
@@ -146,12 +146,12 @@ def test_what_was_due_moves_to_the_queue_it_was_due_on() -> None:
     ]
 
 
-def test_a_callers_id_is_claimed_until_a_record_of_its_job_has_expired() -> None:
+def test_a_job_id_stays_claimed_until_the_record_has_expired() -> None:
     assert RECORD_SECONDS < ID_SECONDS
     assert records_config(NAMES, 1)["max_age"] == 30 * DAY_NS > ID_SECONDS * NS
 
 
-def test_the_bucket_of_records_refuses_rather_than_drops_and_keeps_the_history_of_each() -> None:
+def test_the_record_bucket_never_drops_records_and_keeps_their_history() -> None:
     config = records_config(NAMES, 1)
 
     assert (config["discard"], config["deny_delete"]) == ("new", True)
@@ -160,7 +160,7 @@ def test_the_bucket_of_records_refuses_rather_than_drops_and_keeps_the_history_o
     assert config["republish"] == {"src": "$KV.shop_jobs.>", "dest": "shop.on.>"}
 
 
-def test_the_event_log_has_the_revisions_of_records_and_not_what_is_beside_them() -> None:
+def test_the_event_log_holds_record_revisions_and_no_other_keys() -> None:
     config = events_config(NAMES, 1, 90)
 
     assert config["max_age"] == 90 * DAY_NS
@@ -175,7 +175,7 @@ def test_the_event_log_has_the_revisions_of_records_and_not_what_is_beside_them(
     assert not overlap(f"{NAMES.record('mail', 'j1')}.{PROGRESS}", NAMES.record("*", ANY))
 
 
-def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
+def test_a_consumer_delivers_one_priority_with_the_lease_of_the_queue() -> None:
     config = queue_consumer(NAMES, "mail", "high", CAREFUL)
 
     assert config["filter_subject"] == "shop.q.mail.high.*"
@@ -183,7 +183,7 @@ def test_a_consumer_hands_out_one_priority_with_the_queues_lease() -> None:
     assert (config["max_ack_pending"], config["max_deliver"]) == (5, MAX_DELIVER)
 
 
-def test_the_consumer_of_ticks_covers_none_that_is_still_held() -> None:
+def test_the_tick_consumer_covers_only_ticks_that_are_due() -> None:
     ticks = tick_consumer(NAMES, "mail")
 
     assert overlap(NAMES.due_tick("mail", "high", "nightly"), ticks["filter_subject"])
@@ -196,7 +196,7 @@ def test_the_consumer_of_ticks_covers_none_that_is_still_held() -> None:
     assert ticks["ack_wait"] == 10 * NS
 
 
-def test_a_consumer_of_an_unlimited_queue_hands_out_all() -> None:
+def test_a_consumer_of_an_unlimited_queue_has_no_delivery_limit() -> None:
     assert queue_consumer(NAMES, "mail", "low", QueueSettings())["max_ack_pending"] == -1
 
 
@@ -211,7 +211,7 @@ def test_the_advisories_of_each_queue_are_kept_and_no_others() -> None:
 # -- settings in the metadata --------------------------------------------------------------------------------
 
 
-def test_a_queue_remembers_its_settings() -> None:
+def test_queue_settings_are_stored_in_the_stream_metadata() -> None:
     assert settings_of(ready_config(NAMES, "mail", CAREFUL, declared=True)) == CAREFUL
 
 
@@ -224,7 +224,7 @@ def test_settings_that_cannot_be_read_are_the_defaults(metadata: Any) -> None:
     assert settings_of({"metadata": metadata}) == QueueSettings()
 
 
-def test_settings_of_a_later_release_are_read_as_far_as_known() -> None:
+def test_unknown_settings_of_a_later_release_are_ignored() -> None:
     told = '{"lease": 60.0, "colour": "red"}'
 
     assert settings_of({"metadata": {"jsq.queue": told}}) == QueueSettings(lease=60.0)
@@ -233,13 +233,13 @@ def test_settings_of_a_later_release_are_read_as_far_as_known() -> None:
 # -- differences ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_as_wanted_does_not_differ() -> None:
+def test_an_equal_configuration_has_no_differences() -> None:
     config = ready_config(NAMES, "mail", CAREFUL, declared=True)
 
     assert config_differences(config, dict(config)) == []
 
 
-def test_what_the_server_adds_does_not_differ() -> None:
+def test_fields_that_the_server_adds_are_no_difference() -> None:
     config = ready_config(NAMES, "mail", CAREFUL, declared=True)
     source = config["sources"][0] | {"opt_start_seq": 0}
     have = config | {
@@ -251,11 +251,11 @@ def test_what_the_server_adds_does_not_differ() -> None:
     assert config_differences(config, have) == []
 
 
-def test_what_the_server_leaves_out_as_empty_does_not_differ() -> None:
+def test_empty_fields_that_the_server_omits_are_no_difference() -> None:
     assert config_differences({"subjects": None, "deny_purge": False}, {}) == []
 
 
-def test_a_difference_is_told_with_both_values() -> None:
+def test_a_configuration_difference_names_both_values() -> None:
     wanted = queue_consumer(NAMES, "mail", "high", CAREFUL)
 
     assert config_differences(wanted, wanted | {"max_ack_pending": -1}) == [
@@ -276,7 +276,7 @@ def test_a_missing_field_is_a_difference() -> None:
     assert config_differences({"max_msgs": 5}, {}) == ["max_msgs is null, should be 5"]
 
 
-def test_times_are_told_in_seconds() -> None:
+def test_durations_are_reported_in_seconds() -> None:
     wanted = {"ack_wait": 1_500_000_000, "max_age": 7 * layout.DAY_NS}
 
     assert config_differences(wanted, {"ack_wait": 30_000_000_000}) == [
@@ -285,11 +285,11 @@ def test_times_are_told_in_seconds() -> None:
     ]
 
 
-def test_the_lines_are_short_words_for_text() -> None:
+def test_configuration_values_are_shown_as_short_text() -> None:
     assert [layout.short("x", value) for value in ("file", ["a"], None)] == ["file", '["a"]', "null"]
 
 
-def test_sources_in_another_notation_are_no_difference_and_can_be_written_back() -> None:
+def test_sources_in_another_notation_are_no_difference() -> None:
     for config in (
         ready_config(NAMES, "mail", CAREFUL, declared=True),
         groups_config(NAMES, "mail", CAREFUL),

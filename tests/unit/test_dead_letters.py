@@ -7,14 +7,14 @@ import pytest
 from jsq.broker.operations.dead_letters import MAX_DEATH_BYTES, encode_death
 
 
-def test_what_fits_is_told_whole() -> None:
+def test_a_cause_that_fits_is_stored_uncut() -> None:
     why = {"reason": "error", "error": "ValueError: no", "traceback": "  File x\n    boom()\n"}
 
     assert json.loads(encode_death(why, 8_000)) == why
 
 
 @pytest.mark.parametrize("room", [200, 1_000, 10**6])
-def test_of_a_long_traceback_the_innermost_frames_are_kept(room: int) -> None:
+def test_a_long_traceback_keeps_its_innermost_frames(room: int) -> None:
     why = {"reason": "error", "error": "ValueError: no", "traceback": "\n".join(map(str, range(5_000)))}
 
     told = encode_death(why, room)
@@ -24,7 +24,7 @@ def test_of_a_long_traceback_the_innermost_frames_are_kept(room: int) -> None:
     assert json.loads(told)["traceback"].endswith("4999")
 
 
-def test_where_there_is_hardly_room_the_traceback_goes_first_then_the_error_is_cut() -> None:
+def test_with_little_space_the_traceback_is_dropped_before_the_error_is_cut() -> None:
     why = {"reason": "error", "error": "e" * 9_000, "traceback": "t" * 9_000}
 
     told = json.loads(encode_death(why, 100))

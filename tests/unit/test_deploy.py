@@ -153,19 +153,19 @@ def rendered_one_node() -> list[Document]:
 
 @pytest.mark.parametrize("kubernetes", VERSIONS)
 @pytest.mark.parametrize("document", written(), ids=titled)
-def test_what_is_written_fits_the_schema(document: Document, kubernetes: str) -> None:
+def test_every_manifest_matches_the_schema(document: Document, kubernetes: str) -> None:
     kubernetes_validate.validate(document, kubernetes, strict=True)
 
 
 @pytest.mark.parametrize("kubernetes", VERSIONS)
-def test_what_kustomize_makes_fits_the_schema(rendered: list[Document], kubernetes: str) -> None:
+def test_the_kustomize_output_matches_the_schema(rendered: list[Document], kubernetes: str) -> None:
     assert len(rendered) == len(written()) + 1
 
     for document in rendered:
         kubernetes_validate.validate(document, kubernetes, strict=True)
 
 
-def test_the_servers_mount_the_conf_that_kustomize_wraps(rendered: list[Document]) -> None:
+def test_the_servers_mount_the_conf_that_kustomize_generates(rendered: list[Document]) -> None:
     (wrapped,) = (document for document in rendered if document["kind"] == "ConfigMap")
     (servers,) = (document for document in rendered if document["kind"] == "StatefulSet")
 
@@ -176,7 +176,7 @@ def test_the_servers_mount_the_conf_that_kustomize_wraps(rendered: list[Document
 
 
 @pytest.mark.parametrize("workload", workloads(), ids=titled)
-def test_a_pod_has_no_rights_that_it_does_not_need(workload: Document) -> None:
+def test_a_pod_has_no_unneeded_privileges(workload: Document) -> None:
     whole, own = pod(workload)["securityContext"], container(workload)["securityContext"]
 
     assert whole["runAsNonRoot"] is True
@@ -190,12 +190,12 @@ def test_a_pod_has_no_rights_that_it_does_not_need(workload: Document) -> None:
 
 
 @pytest.mark.parametrize("kubernetes", VERSIONS)
-def test_the_overlay_for_one_node_fits_the_schema(rendered_one_node: list[Document], kubernetes: str) -> None:
+def test_the_one_node_overlay_matches_the_schema(rendered_one_node: list[Document], kubernetes: str) -> None:
     for document in rendered_one_node:
         kubernetes_validate.validate(document, kubernetes, strict=True)
 
 
-def test_the_overlay_for_one_node_has_one_server_without_a_cluster(rendered_one_node: list[Document]) -> None:
+def test_the_one_node_overlay_has_one_server_without_a_cluster(rendered_one_node: list[Document]) -> None:
     found = {titled(document): document for document in rendered_one_node}
     servers, (conf_map,) = (
         found["StatefulSet-nats"],
@@ -209,7 +209,7 @@ def test_the_overlay_for_one_node_has_one_server_without_a_cluster(rendered_one_
     assert "--replicas" not in provision["args"]
 
 
-def test_the_conf_for_one_node_is_the_other_one_without_the_cluster() -> None:
+def test_the_one_node_conf_is_the_base_conf_without_the_cluster() -> None:
     def settings(path: Path) -> list[str]:
         text = re.sub(r"^ *#.*\n", "", path.read_text(), flags=re.MULTILINE)
         return text.partition("cluster {")[0].split()
@@ -258,7 +258,7 @@ def test_no_selector_picks_the_pods_of_another_chart(document: Document) -> None
     assert all(one["app.kubernetes.io/part-of"] == "jsq" for one in found)
 
 
-def test_the_rules_that_are_off_let_in_other_namespaces_and_monitoring() -> None:
+def test_the_commented_out_rules_admit_other_namespaces_and_monitoring() -> None:
     text = re.sub(r"^( *)#~ ", r"\1", (BASE / "nats.yaml").read_text(), flags=re.MULTILINE)
     (policy,) = (one for one in yaml.safe_load_all(text) if one["kind"] == "NetworkPolicy")
 
@@ -278,17 +278,17 @@ def test_a_pod_can_write_to_tmp(workload: Document) -> None:
 
 
 @pytest.mark.parametrize("workload", workloads(), ids=titled)
-def test_no_service_becomes_a_variable_of_a_pod(workload: Document) -> None:
+def test_pods_get_no_service_environment_variables(workload: Document) -> None:
     assert pod(workload)["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("workload", workloads(), ids=titled)
-def test_nothing_stands_between_a_stop_and_its_signal(workload: Document) -> None:
+def test_no_lifecycle_hook_delays_the_stop_signal(workload: Document) -> None:
     assert "lifecycle" not in container(workload)
 
 
 @pytest.mark.parametrize("workload", workloads(), ids=titled)
-def test_a_container_asks_for_what_it_needs_and_has_a_limit(workload: Document) -> None:
+def test_a_container_has_resource_requests_and_a_memory_limit(workload: Document) -> None:
     resources = container(workload)["resources"]
 
     assert resources["requests"].keys() >= {"cpu", "memory"}
@@ -318,14 +318,14 @@ def test_a_worker_has_longer_to_stop_than_its_jobs_have_to_end() -> None:
     assert pod(worker)["terminationGracePeriodSeconds"] >= grace(container(worker)["args"]) + 5
 
 
-def test_a_worker_is_probed_where_it_listens() -> None:
+def test_the_probes_use_the_port_that_the_worker_listens_on() -> None:
     worker = container(one("Deployment", "worker"))
 
     assert option(worker["args"], "--http") == f"0.0.0.0:{worker['ports'][0]['containerPort']}"
     assert probes(worker) == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}
 
 
-def test_the_metrics_of_a_worker_are_announced() -> None:
+def test_the_metrics_port_of_a_worker_is_annotated_for_prometheus() -> None:
     worker = one("Deployment", "worker")
 
     assert worker["spec"]["template"]["metadata"]["annotations"] == {
@@ -374,14 +374,14 @@ def test_the_routes_name_the_three_servers() -> None:
     assert headless["publishNotReadyAddresses"] is True
 
 
-def test_a_server_is_called_like_its_pod() -> None:
+def test_a_server_has_the_name_of_its_pod() -> None:
     variables = {variable["name"]: variable for variable in container(one("StatefulSet", "nats"))["env"]}
 
     assert conf(BASE / "nats.conf")["server_name"] == "$POD_NAME"
     assert variables["POD_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
 
 
-def test_the_services_lead_to_ports_of_the_servers() -> None:
+def test_the_services_target_ports_of_the_servers() -> None:
     servers = one("StatefulSet", "nats")
     ports = {port["name"]: port["containerPort"] for port in container(servers)["ports"]}
 
@@ -391,7 +391,7 @@ def test_the_services_lead_to_ports_of_the_servers() -> None:
             assert ports[port["targetPort"]] == port["port"]
 
 
-def test_what_the_streams_may_hold_fits_the_volume_and_the_memory() -> None:
+def test_the_stream_limits_fit_the_volume_and_the_memory() -> None:
     limits, servers = conf(BASE / "nats.conf"), one("StatefulSet", "nats")
     (volume,) = servers["spec"]["volumeClaimTemplates"]
     variables = {variable["name"]: variable.get("value", "") for variable in container(servers)["env"]}
@@ -403,7 +403,7 @@ def test_what_the_streams_may_hold_fits_the_volume_and_the_memory() -> None:
     assert 2 * size(limits["max_mem"]) < size(variables["GOMEMLIMIT"]) < memory
 
 
-def test_workers_carry_the_label_that_lets_them_reach_the_servers() -> None:
+def test_workers_have_the_label_that_the_network_policy_admits() -> None:
     clients, cluster = one("NetworkPolicy", "nats")["spec"]["ingress"]
 
     assert clients["ports"] == [{"port": "client"}]
@@ -412,7 +412,7 @@ def test_workers_carry_the_label_that_lets_them_reach_the_servers() -> None:
     assert selected(cluster["from"][0]["podSelector"], one("StatefulSet", "nats"))
 
 
-def test_workers_go_to_the_service_of_the_servers() -> None:
+def test_workers_connect_to_the_service_of_the_servers() -> None:
     service = one("Service", "nats")
     (variable,) = container(one("Deployment", "worker"))["env"]
 
@@ -423,7 +423,7 @@ def test_workers_go_to_the_service_of_the_servers() -> None:
 # -- the conf --------------------------------------------------------------------------------------------
 
 
-def test_the_conf_of_kubernetes_says_what_the_shipped_conf_says() -> None:
+def test_the_kubernetes_conf_has_the_settings_of_the_shipped_conf() -> None:
     shipped, kubernetes = conf(ROOT / "nats-server.conf"), conf(BASE / "nats.conf")
 
     common = shipped.keys() - OF_THE_PLACE
@@ -510,7 +510,7 @@ def test_compose_gives_a_worker_longer_than_its_jobs_have_to_end(services: dict[
 
 
 @pytest.mark.parametrize("name", ["nats", *WORKERS])
-def test_compose_takes_from_a_container_the_rights_it_does_not_need(
+def test_compose_drops_privileges_that_a_container_does_not_need(
     services: dict[str, Document], name: str
 ) -> None:
     assert services[name]["read_only"] is True
@@ -525,7 +525,7 @@ def test_the_server_is_the_same_everywhere_and_not_too_old_for_jsq(services: dic
     assert version(image) >= FLOOR
 
 
-def test_workers_are_started_with_options_that_there_are(
+def test_workers_are_started_with_options_that_exist(
     services: dict[str, Document], last_stage: dict[str, str]
 ) -> None:
     known = inspect.signature(worker_command).parameters
@@ -564,12 +564,12 @@ def last_stage() -> dict[str, str]:
     return stages[-1]
 
 
-def test_the_image_takes_only_what_was_built(last_stage: dict[str, str]) -> None:
+def test_the_image_copies_only_the_build_result(last_stage: dict[str, str]) -> None:
     assert last_stage["COPY"].startswith("--from=build ")
     assert "RUN" not in last_stage
 
 
-def test_the_image_runs_as_a_number_that_is_not_root(last_stage: dict[str, str]) -> None:
+def test_the_image_runs_as_a_numeric_user_that_is_not_root(last_stage: dict[str, str]) -> None:
     user, _, group = last_stage["USER"].partition(":")
 
     assert int(user) > 0
@@ -577,17 +577,17 @@ def test_the_image_runs_as_a_number_that_is_not_root(last_stage: dict[str, str])
     assert int(user) == pod(one("Deployment", "worker"))["securityContext"]["runAsUser"]
 
 
-def test_no_shell_stands_between_a_signal_and_the_worker(last_stage: dict[str, str]) -> None:
+def test_no_shell_runs_between_a_signal_and_the_worker(last_stage: dict[str, str]) -> None:
     assert json.loads(last_stage["ENTRYPOINT"]) == ["jsq"]
     assert json.loads(last_stage["CMD"])[0] == "worker"
     assert json.loads(last_stage["HEALTHCHECK"].partition(" CMD ")[2])[0] == "python"
 
 
-def test_the_image_writes_no_files_and_holds_no_output_back(last_stage: dict[str, str]) -> None:
+def test_the_image_writes_no_bytecode_and_does_not_buffer_output(last_stage: dict[str, str]) -> None:
     assert {"PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1"} <= set(last_stage["ENV"].split())
 
 
-def test_the_image_holds_pinned_versions_of_all_that_jsq_needs_and_of_nothing_else() -> None:
+def test_the_image_pins_exactly_the_dependencies_of_jsq() -> None:
     lines = (DEPLOY / "requirements.txt").read_text().splitlines()
     pinned = {one.name: one.specifier for one in map(Requirement, lines[1:])}
     assert all(len(pin) == 1 and next(iter(pin)).operator == "==" for pin in pinned.values())
@@ -616,7 +616,7 @@ def test_dependencies_are_installed_before_the_code_and_setuptools_is_removed() 
     assert "/opt/jsq/bin/pip uninstall --yes setuptools" in steps[dependencies]
 
 
-def test_a_build_is_sent_the_files_that_it_copies_and_no_others() -> None:
+def test_the_build_context_holds_exactly_the_files_that_are_copied() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()[1:]
     copied = {
         source
@@ -630,7 +630,7 @@ def test_a_build_is_sent_the_files_that_it_copies_and_no_others() -> None:
     assert "**/__pycache__" in ignored
 
 
-def test_the_stop_timeout_of_a_lone_container_is_stated() -> None:
+def test_the_dockerfile_states_the_stop_timeout_of_a_single_container() -> None:
     stated = re.search(r"--stop-timeout (\d+)", (DEPLOY / "Dockerfile").read_text())
 
     assert stated is not None

@@ -73,7 +73,7 @@ def order(**fields: Any) -> dict[str, str]:
 
 @quick
 @given(job=jobs)
-def test_a_job_comes_out_as_it_went_in(job: Job) -> None:
+def test_a_job_is_decoded_as_it_was_encoded(job: Job) -> None:
     headers = encode(job)
 
     assert decode(headers, job.arguments, id=job.id, queue=job.queue, priority=job.priority) == job
@@ -87,7 +87,7 @@ def test_headers_are_lines_of_ascii_on_the_wire(job: Job) -> None:
         assert (name + value).isprintable()
 
 
-def test_a_job_in_quarantine_comes_out_as_one_of_its_own_queue() -> None:
+def test_a_quarantined_job_is_decoded_with_its_origin_queue() -> None:
     job = Job("j1", "send", "mail", crashes=4, previous_sequence=9, quarantine="apart", forgiven_crashes=3)
 
     assert encode(job)[ORIGIN_QUEUE] == "mail 3"
@@ -95,7 +95,7 @@ def test_a_job_in_quarantine_comes_out_as_one_of_its_own_queue() -> None:
 
 
 @pytest.mark.parametrize("told", ["", "mail", "mail x", "a.b 3", "mail 3 4", "mail -1"])
-def test_a_home_that_is_none_makes_no_job(told: str) -> None:
+def test_an_invalid_origin_queue_is_refused(told: str) -> None:
     with pytest.raises(BadEnvelope):
         opened(order() | {ORIGIN_QUEUE: told})
 
@@ -104,18 +104,18 @@ def test_a_plain_job_takes_one_small_header() -> None:
     assert encode(Job("j1", "emails.send")) == {JOB: '{"v":1,"task":"emails.send"}'}
 
 
-def test_a_later_attempt_tells_what_went_before() -> None:
+def test_a_later_attempt_carries_the_counts_of_earlier_ones() -> None:
     assert encode(Job("j1", "send", failures=1, previous_sequence=4711))[ATTEMPTS] == "1 0 4711"
 
 
-def test_text_of_any_script_travels_as_escapes() -> None:
+def test_text_of_any_script_is_sent_as_escapes() -> None:
     headers = encode(Job("j1", "send", tags=("é🐢",)))
 
     assert headers[JOB] == '{"v":1,"task":"send","tags":["\\u00e9\\ud83d\\udc22"]}'
     assert opened(headers).tags == ("é🐢",)
 
 
-def test_whatever_a_submit_takes_a_worker_reads() -> None:
+def test_a_worker_reads_every_option_that_a_submit_accepts() -> None:
     options = Options(
         headers={"X-A": '"\\ é🐢'},
         tags=("a",),
@@ -148,20 +148,20 @@ def test_whatever_a_submit_takes_a_worker_reads() -> None:
 
 
 @pytest.mark.parametrize("version", [ENVELOPE_VERSION + 1, 99, 2.5])
-def test_a_later_releases_job_is_told_apart(version: float) -> None:
+def test_a_job_of_a_later_release_is_recognized(version: float) -> None:
     with pytest.raises(
         NewerEnvelope, match=f"job j1 has envelope version {version}; this release reads up to 1"
     ):
         opened(order(v=version, task={"unheard": "of"}))
 
 
-def test_unknown_fields_are_passed_over() -> None:
+def test_unknown_fields_are_ignored() -> None:
     headers = order(colour="red", backoff={"shape": "linear", "base": 2.0, "tint": 1}) | {"Nats-Msg-Id": "x"}
 
     assert opened(headers) == Job("j1", "send", "mail", backoff=Backoff("linear", 2.0))
 
 
-def test_fields_that_are_left_out_are_left_to_the_task() -> None:
+def test_omitted_fields_are_left_to_the_task() -> None:
     job = opened(order())
 
     assert (job.retries, job.backoff, job.timeout, job.keep_result) == (None, None, None, None)
@@ -234,7 +234,7 @@ WHOLE = encode(Job("j1", "send", tags=("a",), retries=3))[JOB]
     ],
     ids=lambda headers: ascii(headers)[:60],
 )
-def test_a_message_that_is_no_job_is_told_apart(headers: dict[str, str] | None) -> None:
+def test_a_message_that_is_not_a_job_is_recognized(headers: dict[str, str] | None) -> None:
     with pytest.raises(BadEnvelope, match="message j1 on queue mail is not a job: ") as refused:
         opened(headers)
 
@@ -242,14 +242,14 @@ def test_a_message_that_is_no_job_is_told_apart(headers: dict[str, str] | None) 
 
 
 @pytest.mark.parametrize("length", range(len(WHOLE)))
-def test_a_truncated_job_is_no_job(length: int) -> None:
+def test_a_truncated_job_is_refused(length: int) -> None:
     with pytest.raises(BadEnvelope):
         opened({JOB: WHOLE[:length]})
 
 
 @quick
 @given(text=st.text(max_size=40), again=st.text(max_size=12))
-def test_no_text_breaks_the_reader(text: str, again: str) -> None:
+def test_the_decoder_raises_only_bad_envelope_for_any_text(text: str, again: str) -> None:
     with pytest.raises(BadEnvelope):
         opened({JOB: text, ATTEMPTS: again})
 
@@ -269,7 +269,7 @@ json_values = st.recursive(
         max_size=3,
     )
 )
-def test_whatever_is_read_is_what_a_submit_could_have_sent(fields: dict[str, Any]) -> None:
+def test_every_decoded_job_has_options_that_a_submit_accepts(fields: dict[str, Any]) -> None:
     try:
         job = opened(order(**fields))
     except BadEnvelope:
@@ -288,7 +288,7 @@ def test_whatever_is_read_is_what_a_submit_could_have_sent(fields: dict[str, Any
         pytest.fail(str(refused))
 
 
-def test_the_payload_is_not_looked_at() -> None:
+def test_the_envelope_does_not_parse_the_payload() -> None:
     payload = pickle.dumps(print)
 
     assert opened(order(), payload).arguments is payload

@@ -39,12 +39,12 @@ ERRORS = [kind for kind in CLASSES if issubclass(kind, JsqError) and kind not in
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_every_class_says_what_it_is(kind: type[Exception]) -> None:
+def test_every_error_class_has_a_docstring(kind: type[Exception]) -> None:
     assert kind.__dict__.get("__doc__")
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_every_error_stands_under_one_branch(kind: type[Exception]) -> None:
+def test_every_error_belongs_to_one_branch(kind: type[Exception]) -> None:
     above = [
         one for one in kind.__mro__[1:] if issubclass(one, JsqError)
     ]  # a special case stands below another
@@ -58,7 +58,7 @@ def test_signals_are_not_errors_of_jsq(kind: type[Exception]) -> None:
     assert not issubclass(kind, JsqError)
 
 
-def test_the_retryable_errors_are_those_that_pass_by_themselves() -> None:
+def test_only_temporary_errors_are_retryable() -> None:
     retryable = {kind.__name__ for kind in ERRORS if kind.retryable}
 
     assert retryable == {
@@ -90,24 +90,24 @@ def test_the_retryable_errors_are_those_that_pass_by_themselves() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_a_message_names_the_thing(error: Exception, told: str) -> None:
+def test_an_error_message_names_its_subject(error: Exception, told: str) -> None:
     assert str(error) == told
 
 
-def test_a_submit_whose_end_is_unknown_gives_the_cure_with_the_id() -> None:
+def test_an_unknown_submit_names_the_id_that_makes_a_retry_safe() -> None:
     assert "Submitting again with id='j1' is safe." in str(SubmitUnknown("j1", 5))
 
 
-def test_a_full_queue_names_its_limit_and_where_it_is_known_the_value() -> None:
+def test_a_full_queue_error_names_its_limit_and_its_value_if_known() -> None:
     assert "queue q is full: its max_bytes is reached" in str(QueueFull("q", "max_bytes"))
     assert "queue q is full: its max_jobs, 10,000, is reached" in str(QueueFull("q", "max_jobs", 10_000))
 
 
-def test_a_result_that_was_not_kept_gives_the_cure() -> None:
+def test_a_missing_result_error_names_the_option_that_keeps_results() -> None:
     assert "submit jobs with keep_result" in str(ResultGone("j1"))
 
 
-def test_a_result_timeout_is_a_timeout_for_those_who_know_no_jsq() -> None:
+def test_a_result_timeout_is_a_builtin_timeout_error() -> None:
     assert isinstance(ResultTimeout("j1", 1), TimeoutError)
 
 
@@ -116,11 +116,11 @@ def test_a_result_timeout_is_a_timeout_for_those_who_know_no_jsq() -> None:
     [BadName("queue", "x" * 100_000, "r"), BadOption("f", "x" * 100_000, "r"), UnknownTask("x" * 100_000)],
     ids=lambda error: type(error).__name__,
 )
-def test_a_message_stays_short_whatever_it_names(error: Exception) -> None:
+def test_an_error_message_stays_short_for_any_value(error: Exception) -> None:
     assert len(str(error)) < 300
 
 
-def test_a_message_survives_what_cannot_be_shown() -> None:
+def test_an_error_message_survives_a_failing_repr() -> None:
     class Hostile:
         def __repr__(self) -> str:
             raise RuntimeError("no")
@@ -129,7 +129,7 @@ def test_a_message_survives_what_cannot_be_shown() -> None:
     assert "<int>" in str(BadOption("retries", 10**5000, "must be less"))
 
 
-def test_a_message_shows_no_control_characters() -> None:
+def test_an_error_message_contains_no_control_characters() -> None:
     told = str(BadName("queue", "a\x1b[2J\r\n\u202e\ud800", "no"))
 
     assert told.isprintable()
@@ -160,7 +160,7 @@ def test_an_error_with_several_parts_has_them_as_attributes(error: JobFailed | W
         MAX_DURATION + 1,
     ],
 )
-def test_what_is_no_duration_is_refused(value: object) -> None:
+def test_an_invalid_duration_is_refused(value: object) -> None:
     with pytest.raises(BadOption, match=r"^delay must be 0 to 31622400 seconds"):
         seconds("delay", value)  # type: ignore[arg-type]  # that is what is tested
 
@@ -178,7 +178,7 @@ def test_a_signal_with_a_bad_delay_is_refused_where_it_is_raised(signal: type[Re
         signal(delay=-1)
 
 
-def test_a_signal_of_a_users_own_may_leave_out_our_init() -> None:
+def test_a_subclass_of_a_signal_need_not_call_its_init() -> None:
     class Busy(Retry):
         def __init__(self) -> None:
             pass
@@ -191,12 +191,12 @@ def test_a_signal_of_a_users_own_may_leave_out_our_init() -> None:
     assert Later().delay == 0.0
 
 
-def test_short_text_is_left_alone_and_long_text_tells_its_length() -> None:
+def test_only_long_text_is_shortened_and_its_length_shown() -> None:
     assert shorten("abc") == "abc"
     assert shorten("x" * 500, 10) == "xxxxxxxxxx... (500 characters)"
 
 
-def test_plain_errors_cross_processes() -> None:
+def test_errors_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(errors.BrokerUnavailable("nobody")))
 
     assert str(error) == "nobody"
@@ -210,7 +210,7 @@ def test_a_duration_may_be_text(written: str, expected: float) -> None:
     assert seconds("delay", written) == pytest.approx(expected)
 
 
-def test_a_wrong_text_names_field_rule_and_value() -> None:
+def test_an_invalid_duration_text_is_refused_with_field_rule_and_value() -> None:
     with pytest.raises(BadOption) as refused:
         seconds("delay", "5 minutes")
 

@@ -46,7 +46,7 @@ def ended_as(state: str, sequence: int = 7) -> LoggedEvent:
 # -- the table -----------------------------------------------------------------------------------------------
 
 
-def test_the_table_knows_every_state_and_no_other() -> None:
+def test_the_transition_table_has_exactly_the_known_states() -> None:
     named = set(TRANSITIONS) | {state for following in TRANSITIONS.values() for state in following}
 
     assert named == set(STATES)
@@ -61,7 +61,7 @@ def test_every_state_can_be_reached_from_a_submit() -> None:
     assert reached == set(STATES)
 
 
-def test_from_every_state_the_end_can_be_reached() -> None:
+def test_every_state_can_reach_a_final_state() -> None:
     ending = set(FINAL_STATES)
     while more := {state for state in TRANSITIONS if TRANSITIONS[state] & ending} - ending:
         ending |= more
@@ -73,16 +73,16 @@ def test_nothing_follows_a_final_state_but_an_operators_replay() -> None:
     assert all(TRANSITIONS[state] == {"retrying"} for state in FINAL_STATES)
 
 
-def test_only_a_run_succeeds() -> None:
+def test_only_a_running_job_can_succeed() -> None:
     assert [state for state in STATES if "succeeded" in TRANSITIONS[state]] == ["running"]
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state not in FINAL_STATES])
-def test_whatever_is_not_final_can_run_be_cancelled_fail_and_expire(state: str) -> None:
+def test_every_unfinished_state_can_become_running_cancelled_failed_or_expired(state: str) -> None:
     assert {"running", "cancelled", "failed", "expired"} <= TRANSITIONS[state]
 
 
-def test_nothing_returns_to_what_a_submitter_wrote_but_another_date_and_an_edit() -> None:
+def test_only_a_reschedule_or_an_edit_returns_to_a_submitted_state() -> None:
     back = {
         (state, after)
         for state, following in TRANSITIONS.items()
@@ -102,7 +102,7 @@ def test_nothing_returns_to_what_a_submitter_wrote_but_another_date_and_an_edit(
     ],
 )
 @pytest.mark.parametrize("quarantine", ["", "apart"])
-def test_of_the_messages_of_an_edited_job_only_one_that_builds_on_the_edit_starts(
+def test_only_a_message_written_after_the_edit_starts_an_edited_job(
     previous: int, verdict: Verdict, quarantine: str
 ) -> None:
     edited = logged(Event("queued", "mail", reason=EDITED, token=5, quarantine=quarantine), sequence=7)
@@ -146,7 +146,7 @@ ROWS = [
 @pytest.mark.parametrize(
     ("last", "handing", "other_waits", "verdict"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )
-def test_a_delivery_whose_start_was_refused(
+def test_a_delivery_whose_start_was_refused_gets_the_verdict_of_the_record(
     last: LoggedEvent | None, handing: Info, other_waits: bool, verdict: Verdict
 ) -> None:
     assert judge_start(last, handing, other_waits=other_waits) is verdict
@@ -187,7 +187,9 @@ def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: Info, other
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
-def test_a_start_is_always_a_move_of_the_table(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
+def test_every_start_is_a_transition_of_the_table(
+    last: LoggedEvent, handing: Info, other_waits: bool
+) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
 
     if verdict in (Verdict.START, Verdict.RECLAIM):
@@ -198,7 +200,9 @@ def test_a_start_is_always_a_move_of_the_table(last: LoggedEvent, handing: Info,
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
-def test_only_the_very_same_delivery_adopts(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
+def test_only_the_same_delivery_resumes_its_attempt(
+    last: LoggedEvent, handing: Info, other_waits: bool
+) -> None:
     event = last.event
     own = handing == Info(event.worker, event.message, event.delivery, event.quarantine, handing.previous)
 
@@ -209,7 +213,7 @@ def test_only_the_very_same_delivery_adopts(last: LoggedEvent, handing: Info, ot
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
-def test_a_promised_attempt_starts_if_and_only_if_its_message_builds_on_the_end_of_the_one_before(
+def test_a_next_attempt_starts_only_if_its_message_follows_the_last_outcome(
     last: LoggedEvent, handing: Info, other_waits: bool
 ) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
@@ -223,7 +227,7 @@ def test_a_promised_attempt_starts_if_and_only_if_its_message_builds_on_the_end_
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans(), later=st.integers(1, 5))
-def test_another_due_time_of_a_promised_attempt_changes_no_verdict(
+def test_rescheduling_the_next_attempt_changes_no_verdict(
     last: LoggedEvent, handing: Info, other_waits: bool, later: int
 ) -> None:
     again = replace(last, sequence=last.sequence + later, event=replace(last.event, due=NOON))
@@ -235,7 +239,7 @@ def test_another_due_time_of_a_promised_attempt_changes_no_verdict(
 
 @quick
 @given(handing=handings, started=sequences, state=st.sampled_from(["retrying", "snoozed"]))
-def test_of_an_attempt_and_the_one_promised_after_it_only_the_latter_starts(
+def test_after_an_outcome_only_the_message_of_the_next_attempt_starts(
     handing: Info, started: int, state: str
 ) -> None:
     begun = replace(handing, previous=started)  # it wrote `running` on top of `started`, so above it
@@ -248,7 +252,7 @@ def test_of_an_attempt_and_the_one_promised_after_it_only_the_latter_starts(
 
 @quick
 @given(last=events, handing=handings, previous=sequences, other_waits=st.booleans())
-def test_what_a_message_builds_on_matters_to_a_promised_attempt_alone(
+def test_the_previous_sequence_matters_only_to_a_next_attempt(
     last: LoggedEvent, handing: Info, previous: int, other_waits: bool
 ) -> None:
     if last.state not in ("retrying", "snoozed"):
@@ -259,9 +263,7 @@ def test_what_a_message_builds_on_matters_to_a_promised_attempt_alone(
 
 @quick
 @given(last=events, one=handings, other=handings)
-def test_of_two_deliveries_of_a_message_only_the_newer_takes_over(
-    last: LoggedEvent, one: Info, other: Info
-) -> None:
+def test_only_the_newer_of_two_deliveries_reclaims(last: LoggedEvent, one: Info, other: Info) -> None:
     older, newer = sorted((one.delivery, other.delivery))
 
     message, lane = last.event.message, last.event.quarantine
@@ -275,7 +277,7 @@ def test_of_two_deliveries_of_a_message_only_the_newer_takes_over(
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
-def test_a_take_over_is_final_for_the_one_taken_over(
+def test_a_reclaimed_delivery_cannot_reclaim_the_job_back(
     last: LoggedEvent, handing: Info, other_waits: bool
 ) -> None:
     if judge_start(last, handing, other_waits=other_waits) is not Verdict.RECLAIM:
@@ -295,7 +297,7 @@ def test_a_take_over_is_final_for_the_one_taken_over(
 # -- the record ----------------------------------------------------------------------------------------------
 
 
-def test_a_record_tells_what_the_last_event_says() -> None:
+def test_a_job_record_has_the_fields_of_its_last_event() -> None:
     event = Event(
         "failed",
         "mail",

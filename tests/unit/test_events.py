@@ -178,7 +178,7 @@ def test_the_fast_encoding_of_a_success_equals_that_of_its_event(
 
 @quick
 @given(job=jobs, delivery=deliveries, submitted=stamps)
-def test_a_success_whose_result_has_a_key_of_its_own_says_so(
+def test_a_success_marks_a_result_that_is_stored_under_its_own_key(
     job: Job, delivery: DeliveryInfo, submitted: int
 ) -> None:
     running = encode_running(job, delivery, submitted, submitted)
@@ -238,7 +238,7 @@ def test_arguments_that_are_not_json_are_recorded_by_their_size_and_hash(argumen
 
 
 @pytest.mark.parametrize("depth", [100, *range(196, 206), 4000])
-def test_no_depth_of_the_arguments_makes_a_record_unreadable(depth: int) -> None:
+def test_arguments_of_any_depth_leave_the_record_readable(depth: int) -> None:
     arguments = b"[" * depth + b"]" * depth
 
     for read in (decode(encode(with_arguments(ENDED, arguments))), succeeded_with(arguments)):
@@ -249,20 +249,20 @@ def test_no_depth_of_the_arguments_makes_a_record_unreadable(depth: int) -> None
 # -- what is read --------------------------------------------------------------------------------------------
 
 
-def test_what_is_empty_is_left_out() -> None:
+def test_empty_fields_are_omitted() -> None:
     assert encode(Event("queued", "mail")) == b'{"state":"queued","task":"mail"}'
 
 
-def test_no_progress_and_none_yet_are_two_things() -> None:
+def test_progress_zero_differs_from_no_progress() -> None:
     assert decode(encode(Event("running", "mail", progress=0.0))).progress == 0.0
     assert decode(encode(Event("running", "mail"))).progress is None
 
 
-def test_unknown_fields_are_passed_over() -> None:
+def test_unknown_fields_are_ignored() -> None:
     assert decode(b'{"state":"queued","task":"mail","colour":"red"}') == Event("queued", "mail")
 
 
-def test_what_became_of_a_message_without_a_task_can_be_read() -> None:
+def test_an_event_of_a_message_without_a_task_can_be_decoded() -> None:
     put_away = Event("failed", "", reason="bad_envelope", error="no job")
     assert decode(encode(put_away)) == put_away
 
@@ -288,14 +288,14 @@ def test_what_became_of_a_message_without_a_task_can_be_read() -> None:
     ],
     ids=lambda payload: ascii(payload)[:40],
 )
-def test_what_is_no_event_is_told_apart(payload: bytes) -> None:
+def test_a_payload_that_is_not_an_event_is_refused(payload: bytes) -> None:
     with pytest.raises(BadEnvelope, match="not a record of a job"):
         decode(payload)
 
 
 @quick
 @given(payload=st.binary(max_size=40))
-def test_no_bytes_break_the_reader(payload: bytes) -> None:
+def test_the_decoder_raises_only_its_own_error_for_any_bytes(payload: bytes) -> None:
     with pytest.raises(BadEnvelope):
         decode(payload)
 
@@ -305,13 +305,13 @@ def test_no_bytes_break_the_reader(payload: bytes) -> None:
 
 @quick
 @given(at=moments)
-def test_a_moment_comes_back_to_the_millisecond(at: datetime) -> None:
+def test_a_time_is_decoded_to_the_millisecond(at: datetime) -> None:
     assert parse_time(format_time(at)) == at
 
 
 @quick
 @given(at=moments, hours=st.integers(-23, 23))
-def test_a_moment_is_written_in_utc(at: datetime, hours: int) -> None:
+def test_a_time_is_written_in_utc(at: datetime, hours: int) -> None:
     elsewhere = at.astimezone(timezone(timedelta(hours=hours)))
 
     assert format_time(elsewhere) == format_time(at)
@@ -320,11 +320,11 @@ def test_a_moment_is_written_in_utc(at: datetime, hours: int) -> None:
 
 @quick
 @given(stamp=stamps)
-def test_a_time_in_milliseconds_comes_back(stamp: int) -> None:
+def test_a_time_in_milliseconds_survives_the_round_trip(stamp: int) -> None:
     assert milliseconds(moment_of(stamp).timestamp()) == stamp
 
 
-def test_a_moment_is_cut_to_the_millisecond_and_never_late() -> None:
+def test_a_time_is_rounded_down_to_the_millisecond() -> None:
     assert format_time(datetime(2026, 1, 1, 12, 0, 0, 999_999, tzinfo=UTC)) == "2026-01-01T12:00:00.999Z"
 
 
@@ -341,6 +341,6 @@ def test_a_moment_is_cut_to_the_millisecond_and_never_late() -> None:
         ("2026-01-01T12:00:00.999999999Z", 999_999),
     ],
 )
-def test_a_moment_of_the_servers_is_read_whatever_its_digits(written: str, microseconds: int) -> None:
+def test_a_server_time_is_read_with_any_number_of_digits(written: str, microseconds: int) -> None:
     assert parse_time(written) == datetime(2026, 1, 1, 12, 0, 0, microseconds, tzinfo=UTC)
     assert parse_time(written).tzinfo is UTC

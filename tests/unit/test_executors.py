@@ -63,13 +63,15 @@ Shaped = Callable[[Callable[[], Any]], Callable[[], Any]]
 
 
 @both
-async def test_what_a_function_returns_is_told(kind: Callable[[], Executor], shaped: Shaped) -> None:
+async def test_an_execution_ends_with_the_returned_value(
+    kind: Callable[[], Executor], shaped: Shaped
+) -> None:
     assert await ended(kind(), shaped(lambda: 5)) == Returned(5)
 
 
 @both
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_whatever_a_function_raises_is_told(
+async def test_an_execution_ends_with_any_raised_exception(
     kind: Callable[[], Executor], shaped: Shaped, error: BaseException
 ) -> None:
     end = await ended(kind(), shaped(functools.partial(raises, error)))
@@ -79,7 +81,7 @@ async def test_whatever_a_function_raises_is_told(
 
 
 @both
-async def test_an_executor_lives_after_a_function_wanted_to_end_the_process(
+async def test_an_executor_survives_a_function_that_tries_to_exit_the_process(
     kind: Callable[[], Executor], shaped: Shaped
 ) -> None:
     executor = kind()
@@ -102,7 +104,7 @@ async def test_an_exception_keeps_its_traceback(kind: Callable[[], Executor], sh
 
 
 @both
-async def test_a_function_sees_the_context_it_was_started_in_and_leaves_it_alone(
+async def test_a_function_runs_in_a_copy_of_the_context_of_its_start(
     kind: Callable[[], Executor], shaped: Shaped
 ) -> None:
     def paint() -> str:
@@ -144,7 +146,7 @@ async def test_an_interrupted_coroutine_ends_with_the_cancellation() -> None:
     assert isinstance(end.error, asyncio.CancelledError)
 
 
-async def test_a_coroutine_interrupted_before_its_first_step_never_begins() -> None:
+async def test_a_coroutine_interrupted_before_its_first_step_never_runs() -> None:
     began: list[int] = []
 
     async def work() -> None:
@@ -177,7 +179,7 @@ async def test_an_interrupted_coroutine_may_clean_up_and_return() -> None:
     assert await execution.end == Returned("cleaned up")
 
 
-async def test_a_coroutine_that_swallows_its_cancellation_goes_on_until_it_ends() -> None:
+async def test_a_coroutine_that_swallows_its_cancellation_runs_to_its_end() -> None:
     began, told, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def stubborn() -> str:
@@ -199,7 +201,7 @@ async def test_a_coroutine_that_swallows_its_cancellation_goes_on_until_it_ends(
     assert await execution.end == Returned("late")
 
 
-async def test_an_error_while_cleaning_up_is_told() -> None:
+async def test_an_error_during_cleanup_is_reported() -> None:
     began = asyncio.Event()
 
     async def work() -> None:
@@ -225,7 +227,7 @@ async def test_a_plain_function_on_the_loop_is_an_error_not_a_crash() -> None:
     assert isinstance(end.error, TypeError)
 
 
-def test_a_loop_that_ends_takes_its_coroutines_with_it() -> None:
+def test_closing_the_loop_ends_its_coroutines() -> None:
     seen: list[type[BaseException]] = []
 
     async def work() -> None:
@@ -280,7 +282,7 @@ async def idle(executor: ThreadExecutor) -> None:
     executor._idle.release()
 
 
-async def test_threads_are_no_more_than_ran_at_once() -> None:
+async def test_the_pool_has_as_many_threads_as_ran_at_once() -> None:
     executor = ThreadExecutor()
     seen = set()
     for _ in range(20):
@@ -304,7 +306,7 @@ async def test_an_idle_thread_ends_after_a_while(monkeypatch: pytest.MonkeyPatch
     assert await ended(executor, lambda: "again") == Returned("again")
 
 
-async def test_no_work_is_lost_between_threads_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_work_is_lost_while_threads_start_and_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread, "IDLE_SECONDS", 0.0001)
     executor = ThreadExecutor()
 
@@ -322,14 +324,14 @@ async def test_a_thread_cannot_be_interrupted() -> None:
     assert await execution.end == Returned(True)
 
 
-async def test_a_generators_end_is_an_error_like_others() -> None:
+async def test_stop_iteration_is_reported_like_any_other_error() -> None:
     end = await ended(ThreadExecutor(), lambda: next(iter(())))
 
     assert isinstance(end, Raised)
     assert isinstance(end.error, StopIteration)
 
 
-async def test_an_idle_thread_holds_on_to_nothing() -> None:
+async def test_an_idle_thread_keeps_no_references() -> None:
     class Large:
         pass
 
@@ -372,7 +374,7 @@ def test_a_thread_may_outlive_its_loop() -> None:
     assert executor._idle.acquire(timeout=WAIT)
 
 
-async def test_an_end_that_nobody_waits_for_any_more_is_let_go() -> None:
+async def test_an_end_that_is_no_longer_awaited_is_dropped() -> None:
     release = threading.Event()
     executor = ThreadExecutor()
     execution = executor.start(lambda: release.wait(WAIT))
@@ -384,7 +386,7 @@ async def test_an_end_that_nobody_waits_for_any_more_is_let_go() -> None:
     assert await ended(executor, lambda: "alive") == Returned("alive")
 
 
-def test_a_thread_that_never_ends_does_not_keep_the_process() -> None:
+def test_a_thread_that_never_ends_does_not_block_the_exit_of_the_process() -> None:
     script = """
 import asyncio, threading
 from jsq.executors import ThreadExecutor

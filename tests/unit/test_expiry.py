@@ -31,7 +31,7 @@ def last(state: str, at: datetime = NOON - SECOND, **more: Any) -> LoggedEvent:
 
 
 @pytest.mark.parametrize("state", ["queued", "scheduled"])
-def test_what_was_not_begun_has_expired_from_its_moment_on(state: str) -> None:
+def test_a_job_that_has_not_started_expires_at_its_expiry_time(state: str) -> None:
     assert not has_expired(last(state), NOON - SECOND / 1000)
     assert has_expired(last(state), NOON)
 
@@ -42,26 +42,26 @@ def test_what_was_not_begun_has_expired_from_its_moment_on(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["running", "retrying", "snoozed", "interrupted", *FINAL_STATES])
-def test_what_was_begun_in_time_never_expires(state: str) -> None:
+def test_a_job_that_started_in_time_never_expires(state: str) -> None:
     assert not has_not_started(last(state))
     assert apply_expiry(last(state), NOON + SECOND) == last(state)
 
 
-def test_a_start_that_was_stored_too_late_is_none() -> None:
+def test_a_start_stored_after_the_expiry_does_not_count() -> None:
     assert not has_not_started(last("running", at=NOON))
     assert has_not_started(last("running", at=NOON + SECOND))
 
 
-def test_a_job_that_was_put_off_for_want_of_its_task_has_not_begun() -> None:
+def test_a_job_snoozed_for_an_unknown_task_has_not_started() -> None:
     assert has_expired(last("snoozed", reason="unknown_task"), NOON)
 
 
-def test_without_an_expiry_a_job_waits_for_ever() -> None:
+def test_a_job_without_an_expiry_never_expires() -> None:
     found = LoggedEvent("default", "j1", 9, NOON, Event("queued", "mail"))
     assert not has_expired(found, datetime.max.replace(tzinfo=UTC))
 
 
-def test_a_moment_travels_in_utc_to_the_millisecond() -> None:
+def test_an_expiry_is_stored_in_utc_to_the_millisecond() -> None:
     berlin = timezone(timedelta(hours=2))
     asked = datetime(2026, 7, 1, 15, 0, 0, 123_456, tzinfo=berlin)
     assert expiry_time(asked, None, NOON) == datetime(2026, 7, 1, 13, 0, 0, 123_000, tzinfo=UTC)
@@ -76,12 +76,12 @@ def test_a_moment_travels_in_utc_to_the_millisecond() -> None:
         (NOON + SECOND, NOON + 2 * SECOND, "must be after the start of the job"),
     ],
 )
-def test_a_moment_that_no_job_could_meet_is_refused(expires: Any, due: datetime | None, told: str) -> None:
+def test_an_expiry_that_no_job_could_meet_is_refused(expires: Any, due: datetime | None, told: str) -> None:
     with pytest.raises(BadOption, match=f"expires {told}"):
         expiry_time(expires, due, NOON)
 
 
-def test_messages_and_events_carry_it_as_it_is() -> None:
+def test_messages_and_events_carry_the_expiry_unchanged() -> None:
     assert envelope.decode(envelope.encode(JOB), b"{}", id="j1").expires == NOON
     first = first_event(JOB, "queued")
     assert (first.expires, first.headers, first.tags) == (NOON, {"A": "b"}, ("x",))
@@ -90,7 +90,7 @@ def test_messages_and_events_carry_it_as_it_is() -> None:
     assert (running.expires, running.headers) == (NOON, {"A": "b"})
 
 
-def test_the_headers_that_a_record_has_no_room_for_are_left_out() -> None:
+def test_headers_beyond_the_limit_of_a_record_are_omitted() -> None:
     many = {f"h{n}": "x" * 200 for n in range(60)}
     told = event_headers(many)
     assert 5 < len(told) < 15
@@ -98,14 +98,14 @@ def test_the_headers_that_a_record_has_no_room_for_are_left_out() -> None:
     assert sum(len(name) + len(value) for name, value in told.items()) < MAX_EVENT_HEADER_BYTES
 
 
-def test_a_job_expires_only_until_it_has_begun() -> None:
+def test_the_expiry_ends_with_the_first_start() -> None:
     assert with_log_counts(JOB, last("snoozed", reason="unknown_task")).expires == NOON
     assert with_log_counts(JOB, last("interrupted")).expires is None
     assert next_attempt_of(JOB, Event("retrying"), 7).expires is None
     assert next_attempt_of(JOB, Event("snoozed", reason="unknown_task"), 7).expires == NOON
 
 
-def test_what_a_task_declares_counts_from_its_first_message() -> None:
+def test_a_declared_expiry_counts_from_the_first_message() -> None:
     plain = Job("j1", "mail")
     assert with_declared_expiry(plain, 60.0, NOON.timestamp()).expires == NOON + 60 * SECOND
     assert with_declared_expiry(JOB, 60.0, NOON.timestamp()).expires == NOON
@@ -117,7 +117,7 @@ def test_what_a_task_declares_counts_from_its_first_message() -> None:
 
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_sweep_judges_what_expired_before_things_have_settled(lost: bool, recorded: bool) -> None:
+def test_a_sweep_records_expiries_without_waiting_for_the_minimum_age(lost: bool, recorded: bool) -> None:
     message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, undeliverable=lost, expires=NOON)
     found = last("snoozed", reason="unknown_task") if recorded else None  # none: the message tells it all
 
@@ -126,7 +126,7 @@ def test_a_sweep_judges_what_expired_before_things_have_settled(lost: bool, reco
     assert early is (Inconsistency.UNDELIVERABLE if lost else None)
 
 
-def test_a_job_that_has_begun_does_not_expire_by_its_message() -> None:
+def test_the_message_of_a_started_job_does_not_expire_it() -> None:
     message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, undeliverable=False, expires=NOON)
 
     assert judge_message(message, last("interrupted"), expired_before=NOON + SECOND) is None

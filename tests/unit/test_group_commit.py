@@ -24,19 +24,19 @@ class Load:
         return self.pace.grouped
 
 
-def test_where_each_write_waits_for_the_disk_groups_are_taken() -> None:
+def test_groups_are_used_if_every_write_waits_for_the_disk() -> None:
     load = Load(single=2_000, grouped=8_000)
     load.run(10 * SAMPLE_WRITES)
     assert load.settled
 
 
-def test_where_no_write_waits_groups_are_tried_and_left() -> None:
+def test_groups_are_tried_and_dropped_if_no_write_waits() -> None:
     load = Load(single=25_000, grouped=15_000)
     load.run(10 * SAMPLE_WRITES)
     assert not load.settled
 
 
-def test_groups_that_are_hardly_faster_are_not_taken() -> None:
+def test_groups_that_are_hardly_faster_are_not_used() -> None:
     load = Load(single=1_000, grouped=1_000 * MIN_SPEEDUP * 0.95)
     load.run(10 * SAMPLE_WRITES)
     assert not load.settled
@@ -48,7 +48,7 @@ def test_few_writes_at_once_are_never_grouped() -> None:
     assert not load.settled
 
 
-def test_the_other_way_is_tried_again_after_a_while() -> None:
+def test_the_other_mode_is_sampled_again_after_a_while() -> None:
     load = Load(single=25_000, grouped=15_000)
     load.run(10 * SAMPLE_WRITES)
     load.rates = {False: 2_000, True: 8_000}  # the server was started anew, and syncs always
@@ -58,7 +58,7 @@ def test_the_other_way_is_tried_again_after_a_while() -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_pause_does_not_count_against_a_way(grouped: bool) -> None:
+def test_an_idle_time_does_not_count_against_a_mode(grouped: bool) -> None:
     load = Load(single=2_000, grouped=8_000) if grouped else Load(single=25_000, grouped=15_000)
     for _ in range(40):
         load.run(SAMPLE_WRITES // 4)
@@ -68,7 +68,7 @@ def test_a_pause_does_not_count_against_a_way(grouped: bool) -> None:
     assert load.settled is grouped
 
 
-def test_a_group_is_joined_beside_many_others_only_or_just_after() -> None:
+def test_a_write_joins_a_group_only_during_or_just_after_many_writes() -> None:
     load = Load(single=2_000, grouped=8_000)
     load.now = 0.0  # long before the clock that `wants_group` reads
     load.run(10 * SAMPLE_WRITES)

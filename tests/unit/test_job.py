@@ -70,13 +70,13 @@ def test_a_hostile_name_is_refused_with_the_rule(check: Callable[[str], str], na
 
 
 @pytest.mark.parametrize("name", ["default", "q", "Q", "0", "a-b_c", "a" * 64])
-def test_a_plain_name_is_taken_as_it_is(name: str) -> None:
+def test_a_plain_name_is_accepted_unchanged(name: str) -> None:
     assert check_queue(name) == name
     assert check_id(name) == name
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_QUEUES))
-def test_a_reserved_name_is_no_queue_but_may_be_an_id(name: str) -> None:
+def test_a_reserved_name_may_be_an_id_but_not_a_queue(name: str) -> None:
     with pytest.raises(BadName, match="reserved name"):
         check_queue(name)
 
@@ -103,7 +103,7 @@ def test_a_task_may_be_named_by_parts(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "a.", ".a", "a..b", "a b", "<lambda>", "f.<locals>.g", "a/b", "*", "é", "a" * 129, None]
 )
-def test_what_is_no_task_name_is_refused(name: Any) -> None:
+def test_an_invalid_task_name_is_refused(name: Any) -> None:
     with pytest.raises(BadName, match="task name must"):
         check_task(name)
 
@@ -124,7 +124,7 @@ def test_new_ids_are_unique() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(moments=st.lists(st.integers(0, 2**48 - 1), min_size=2, max_size=10, unique=True))
-def test_ids_sort_as_the_milliseconds_they_were_made_in(moments: list[int]) -> None:
+def test_ids_sort_by_their_creation_time(moments: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         made = []
         for moment in moments:
@@ -137,7 +137,7 @@ def test_ids_sort_as_the_milliseconds_they_were_made_in(moments: list[int]) -> N
 # -- options -------------------------------------------------------------------------------------------------
 
 
-def test_without_options_everything_is_left_to_the_task() -> None:
+def test_without_options_the_task_decides() -> None:
     assert Options().due(NOW) is None
     assert Options().queue is None
 
@@ -158,7 +158,7 @@ def test_options_check_the_id_they_carry(id: Any) -> None:
     "delay", [-1, -0.001, float("nan"), float("inf"), 10**12, "soon", True, [1]], ids=repr
 )
 @pytest.mark.parametrize("field", ["delay", "timeout", "keep_result", "wait_for_room"])
-def test_a_duration_that_cannot_be_is_refused(field: str, delay: Any) -> None:
+def test_an_out_of_range_duration_is_refused(field: str, delay: Any) -> None:
     with pytest.raises(BadOption, match=f"{field} must "):
         Options(**{field: delay})
 
@@ -188,7 +188,7 @@ def test_high_is_served_before_normal_before_low() -> None:
 
 
 @pytest.mark.parametrize("retries", [-1, 10**9, 1.5, "3", True])
-def test_a_number_of_retries_that_cannot_be_is_refused(retries: Any) -> None:
+def test_an_invalid_number_of_retries_is_refused(retries: Any) -> None:
     with pytest.raises(BadOption, match="retries must "):
         Options(retries=retries)
 
@@ -218,17 +218,17 @@ def test_a_delay_is_due_from_now() -> None:
     assert Options(delay=60).due(NOW) == NOW + timedelta(minutes=1)
 
 
-def test_no_delay_is_due_at_once() -> None:
+def test_a_delay_of_zero_is_due_at_once() -> None:
     assert Options(delay=0).due(NOW) is None
 
 
-def test_a_moment_in_the_past_is_due_at_once() -> None:
+def test_a_time_in_the_past_is_due_at_once() -> None:
     assert Options(at=NOW - timedelta(days=1)).due(NOW) is None
     assert Options(at=datetime.min.replace(tzinfo=UTC)).due(NOW) is None
     assert Options(at=datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))).due(NOW) is None
 
 
-def test_a_moment_elsewhere_is_due_at_the_same_moment_in_utc() -> None:
+def test_a_time_in_another_zone_is_converted_to_utc() -> None:
     at = datetime(2026, 7, 1, 16, tzinfo=timezone(timedelta(hours=2)))
 
     due = Options(at=at).due(NOW)
@@ -243,18 +243,18 @@ def test_a_moment_elsewhere_is_due_at_the_same_moment_in_utc() -> None:
     [datetime(2026, 1, 1), datetime(2026, 1, 1, tzinfo=Nowhere()), "2026-01-01", 1_800_000_000, NOW.date()],
     ids=["no zone", "a zone that does not say", "text", "a number", "a date"],
 )
-def test_a_moment_without_a_time_zone_is_refused(at: Any) -> None:
+def test_a_time_without_a_time_zone_is_refused(at: Any) -> None:
     with pytest.raises(BadOption, match="must be a datetime with a time zone"):
         Options(at=at)
 
 
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=-12)), timezone(timedelta(hours=14))])
-def test_a_moment_too_far_ahead_is_refused(zone: tzinfo) -> None:
+def test_a_time_too_far_ahead_is_refused(zone: tzinfo) -> None:
     with pytest.raises(BadOption, match="at most 366 days ahead"):
         read_options(NOW, at=datetime.max.replace(tzinfo=zone))
 
 
-def test_a_moment_that_clocks_leave_out_or_show_twice_is_read_as_python_reads_it() -> None:
+def test_a_time_within_a_clock_change_is_read_as_python_reads_it() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     winter = datetime(2026, 1, 1, tzinfo=UTC)
     left_out = datetime(2026, 3, 29, 2, 30, tzinfo=berlin)
@@ -275,7 +275,7 @@ def test_headers_and_tags_may_be_of_any_script() -> None:
 
 
 @pytest.mark.parametrize("name", ["A:B", "", "a b", "a\r\nb", "é", "-a", "a" * 65, "a.b", 5, None], ids=repr)
-def test_a_header_name_that_cannot_travel_is_refused(name: Any) -> None:
+def test_a_header_name_that_cannot_be_sent_is_refused(name: Any) -> None:
     with pytest.raises(BadName, match="header name must"):
         Options(headers={name: "x"})
 
@@ -292,7 +292,7 @@ def test_a_header_name_that_cannot_travel_is_refused(name: Any) -> None:
         "jsq-again",
     ],
 )
-def test_a_header_of_the_servers_or_our_own_is_reserved(name: str) -> None:
+def test_headers_of_the_server_and_of_jsq_are_reserved(name: str) -> None:
     with pytest.raises(BadName, match="reserved"):
         Options(headers={name: "all"})
 
@@ -300,13 +300,13 @@ def test_a_header_of_the_servers_or_our_own_is_reserved(name: str) -> None:
 @pytest.mark.parametrize(
     "value", ["a\r\nNats-TTL: 1s", "a\nb", "\x00", "\x7f", "\ud800", "\u202e", 5, None], ids=ascii
 )
-def test_a_header_value_of_more_than_a_line_of_text_is_refused(value: Any) -> None:
+def test_a_header_value_must_be_one_line_of_text(value: Any) -> None:
     with pytest.raises(BadOption, match="header X-A must be"):
         Options(headers={"X-A": value})
 
 
 @pytest.mark.parametrize("headers", ["a=b", [("a", "b")], 5], ids=repr)
-def test_headers_that_are_no_mapping_are_refused(headers: Any) -> None:
+def test_headers_that_are_not_a_mapping_are_refused(headers: Any) -> None:
     with pytest.raises(BadOption, match=r"headers must map names to values"):
         Options(headers=headers)
 
@@ -317,7 +317,7 @@ def test_too_many_headers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "🐢", '"'])
-def test_headers_are_measured_as_they_travel(letter: str) -> None:
+def test_headers_are_measured_as_they_are_sent(letter: str) -> None:
     with pytest.raises(BadOption, match="16384 bytes at most"):
         Options(headers={"big": letter * MAX_HEADER_BYTES})
 
@@ -327,7 +327,7 @@ def test_headers_are_measured_as_they_travel(letter: str) -> None:
     assert sum(len(value) for value in sealed.values()) < MAX_HEADER_BYTES + 200
 
 
-def test_escapes_count_though_the_letters_would_fit() -> None:
+def test_escapes_count_towards_the_size_of_headers() -> None:
     with pytest.raises(BadOption, match="headers must take 16384 bytes at most, got '48"):
         Options(headers={"X-A": "é" * 8_000})
 
@@ -347,7 +347,7 @@ def test_the_largest_options_fit_into_the_headers_of_a_message() -> None:
 
 
 @pytest.mark.parametrize("tag", ["", "a" * 65, "a\nb", "\x1b[2J", "\u202e", "\ud800", 5, None], ids=ascii)
-def test_a_tag_that_is_no_line_of_text_is_refused(tag: Any) -> None:
+def test_a_tag_must_be_one_line_of_text(tag: Any) -> None:
     with pytest.raises(BadOption, match="tags must be printable texts"):
         Options(tags=(tag,))
 
@@ -362,7 +362,7 @@ def test_tags_are_a_short_list(tags: Any) -> None:
 
 
 @pytest.mark.parametrize(("failures", "crashes", "attempt"), [(0, 0, 1), (2, 0, 3), (2, 1, 4)])
-def test_attempts_count_what_failed_and_what_crashed(failures: int, crashes: int, attempt: int) -> None:
+def test_the_attempt_number_counts_failures_and_crashes(failures: int, crashes: int, attempt: int) -> None:
     assert Job("j1", "mail", failures=failures, crashes=crashes).attempt == attempt
 
 

@@ -36,7 +36,7 @@ JOB = LoggedEvent("mail", "j1", 9, NOON, Event("queued", "emails.send", tags=("x
         ({"queue": "mail", "tag": "z"}, False),
     ],
 )
-def test_what_is_said_goes_together(which: Any, fits: bool) -> None:
+def test_the_criteria_of_a_filter_are_combined_with_and(which: Any, fits: bool) -> None:
     assert read_criteria(**which).matches(JOB) is fits
 
 
@@ -66,17 +66,17 @@ def test_arguments_are_found_by_their_paths(arg: Any, fits: bool) -> None:
     assert choice.matches_arguments(b"[[7], " + payload + b"]") is fits
 
 
-def test_positional_arguments_are_found_by_their_places() -> None:
+def test_positional_arguments_are_found_by_their_index() -> None:
     assert read_criteria(arg={"0": 7}).matches_arguments(b'[[7, 8], {"0": 9}]')
     assert not read_criteria(arg={"2": 7}).matches_arguments(b"[[7, 8], {}]")
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", b"[" * 100_000, b"5", b"null"])
-def test_what_is_no_object_has_no_arguments(payload: bytes) -> None:
+def test_a_payload_that_is_not_an_object_matches_no_argument(payload: bytes) -> None:
     assert not read_criteria(arg={"a": 1}).matches_arguments(payload)
 
 
-def test_a_value_is_what_json_says() -> None:
+def test_values_are_compared_as_json_values() -> None:
     assert same_json({"a": [1, True]}, {"a": (1.0, True)})
     assert not same_json({"a": 1}, {"a": 1, "b": 2})
     assert not same_json(0, False)
@@ -105,7 +105,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_what_cannot_be_said_is_refused_by_name(bad: str) -> None:
+def test_an_invalid_criterion_is_refused_by_name(bad: str) -> None:
     which, told = BAD[bad]
     with pytest.raises(BadOption, match=told):
         read_criteria(**which)
@@ -118,13 +118,13 @@ def test_bad_names_are_refused() -> None:
         read_criteria(task=["fine", "not fine"])
 
 
-def test_a_choice_that_names_nothing_is_refused_where_it_would_mean_all() -> None:
+def test_an_empty_filter_is_refused_where_it_would_select_all() -> None:
     with pytest.raises(BadOption, match=r"the filter of jobs must name at least one of"):
         read_criteria(UNFINISHED_STATES, named=True)
     assert read_criteria().states == ()
 
 
-def test_a_choice_is_narrowed_to_the_states_it_is_made_among() -> None:
+def test_a_filter_is_restricted_to_the_allowed_states() -> None:
     assert read_criteria(FINAL_STATES, named=True, tag="x").states == FINAL_STATES
     with pytest.raises(BadOption, match=r"must be one of succeeded.*got 'queued'; only ended ones"):
         read_criteria(FINAL_STATES, named=True, why="; only ended ones", state="queued")

@@ -24,12 +24,12 @@ from jsq.worker.stages.key_groups import keeps
 
 
 @pytest.mark.parametrize("key", ["a", "tenant-7", "X_1", "0", "a" * 64])
-def test_a_key_that_can_be_part_of_a_subject_is(key: str) -> None:
+def test_a_key_that_is_a_valid_subject_token_is_used_unchanged(key: str) -> None:
     assert key_token(key) == key
 
 
 @pytest.mark.parametrize("key", ["a.b", "a b", "*", ">", "ü", "-a", "a" * 65, "~" + "0" * 40, "漢字"])
-def test_any_other_key_is_hashed_into_what_no_key_is(key: str) -> None:
+def test_any_other_key_is_hashed_to_a_token_that_is_not_a_key(key: str) -> None:
     token = key_token(key)
 
     assert token.startswith("~")
@@ -41,19 +41,19 @@ def test_any_other_key_is_hashed_into_what_no_key_is(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "a\nb", "\x00", "\ud800", "a" * 257, 7, b"a", ["a"]])
-def test_what_is_no_key_is_refused(key: object) -> None:
+def test_an_invalid_key_is_refused(key: object) -> None:
     with pytest.raises(BadOption, match=r"key must be printable text of 1 to 256"):
         check_key(key)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1_001, True, 1.0, "2"])
-def test_what_is_no_number_of_jobs_is_refused(number: object) -> None:
+def test_an_invalid_number_of_jobs_per_key_is_refused(number: object) -> None:
     with pytest.raises(BadOption, match=r"per_key must be a whole number from 1 to 1,000"):
         check_per_key(number)
 
 
 @pytest.mark.parametrize("weights", [{"a": 0}, {"a": True}, {"a": 1.5}, {"": 1}, ["a"], {7: 1}])
-def test_what_are_no_weights_is_refused(weights: object) -> None:
+def test_invalid_weights_are_refused(weights: object) -> None:
     with pytest.raises(BadOption):
         check_weights(weights)
 
@@ -70,13 +70,13 @@ def test_what_are_no_weights_is_refused(weights: object) -> None:
         (2, GroupLimits(per_key=1), "attempt", 2),
     ],
 )
-def test_what_a_submit_says_goes_before_what_its_queue_says(
+def test_the_limit_of_a_submit_overrides_that_of_the_queue(
     per_key: int | None, rule: GroupLimits, place: SlotKind, most: int
 ) -> None:
     assert slot_for(WaitingJob("a", "k", per_key), rule) == (place, most)
 
 
-def test_a_turn_takes_as_many_as_there_is_room_for_and_again_when_one_has_left() -> None:
+def test_a_group_admits_jobs_up_to_its_limit_and_again_after_a_release() -> None:
     rule, turn = GroupLimits(per_key=2), GroupState()
 
     for number, id in enumerate("ab", 1):
@@ -92,7 +92,7 @@ def test_a_turn_takes_as_many_as_there_is_room_for_and_again_when_one_has_left()
     assert (turn.slot_of("a"), turn.slot_of("c")) == (SlotHolder("a", "attempt"), None)
 
 
-def test_who_is_late_to_leave_does_not_give_up_the_place_that_the_job_was_given_since() -> None:
+def test_a_late_release_does_not_release_a_newer_slot_of_the_same_job() -> None:
     rule, back = GroupLimits(per_key=2), WaitingJob("a", "k", sequence=9, previous_sequence=70)
     turn = GroupState((SlotHolder("a", "attempt", 0),))
 
@@ -105,7 +105,7 @@ def test_who_is_late_to_leave_does_not_give_up_the_place_that_the_job_was_given_
     assert turn.without({"a": 70}).slots == ()
 
 
-def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
+def test_a_lower_limit_admits_no_job_until_enough_slots_are_released() -> None:
     turn = GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "attempt"), SlotHolder("c", "attempt")))
 
     assert not turn.has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
@@ -113,7 +113,7 @@ def test_a_lower_limit_lets_nobody_on_until_enough_have_left() -> None:
     assert turn.without({"a": 0, "b": 0}).has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
 
 
-def test_those_who_keep_their_place_until_they_begin_do_not_wait_for_the_others() -> None:
+def test_slots_that_are_held_until_the_start_have_a_limit_of_their_own() -> None:
     turn = GroupState(
         (SlotHolder("a", "attempt"), *(SlotHolder(str(number), "start") for number in range(READY_PER_KEY)))
     )
@@ -148,7 +148,7 @@ def test_with_weights_keys_are_served_in_proportion() -> None:
     assert all(started[n : n + span].count("tin") == READY_PER_KEY for n in range(200 - span))
 
 
-def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() -> None:
+def test_no_order_of_admissions_and_releases_exceeds_the_limit() -> None:
     for seed in range(50):
         chance, rule, turn, line = (
             random.Random(seed),
@@ -181,7 +181,7 @@ def test_no_order_of_comings_and_goings_lets_on_more_than_there_is_room_for() ->
         (Event("interrupted"), True, True, False),
     ],
 )
-def test_a_slot_is_kept_over_the_events_that_it_is_for(
+def test_a_slot_is_held_over_the_events_of_its_kind(
     event: Event, job: bool, attempt: bool, start: bool
 ) -> None:
     assert [keeps("job", event), keeps("attempt", event), keeps("start", event)] == [job, attempt, start]
@@ -195,13 +195,13 @@ def test_a_slot_is_kept_over_the_events_that_it_is_for(
         GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "start")), ("b",), 7),
     ],
 )
-def test_a_turn_is_read_as_it_was_written(turn: GroupState) -> None:
+def test_a_group_state_is_decoded_as_it_was_encoded(turn: GroupState) -> None:
     assert turns.decode(turns.encode(turn)) == turn
 
 
 @pytest.mark.parametrize(
     "payload", [b"", b"[]", b"{}", b'{"slots":{"a":["often",0]},"admitted_up_to":0}', b'{"slots":[]}']
 )
-def test_what_is_no_turn_is_refused(payload: bytes) -> None:
+def test_an_invalid_group_state_is_refused(payload: bytes) -> None:
     with pytest.raises(BadEnvelope):
         turns.decode(payload)

@@ -560,7 +560,7 @@ def play(life: Life, steps: Iterable[Step]) -> None:
 
 
 @pytest.mark.parametrize("examples", [100, pytest.param(5_000, marks=pytest.mark.proof)])
-def test_no_order_of_deaths_and_lost_answers_loses_a_job_or_ends_it_twice(examples: int) -> None:
+def test_no_order_of_crashes_and_lost_replies_loses_a_job_or_ends_it_twice(examples: int) -> None:
     run_state_machine_as_test(Life, settings=settings(THOROUGH, max_examples=examples))
 
 
@@ -575,7 +575,7 @@ def test_a_job_that_expires_after_its_only_attempt_was_interrupted_keeps_the_cou
 
 
 @pytest.mark.parametrize("faulty", FAULTY)
-def test_a_faulty_model_fails_on_a_counterexample_that_the_right_one_passes(faulty: type[Life]) -> None:
+def test_the_counterexample_of_a_faulty_model_passes_the_correct_one(faulty: type[Life]) -> None:
     play(Life(), COUNTEREXAMPLES[faulty])
 
     with pytest.raises(AssertionError):
@@ -589,5 +589,5 @@ def test_a_search_finds_the_fault_of_a_model(faulty: type[Life]) -> None:
         run_state_machine_as_test(faulty, settings=SEARCH)
 
 
-def test_every_outcome_is_tried() -> None:
+def test_the_model_covers_every_outcome() -> None:
     assert {state_of(outcome) for outcome in OUTCOMES} == set(TRANSITIONS["running"]) - {"running"}

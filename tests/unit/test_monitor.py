@@ -35,11 +35,11 @@ def told(*rounds: list[ServerReport]) -> list[tuple[str, str]]:
     return [(one.severity, one.subject) for one in judge_copies(rounds)]
 
 
-def test_copies_that_hold_the_same_are_well() -> None:
+def test_equal_replicas_are_reported_as_ok() -> None:
     assert told(servers(FULL, FULL, FULL)) == [("ok", "replicas")]
 
 
-def test_a_copy_that_lacks_messages_is_an_error_that_names_the_fullest() -> None:
+def test_a_replica_that_lacks_messages_is_an_error_that_names_the_fullest() -> None:
     [found] = judge_copies([servers(FULL, StreamCopy(31_968, 1, 40_000), FULL)] * 3)
 
     assert (found.severity, found.subject) == ("error", "stream READY")
@@ -47,7 +47,7 @@ def test_a_copy_that_lacks_messages_is_an_error_that_names_the_fullest() -> None
     assert "step-down READY --preferred n0" in found.message
 
 
-def test_copies_of_a_busy_stream_that_keep_up_are_well() -> None:
+def test_replicas_of_a_busy_stream_that_keep_up_are_reported_as_ok() -> None:
     """Each was read at another moment."""
     rounds = [
         servers(
@@ -61,7 +61,7 @@ def test_copies_of_a_busy_stream_that_keep_up_are_well() -> None:
     assert told(*rounds) == [("ok", "replicas")]
 
 
-def test_a_busy_stream_with_a_damaged_copy_is_an_error() -> None:
+def test_a_busy_stream_with_a_damaged_replica_is_an_error() -> None:
     rounds = [
         servers(StreamCopy(at, 1, at), StreamCopy(at - 900, 1, at), StreamCopy(at, 1, at))
         for at in (1000, 1050, 1100)
@@ -70,7 +70,7 @@ def test_a_busy_stream_with_a_damaged_copy_is_an_error() -> None:
     assert told(*rounds) == [("error", "stream READY")]
 
 
-def test_a_copy_that_is_not_current_is_not_compared() -> None:
+def test_a_replica_that_is_not_current_is_not_compared() -> None:
     behind = servers(FULL, FULL, StreamCopy(10, 1, 10), current=frozenset({"n0", "n1"}))
 
     assert told(behind) == [("ok", "replicas")]
@@ -98,7 +98,7 @@ def test_without_reports_nothing_is_compared() -> None:
     ],
     ids=str,
 )
-def test_a_server_is_judged_by_itself(wrong: dict[str, Any], severity: str, says: str) -> None:
+def test_each_server_is_judged_by_its_own_report(wrong: dict[str, Any], severity: str, says: str) -> None:
     [found] = judge_server(report("n0", FULL, **wrong), 30.0)
 
     assert (found.severity, found.subject) == (severity, "server n0")
@@ -133,7 +133,7 @@ def test_a_report_holds_only_the_streams_of_the_namespace() -> None:
 
 
 @pytest.mark.parametrize(("told", "ahead"), [(10.0, 0.0), (10.4, 0.0), (12.0, 1.5), (9.0, -1.0), (10.5, 0.0)])
-def test_a_clock_is_off_only_by_what_is_beyond_doubt(told: float, ahead: float) -> None:
+def test_a_clock_offset_excludes_the_uncertainty_of_the_reply(told: float, ahead: float) -> None:
     assert clock_offset(told, 10.0, 10.5) == ahead
 
 

@@ -48,7 +48,7 @@ def judged(error: BaseException, *, failures: int = 0, policy: RetryPolicy = STE
 # -- judge ---------------------------------------------------------------------------------------------------
 
 
-def test_an_error_is_tried_again_after_the_wait_of_its_turn() -> None:
+def test_an_error_is_retried_after_the_delay_of_its_attempt() -> None:
     waits = [judged(ValueError("no"), failures=failures) for failures in (0, 1)]
 
     assert [(wait.delay, wait.counts_as_failure) for wait in waits if isinstance(wait, TryAgain)] == [
@@ -64,7 +64,7 @@ def test_an_error_after_the_last_retry_fails_the_job() -> None:
     assert (outcome.reason, outcome.fault.error) == ("error", "ValueError: no")
 
 
-def test_a_timeout_is_tried_again_and_fails_under_its_own_name() -> None:
+def test_a_timeout_is_retried_and_then_fails_with_reason_timeout() -> None:
     first, last = judged(TaskTimeout("too long")), judged(TaskTimeout("too long"), failures=2)
 
     assert isinstance(first, TryAgain)
@@ -72,21 +72,21 @@ def test_a_timeout_is_tried_again_and_fails_under_its_own_name() -> None:
     assert last.reason == "timeout"
 
 
-def test_a_timeout_error_of_the_tasks_own_is_an_error() -> None:
+def test_a_timeout_error_raised_by_the_task_is_an_ordinary_error() -> None:
     outcome = judged(TimeoutError("the other side"), failures=2)
 
     assert isinstance(outcome, Failed)
     assert outcome.reason == "error"
 
 
-def test_a_retry_with_a_delay_waits_as_it_says() -> None:
+def test_a_retry_with_a_delay_waits_for_that_delay() -> None:
     outcome = judged(Retry("busy", delay=7))
 
     assert isinstance(outcome, TryAgain)
     assert (outcome.delay, outcome.counts_as_failure, outcome.fault.error) == (7.0, True, "Retry: busy")
 
 
-def test_a_retry_without_a_delay_waits_as_the_policy_says() -> None:
+def test_a_retry_without_a_delay_waits_as_the_policy_defines() -> None:
     outcome = judged(Retry("busy"), failures=1)
 
     assert isinstance(outcome, TryAgain)
@@ -100,21 +100,21 @@ def test_a_retry_at_once_does_not_wait() -> None:
     assert outcome.delay == 0.0
 
 
-def test_a_retry_spends_a_retry() -> None:
+def test_a_raised_retry_counts_as_a_retry() -> None:
     outcome = judged(Retry("busy", delay=7), failures=2)
 
     assert isinstance(outcome, Failed)
     assert outcome.reason == "error"
 
 
-def test_a_snooze_spends_nothing_however_often() -> None:
+def test_a_snooze_never_counts_as_a_retry() -> None:
     outcome = judged(Snooze(60, "not yet"), failures=1_000)
 
     assert isinstance(outcome, TryAgain)
     assert (outcome.delay, outcome.counts_as_failure) == (60.0, False)
 
 
-def test_a_traceback_begins_where_the_users_code_does() -> None:
+def test_a_traceback_starts_in_the_code_of_the_user() -> None:
     from jsq.errors import seconds
 
     try:
@@ -125,7 +125,7 @@ def test_a_traceback_begins_where_the_users_code_does() -> None:
     assert "test_outcome.py" in told.splitlines()[0]
 
 
-def test_a_traceback_loses_the_frames_of_the_package_that_it_begins_with() -> None:
+def test_leading_frames_of_jsq_are_removed_from_a_traceback() -> None:
     frames: dict[str, Any] = {"__name__": "jsq.worker.run"}  # not a module beside that of `describe_error`
     exec("def call(function): return function()", frames)
     try:
@@ -137,7 +137,7 @@ def test_a_traceback_loses_the_frames_of_the_package_that_it_begins_with() -> No
     assert "test_outcome.py" in first
 
 
-def test_a_rejected_job_is_not_tried_again() -> None:
+def test_a_rejected_job_is_not_retried() -> None:
     outcome = judged(Reject("never"))
 
     assert isinstance(outcome, Failed)
@@ -145,11 +145,11 @@ def test_a_rejected_job_is_not_tried_again() -> None:
 
 
 @pytest.mark.parametrize("error", [UnknownTask("mail"), BadArguments("x: missing"), BadResult("a socket")])
-def test_what_a_submit_inside_the_task_raised_is_an_error_like_any_other(error: Exception) -> None:
+def test_an_error_of_a_submit_within_a_task_is_retried_like_any_other(error: Exception) -> None:
     assert isinstance(judged(error), TryAgain)
 
 
-def test_signals_of_a_users_own_are_understood() -> None:
+def test_subclasses_of_signals_are_recognized() -> None:
     class Busy(Retry):
         def __init__(self) -> None:
             pass
@@ -193,7 +193,7 @@ def ruled(**options: Any) -> RetryPolicy:
     return build_policy(3, Backoff("none"), **options)
 
 
-def test_an_error_that_is_not_to_be_tried_again_fails_at_once() -> None:
+def test_an_error_that_is_not_to_be_retried_fails_at_once() -> None:
     only = ruled(retry_on=ConnectionError)
 
     assert isinstance(judged(ConnectionResetError("gone"), policy=only), TryAgain)
@@ -202,14 +202,14 @@ def test_an_error_that_is_not_to_be_tried_again_fails_at_once() -> None:
     assert (outcome.reason, outcome.fault.error) == ("error", "KeyError: 'k'")
 
 
-def test_a_timeout_is_tried_again_where_it_is_named() -> None:
+def test_a_timeout_is_retried_if_retry_on_names_it() -> None:
     assert isinstance(judged(TaskTimeout("late"), policy=ruled(retry_on=TimeoutError)), TryAgain)
     outcome = judged(TaskTimeout("late"), policy=ruled(retry_on=ConnectionError))
     assert isinstance(outcome, Failed)
     assert outcome.reason == "timeout"
 
 
-def test_each_type_has_its_own_retries_and_waits_and_failures_are_counted_together() -> None:
+def test_error_types_have_their_own_policies_and_share_one_failure_count() -> None:
     each = ruled(retry={ConnectionError: Retries(5, backoff=[7]), KeyError: Retries(1, backoff=[1])})
 
     outcomes = [judged(error, failures=4, policy=each) for error in (ConnectionError(), KeyError())]
@@ -219,7 +219,7 @@ def test_each_type_has_its_own_retries_and_waits_and_failures_are_counted_togeth
     assert isinstance(outcomes[1], Failed)
 
 
-def test_a_predicate_is_asked_with_the_error_and_the_attempt() -> None:
+def test_a_predicate_is_called_with_the_error_and_the_attempt() -> None:
     seen: list[tuple[str, int]] = []
 
     def when(error: BaseException, attempt: int) -> bool:
@@ -237,7 +237,7 @@ def test_a_predicate_is_asked_with_the_error_and_the_attempt() -> None:
     assert [type(outcome) for outcome in outcomes] == [TryAgain, Failed]
 
 
-def test_a_predicate_is_not_asked_about_what_is_decided() -> None:
+def test_a_predicate_is_not_called_for_an_error_that_is_decided_already() -> None:
     def when(error: BaseException, attempt: int) -> bool:
         raise AssertionError("asked")
 
@@ -251,7 +251,7 @@ def test_a_predicate_is_not_asked_about_what_is_decided() -> None:
     assert spent.fault.error == "ValueError: no"
 
 
-def test_a_predicate_that_raises_is_told_and_says_nothing() -> None:
+def test_a_predicate_that_raises_is_recorded_and_ignored() -> None:
     def when(error: BaseException, attempt: int) -> bool:
         return error.status > 500  # type: ignore[attr-defined,no-any-return]  # what users write
 
@@ -270,7 +270,7 @@ def test_a_predicate_that_raises_is_told_and_says_nothing() -> None:
     window=st.none() | st.floats(0, 1000),
     counts=st.booleans(),
 )
-def test_what_ends_first_ends_the_job_window_or_deadline(
+def test_the_earlier_of_retry_window_and_deadline_ends_the_job(
     delay: float, left: float | None, window: float | None, counts: bool
 ) -> None:
     again = TryAgain(delay, Fault("ValueError: no"), counts_as_failure=counts, final_reason="timeout")
@@ -291,7 +291,7 @@ def test_what_ends_first_ends_the_job_window_or_deadline(
 # -- describe ------------------------------------------------------------------------------------------------
 
 
-def test_an_exception_is_told_with_its_type_and_where_it_was_raised() -> None:
+def test_an_exception_is_described_with_its_type_and_traceback() -> None:
     fault = describe_error(caught(ValueError("no such town")))
 
     assert fault.error == "ValueError: no such town"
@@ -303,7 +303,7 @@ def test_an_exception_without_a_message_is_its_type() -> None:
 
 
 @pytest.mark.parametrize("second", [RuntimeError, SystemExit, KeyboardInterrupt, RecursionError])
-def test_an_exception_that_cannot_be_told_is_still_named(second: type[BaseException]) -> None:
+def test_an_exception_whose_message_raises_is_described_by_its_type(second: type[BaseException]) -> None:
     class Hostile(Exception):
         def __str__(self) -> str:
             raise second
@@ -313,7 +313,7 @@ def test_an_exception_that_cannot_be_told_is_still_named(second: type[BaseExcept
     assert fault.error == f"Hostile: <its message raised {second.__name__}>"
 
 
-def test_an_exception_whose_text_is_no_text_is_still_named() -> None:
+def test_an_exception_whose_message_is_not_text_is_described_by_its_type() -> None:
     class Hostile(Exception):
         def __str__(self) -> Any:
             return 5
@@ -351,7 +351,7 @@ def test_a_deep_traceback_keeps_its_innermost_frames() -> None:
     assert 'raise ValueError("the bottom")' in fault.traceback
 
 
-def test_endless_recursion_is_told() -> None:
+def test_endless_recursion_is_described() -> None:
     def down() -> None:
         down()
 
@@ -375,12 +375,12 @@ def test_any_message_can_be_sent(message: str) -> None:
 
 @given(text=st.text())
 @settings(deadline=None, max_examples=30)
-def test_plain_text_is_left_alone(text: str) -> None:
+def test_plain_text_is_unchanged(text: str) -> None:
     assert replace_surrogates(text) == text
 
 
 @given(delay=st.floats(0, 1000), left=st.floats(0, 1000))
-def test_no_other_attempt_is_made_at_the_deadline_or_after(delay: float, left: float) -> None:
+def test_no_attempt_starts_at_or_after_the_deadline(delay: float, left: float) -> None:
     again = TryAgain(delay, Fault("ValueError: no", "where"))
 
     outcome = apply_deadline(again, left)
@@ -397,11 +397,11 @@ def test_no_other_attempt_is_made_at_the_deadline_or_after(delay: float, left: f
     [Succeeded(b"1"), Failed("error", Fault("no")), Interrupted()],
     ids=lambda one: type(one).__name__,
 )
-def test_what_is_decided_stays_so_after_the_deadline(outcome: Outcome) -> None:
+def test_a_final_outcome_is_unchanged_after_the_deadline(outcome: Outcome) -> None:
     assert apply_deadline(outcome, -5) is outcome
 
 
-def test_without_a_deadline_a_job_has_all_the_time() -> None:
+def test_a_job_without_a_deadline_is_retried_after_any_delay() -> None:
     assert apply_deadline(TryAgain(10**9, Fault("")), None) == TryAgain(10**9, Fault(""))
 
 

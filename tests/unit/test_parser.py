@@ -80,7 +80,7 @@ async def read(reader: NatsParser, chunks: list[bytes], turns: list[bool]) -> No
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data(), items=st.lists(messages | commands, max_size=8))
-def test_however_the_stream_is_cut_all_is_heard_in_order(data: st.DataObject, items: list[Any]) -> None:
+def test_messages_arrive_in_order_for_any_split_of_the_stream(data: st.DataObject, items: list[Any]) -> None:
     stream = b"".join(map(written, items))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) if a < b]
@@ -102,7 +102,7 @@ async def test_a_large_message_in_small_pieces_is_joined_once() -> None:
     assert library.told == [(OURS, b"", b"", body)]
 
 
-async def test_a_callback_that_raises_does_not_end_the_reading(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_callback_that_raises_does_not_stop_the_parser(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[bytes] = []
 
     def hear(message: Reply) -> None:
@@ -117,19 +117,19 @@ async def test_a_callback_that_raises_does_not_end_the_reading(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("line", [b"MSG a.b 7\r\n", b"MSG a.b 7 x\r\n", b"HMSG a.b 7 5\r\n", b"MSG\r\n"])
-async def test_what_is_no_protocol_is_an_error_of_the_librarys(line: bytes) -> None:
+async def test_invalid_protocol_raises_the_protocol_error_of_the_library(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         await made(Library()).parse(line + b"12345\r\n")
 
 
-async def test_what_is_said_goes_out_after_each_chunk() -> None:
+async def test_the_flush_callback_runs_after_each_chunk() -> None:
     spoken: list[int] = []
     reader = NatsParser(Library(), {b"7": lambda message: None}, lambda: spoken.append(1))
     await read(reader, [written((OURS, b"", b"", b"1")) * 3, written("ping")], [True, True])
     assert len(spoken) == 3  # the chunk of messages; the one that was passed on; the library's reading of it
 
 
-async def test_on_a_new_connection_it_begins_anew() -> None:
+async def test_reset_discards_the_partial_message_of_the_old_connection() -> None:
     library = Library()
     reader = made(library)
     await read(reader, [written((OURS, b"", b"", b"lost"))[:-3]], [True])
@@ -138,7 +138,7 @@ async def test_on_a_new_connection_it_begins_anew() -> None:
     assert library.told == [(OURS, b"", b"", b"whole")]
 
 
-async def test_a_command_that_the_library_stumbles_over_is_an_error_of_the_protocol() -> None:
+async def test_any_error_of_a_command_is_reported_as_a_protocol_error() -> None:
     """At any other error the library would stop reading, and leave the connection open."""
 
     class Stumbling(Library):

@@ -17,7 +17,7 @@ def after(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def test_a_job_is_held_by_its_task_and_by_its_key_until_the_later_of_both() -> None:
+def test_pauses_of_task_and_key_hold_a_job_until_the_later_end() -> None:
     holds = PauseSet().with_pause(Pause(task="send", until=after(5)), NOW).with_pause(Pause(key="a"), NOW)
 
     assert holds.of_job("send", "", NOW) == Pause(task="send", until=after(5))
@@ -27,14 +27,14 @@ def test_a_job_is_held_by_its_task_and_by_its_key_until_the_later_of_both() -> N
     assert holds.of_queue(NOW) is None
 
 
-def test_a_task_and_a_key_of_one_name_are_two_and_neither_is_the_queue() -> None:
+def test_pauses_of_a_task_a_key_and_a_queue_of_one_name_are_distinct() -> None:
     places = {Pause(task="queue").scope, Pause(key="queue").scope, Pause().scope}
 
     assert len(places) == 3
     assert Pause().scope == WHOLE_QUEUE
 
 
-def test_what_has_ended_is_forgotten() -> None:
+def test_an_ended_pause_is_removed() -> None:
     holds = PauseSet().with_pause(Pause(until=after(5)), NOW)
 
     assert holds.of_queue(after(4)) is not None
@@ -42,7 +42,7 @@ def test_what_has_ended_is_forgotten() -> None:
     assert not holds.without("other", after(5))
 
 
-def test_a_pause_takes_the_place_of_one_and_a_rate_limit_never_ends_a_hold_earlier() -> None:
+def test_a_pause_replaces_another_and_a_rate_limit_never_shortens_one() -> None:
     paused = PauseSet().with_pause(Pause(until=after(60)), NOW)
     assert paused.with_pause(Pause(until=after(5)), NOW).of_queue(NOW) == Pause(until=after(5))
 
@@ -52,7 +52,7 @@ def test_a_pause_takes_the_place_of_one_and_a_rate_limit_never_ends_a_hold_earli
     assert PauseSet().with_pause(limited, NOW).with_pause(Pause(), NOW).of_queue(NOW) == Pause()
 
 
-def test_too_many_holds_are_refused_with_the_limit() -> None:
+def test_too_many_pauses_are_refused_with_the_limit() -> None:
     holds = PauseSet({Pause(key=str(number)).scope: Pause(key=str(number)) for number in range(MAX_PAUSES)})
 
     with pytest.raises(BadOption, match=r"key must not be paused: the queue has 1,000 pauses"):
@@ -60,7 +60,7 @@ def test_too_many_holds_are_refused_with_the_limit() -> None:
     assert holds.with_pause(Pause(key="5"), NOW) == holds
 
 
-def test_holds_come_back_as_they_were_written() -> None:
+def test_pauses_are_decoded_as_they_were_encoded() -> None:
     holds = PauseSet()
     for hold in (Pause(), Pause(task="a.b", until=after(1.5)), Pause(key="ä \u202e", reason="rate_limited")):
         holds = holds.with_pause(hold, NOW)
@@ -69,11 +69,11 @@ def test_holds_come_back_as_they_were_written() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"task":1}]', b"null", b"\xff"])
-def test_what_is_no_record_of_holds_holds_nothing(body: bytes) -> None:
+def test_an_invalid_record_of_pauses_pauses_nothing(body: bytes) -> None:
     assert decode_pauses(body) == PauseSet()
 
 
-def test_what_ends_earlier_than_before_lets_back_what_was_put_aside() -> None:
+def test_a_pause_that_now_ends_earlier_releases_its_jobs() -> None:
     before = PauseSet().with_pause(Pause(task="a", until=after(60)), NOW)
 
     assert ends_earlier(before, PauseSet(), Pause(task="a").scope)
@@ -84,7 +84,7 @@ def test_what_ends_earlier_than_before_lets_back_what_was_put_aside() -> None:
     assert not ends_earlier(PauseSet(), before, Pause(task="a").scope)
 
 
-def test_a_record_lasts_as_long_as_its_last_hold() -> None:
+def test_a_record_of_pauses_lives_as_long_as_its_last_pause() -> None:
     holds = PauseSet().with_pause(Pause(key="a", until=after(60)), NOW)
 
     assert 60 < (pauses_ttl(holds, NOW) or 0) <= 62
@@ -93,7 +93,7 @@ def test_a_record_lasts_as_long_as_its_last_hold() -> None:
 
 
 @pytest.mark.parametrize("until", [60, 60.0, timedelta(minutes=1), NOW + timedelta(minutes=1)])
-def test_the_end_of_a_pause_is_a_moment_or_so_many_seconds_from_now(until: float) -> None:
+def test_the_end_of_a_pause_is_a_time_or_a_number_of_seconds(until: float) -> None:
     assert read_pause_end(until, NOW) == after(60)
     assert read_pause_end(after(60).astimezone(timezone(timedelta(hours=5))), NOW) == after(60)
     assert read_pause_end(None, NOW) is None
@@ -102,14 +102,14 @@ def test_the_end_of_a_pause_is_a_moment_or_so_many_seconds_from_now(until: float
 @pytest.mark.parametrize(
     "until", [0, -1, float("nan"), float("inf"), 10**9, True, "soon", after(-1), NOW, datetime(2030, 1, 1)]
 )
-def test_a_bad_end_of_a_pause_is_refused(until: float) -> None:
+def test_an_invalid_end_of_a_pause_is_refused(until: float) -> None:
     with pytest.raises(BadOption) as caught:
         read_pause_end(until, NOW)
 
     assert caught.value.field == "until"
 
 
-def test_rate_limited_puts_its_job_off_and_spends_no_retry() -> None:
+def test_rate_limited_defers_its_job_and_counts_no_retry() -> None:
     outcome = judge_outcome(RateLimited(30, "429"), failures=0, policy=RetryPolicy(0), pick=max)
 
     assert isinstance(outcome, TryAgain)

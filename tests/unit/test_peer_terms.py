@@ -139,7 +139,7 @@ def test_a_filter_of_jobs_does_not_answer_with_options_of_a_submit() -> None:
     assert caught.value.rule == "there is no option task_id; is task meant?"
 
 
-def test_no_term_is_a_name_of_jsq() -> None:
+def test_no_peer_term_is_a_name_of_jsq() -> None:
     assert set(peer_terms.OPTION_TERMS) & OPTION_NAMES == set()
     assert [
         f"{owner.__name__}.{name}" for owner, terms in OWNERS for name in terms if hasattr(owner, name)

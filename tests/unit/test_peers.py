@@ -41,7 +41,7 @@ CODE = [code for code in code_of_jsq() if "(" in code and not code.startswith("j
 
 
 @pytest.mark.parametrize("code", CODE)
-def test_the_code_of_jsq_in_the_tables_can_be_written(code: str) -> None:
+def test_the_jsq_code_in_the_tables_is_valid(code: str) -> None:
     text = code.removeprefix("@").removeprefix("raise ").removeprefix("await ")
     text = text.removeprefix("async for result in ")
     [call] = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]

@@ -65,13 +65,13 @@ def slots(found: SlotTable) -> dict[str, int]:
         ([0, 4], 3, 3, 0),
     ],
 )
-def test_slots_are_filled_to_a_level(wants: list[int], limit: int, level: int, left: int) -> None:
+def test_shares_of_slots_are_equalized(wants: list[int], limit: int, level: int, left: int) -> None:
     found, rest = fair_level(wants, limit)
     assert (min(found, max(wants, default=0)), rest) == (level, left)
 
 
 @given(tables, limits)
-def test_shares_use_the_limit_and_no_more(before: SlotTable, limit: int) -> None:
+def test_shares_use_exactly_the_limit(before: SlotTable, limit: int) -> None:
     shares = before.shares(limit)
     wanted = {name: one.wanted for name, one in before.holders.items()}
     assert sum(shares.values()) == min(limit, sum(wanted.values()))
@@ -80,19 +80,19 @@ def test_shares_use_the_limit_and_no_more(before: SlotTable, limit: int) -> None
     assert max(shares.values(), default=0) <= least + 1
 
 
-def test_what_cannot_be_divided_stays_where_it_is() -> None:
+def test_an_indivisible_slot_stays_with_its_worker() -> None:
     assert table(a=(1, 9, 5), b=(2, 9, 9)).shares(3) == {"a": 1, "b": 2}
     assert table(a=(0, 1, 5), b=(1, 1, 9)).shares(1) == {"a": 0, "b": 1}
 
 
-def test_the_first_free_slot_is_for_the_worker_that_waits_longest() -> None:
+def test_the_first_free_slot_goes_to_the_worker_that_waits_longest() -> None:
     assert table(a=(0, 1, 7), b=(0, 1, 3), c=(0, 1, 5)).shares(1) == {"a": 0, "b": 1, "c": 0}
 
 
 # -- what a worker does ----------------------------------------------------------------------------------
 
 
-def test_a_worker_alone_takes_what_it_wants_and_no_more_than_there_is() -> None:
+def test_a_single_worker_takes_the_slots_it_wants_up_to_the_limit() -> None:
     assert slots(settle(SlotTable(), "a", SlotUse(wanted=3), 5)) == {"a": 3}
     assert slots(settle(SlotTable(), "a", SlotUse(wanted=30), 5)) == {"a": 5}
 
@@ -129,7 +129,7 @@ def test_a_lower_limit_is_reached_as_jobs_end() -> None:
     assert settle(before, "a", SlotUse(running=1, wanted=9, least=9), 2).of("a").slots == 2
 
 
-def test_a_busy_worker_gives_its_slot_up_after_a_while_to_one_that_has_none() -> None:
+def test_a_busy_worker_eventually_yields_its_slot_to_one_without_any() -> None:
     before = table(a=(1, 9, 10.0), b=(0, 1, 11.0))
     busy = SlotUse(running=0, wanted=9, backlog=True, least=9)
     early, late = 10.0 + TURN_SECONDS / 2, 10.0 + TURN_SECONDS
@@ -140,12 +140,12 @@ def test_a_busy_worker_gives_its_slot_up_after_a_while_to_one_that_has_none() ->
     assert settle(given, "b", SlotUse(wanted=1), 1, now=late + 0.1).of("b").slots == 1
 
 
-def test_an_idle_worker_keeps_its_slot_and_no_one_takes_turns() -> None:
+def test_workers_without_a_backlog_do_not_rotate_slots() -> None:
     before = table(a=(1, 1, 10.0), b=(0, 1, 11.0))
     assert settle(before, "a", SlotUse(wanted=1, least=1), 1, now=99.0) is before
 
 
-def test_a_worker_asks_for_more_while_its_share_is_larger_or_the_others_do_not_know() -> None:
+def test_a_worker_may_grow_up_to_its_share_or_while_slots_are_free() -> None:
     assert may_grow(table(a=(1, 1)), "a", 2, 2)
     assert may_grow(table(a=(1, 4), b=(3, 9)), "a", 4, 4)
     assert may_grow(table(a=(2, 2), b=(2, 9)), "a", 4, 4)
@@ -153,7 +153,7 @@ def test_a_worker_asks_for_more_while_its_share_is_larger_or_the_others_do_not_k
     assert not may_grow(table(a=(4, 4)), "a", 9, 4)
 
 
-def test_a_worker_without_room_leaves_its_idle_slots_to_one_that_says_that_it_wants_more() -> None:
+def test_a_worker_without_capacity_yields_idle_slots_to_one_that_wants_more() -> None:
     before = table(a=(1, 2), b=(1, 1))
     asked = settle(before, "b", SlotUse(running=1, wanted=2, least=2), 2)
     assert asked.of("b").wanted == 2
@@ -188,7 +188,7 @@ steps = st.tuples(names, st.integers(0, 9), st.integers(0, 9), st.booleans(), st
 
 
 @given(st.lists(steps, max_size=60))
-def test_no_history_holds_more_than_the_limit_or_takes_a_slot_in_use(
+def test_no_history_exceeds_the_limit_or_takes_a_used_slot(
     history: list[tuple[str, int, int, bool, float, int]],
 ) -> None:
     """Workers run as many jobs as they like within their slots; the limit may change at any time."""
@@ -212,9 +212,7 @@ def test_no_history_holds_more_than_the_limit_or_takes_a_slot_in_use(
 
 
 @given(st.dictionaries(names, st.integers(1, 9), min_size=1), limits)
-def test_workers_that_take_their_turns_to_decide_come_to_their_shares(
-    wants: Mapping[str, int], limit: int
-) -> None:
+def test_workers_that_decide_in_rotation_reach_their_shares(wants: Mapping[str, int], limit: int) -> None:
     found = SlotTable()
     for turn in range(4):
         for worker, wanted in wants.items():
@@ -225,7 +223,7 @@ def test_workers_that_take_their_turns_to_decide_come_to_their_shares(
 
 
 @given(st.integers(2, 5), st.integers(1, 4))
-def test_every_busy_worker_has_its_turn(workers: int, limit: int) -> None:
+def test_every_busy_worker_gets_slots_eventually(workers: int, limit: int) -> None:
     """Each runs one job after another, in as many slots as it has."""
     found, now, served = SlotTable(), 0.0, dict.fromkeys(range(workers), 0)
     for _ in range(20 * workers):
@@ -241,11 +239,11 @@ def test_every_busy_worker_has_its_turn(workers: int, limit: int) -> None:
 # -- bytes -----------------------------------------------------------------------------------------------
 
 
-def test_a_table_comes_back_from_its_bytes() -> None:
+def test_a_slot_table_is_decoded_as_it_was_encoded() -> None:
     before = SlotTable({"host-1-ab": SlotHolding(2, 3, 1700000000.123, 1700000030.5), "b": SlotHolding()})
     assert decode_slots(encode_slots(before)) == before
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"workers": {"a": [1]}}', b'{"workers": {"a": "x"}}'])
-def test_a_table_that_cannot_be_read_is_empty(body: bytes) -> None:
+def test_an_unreadable_slot_table_is_empty(body: bytes) -> None:
     assert decode_slots(body) == SlotTable()

@@ -65,7 +65,7 @@ def worked(
         ("10/s burst 20", Rate(10, 1, "bucket", 20)),
     ],
 )
-def test_a_rate_is_read_from_a_text_and_told_as_one(text: str, rate: Rate) -> None:
+def test_a_rate_is_parsed_from_text_and_formatted_as_it(text: str, rate: Rate) -> None:
     assert read_rate("rate", text) == rate
     assert read_rate("rate", str(rate)) == rate
     assert read_rate("rate", rate) is rate
@@ -78,7 +78,7 @@ def test_a_rate_is_read_from_a_text_and_told_as_one(text: str, rate: Rate) -> No
         *("1/9999d", "1/0.5s", "9999999/s", "10/s;", "1e3/s", "٣/s", 10, 1.5, True, b"10/s", ["10/s"], {}),
     ],
 )
-def test_a_bad_rate_is_refused_by_field_value_and_limit(text: object) -> None:
+def test_an_invalid_rate_text_is_refused_with_field_value_and_limit(text: object) -> None:
     with pytest.raises(BadOption) as caught:
         read_rate("key_rate", text)
 
@@ -103,7 +103,7 @@ def test_a_bad_rate_is_refused_by_field_value_and_limit(text: object) -> None:
         ({"count": 1, "kind": "bucket", "burst": 0}, "rate.burst"),
     ],
 )
-def test_a_rate_that_cannot_be_is_refused_by_its_field(given: dict[str, object], field: str) -> None:
+def test_an_invalid_rate_is_refused_by_its_field(given: dict[str, object], field: str) -> None:
     with pytest.raises(BadOption) as caught:
         Rate(**given)  # type: ignore[arg-type]  # that is what is tested
 
@@ -125,7 +125,7 @@ rates = some.builds(
     some.lists(some.floats(0, 3), min_size=1, max_size=60),
     some.randoms(use_true_random=False),
 )
-def test_no_window_ever_sees_more_starts_than_its_limit(
+def test_no_window_contains_more_starts_than_the_limit(
     rate: Rate, gaps: list[float], late: random.Random
 ) -> None:
     arrivals = [NOW + sum(gaps[:place]) * rate.per / 20 for place in range(len(gaps))]
@@ -144,7 +144,7 @@ def test_no_window_ever_sees_more_starts_than_its_limit(
     some.lists(some.floats(0, 3), min_size=1, max_size=60),
     some.randoms(use_true_random=False),
 )
-def test_a_bucket_lets_through_its_burst_and_then_its_rate(
+def test_a_bucket_admits_its_burst_and_then_its_rate(
     count: int, per: float, burst: int, gaps: list[float], late: random.Random
 ) -> None:
     rate = Rate(count, per, "bucket", burst)
@@ -162,7 +162,7 @@ def test_a_bucket_lets_through_its_burst_and_then_its_rate(
 
 @settings(deadline=None, max_examples=60)
 @given(rates, some.lists(some.integers(0, 40), min_size=1, max_size=12), some.randoms(use_true_random=False))
-def test_moments_that_are_given_back_may_be_given_again_but_never_too_many(
+def test_returned_reservations_can_be_reused_within_the_limit(
     rate: Rate, batches: list[int], pick: random.Random
 ) -> None:
     state, now = RateLimitState(), NOW
@@ -211,14 +211,14 @@ def test_jobs_that_fit_start_at_once() -> None:
     )
 
 
-def test_a_burst_is_spread_where_its_jobs_could_not_start_in_time() -> None:
+def test_a_burst_is_spread_if_its_jobs_could_not_start_in_time() -> None:
     _, answers = reserve(RateLimitState(), Rate(50), NOW, [RateRequest(NOW)] * 50)
 
     assert all(answer.reserved for answer in answers)
     assert 0.05 < answers[-1].moment - NOW < 0.15
 
 
-def test_who_came_first_is_told_to_come_back_first_and_nobody_starts_in_front() -> None:
+def test_deferred_requests_keep_their_order_and_none_overtakes_them() -> None:
     rate = Rate(1)
     state, answers = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 4)
     moments = [answer.moment for answer in answers]
@@ -232,7 +232,7 @@ def test_who_came_first_is_told_to_come_back_first_and_nobody_starts_in_front() 
     assert reserve(state, rate, NOW + 1.04, [RateRequest(NOW + 1.04, deferred=True)])[1][0].reserved
 
 
-def test_a_line_that_everybody_left_is_forgotten() -> None:
+def test_abandoned_deferred_requests_expire() -> None:
     rate = Rate(1)
     state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 100)  # they are cancelled
     assert not reserve(state, rate, NOW + 3, [RateRequest()])[1][0].reserved
@@ -244,19 +244,19 @@ def test_a_line_that_everybody_left_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"rate":"x"}', b"\xff", b'{"slices":[1]}'])
-def test_what_is_no_state_is_taken_for_none(body: bytes) -> None:
+def test_an_invalid_rate_limit_state_is_an_empty_one(body: bytes) -> None:
     assert decode_state(body, Rate(1), NOW) == RateLimitState()
 
 
 @pytest.mark.parametrize("burst", [None, 10, 20])
-def test_the_state_of_a_bucket_is_read_as_it_was_written(burst: int | None) -> None:
+def test_the_state_of_a_bucket_is_decoded_as_it_was_encoded(burst: int | None) -> None:
     rate = Rate(10, 1, "bucket", burst)
     state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, deferred=True)] * 100)
 
     assert decode_state(encode_state(state, rate), rate, NOW) == state
 
 
-def test_a_state_stays_small_however_many_wait() -> None:
+def test_a_state_stays_small_for_any_number_of_waiting_jobs() -> None:
     rate = Rate(1000)
     state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 20_000)
 
@@ -265,7 +265,7 @@ def test_a_state_stays_small_however_many_wait() -> None:
     assert state_ttl(state, rate, NOW) > 19
 
 
-def test_after_a_change_of_rate_what_has_started_still_counts() -> None:
+def test_earlier_starts_count_after_a_change_of_rate() -> None:
     before, after = Rate(10, 10), Rate(20, 10)
     state, _ = reserve(RateLimitState(), before, NOW, [RateRequest(NOW)] * 30)
     assert state.deferred_until > NOW
@@ -282,7 +282,7 @@ def test_after_a_change_of_rate_what_has_started_still_counts() -> None:
     )
 
 
-def test_moments_are_given_for_the_near_future_only() -> None:
+def test_reservations_are_made_for_the_near_future_only() -> None:
     rate = Rate(10)
     _, answers = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 100)
 
@@ -292,7 +292,7 @@ def test_moments_are_given_for_the_near_future_only() -> None:
 # -- together --------------------------------------------------------------------------------------------
 
 
-def test_those_that_start_together_share_one_moment_as_far_as_there_is_room() -> None:
+def test_simultaneous_starts_share_one_reserved_time_within_the_limit() -> None:
     rate = Rate(100, 1.0)
     apart = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW, deferred=True)] * 120)[1]
     together = reserve(
@@ -305,9 +305,7 @@ def test_those_that_start_together_share_one_moment_as_far_as_there_is_room() ->
 
 
 @given(count=some.integers(2, 60), per=some.sampled_from([1.0, 2.0, 60.0]), seed=some.integers(0, 2**16))
-def test_batches_that_have_their_starts_counted_later_keep_the_limit(
-    count: int, per: float, seed: int
-) -> None:
+def test_batches_with_starts_counted_later_keep_the_limit(count: int, per: float, seed: int) -> None:
     """Each is given a moment of its own; all start with the last of them, and what has no room comes back."""
     chance, rate, state, now = random.Random(seed), Rate(count, per), RateLimitState(), NOW
     starts: list[float] = []

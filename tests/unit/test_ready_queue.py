@@ -28,7 +28,7 @@ def order(held: ReadyQueue, count: int) -> list[str]:
     return note_start
 
 
-def test_without_weights_the_highest_priority_comes_first_whatever_its_queue() -> None:
+def test_without_weights_the_highest_priority_of_all_queues_starts_first() -> None:
     held = ReadyQueue({})
     for one in (
         delivery("a", "1"),
@@ -48,7 +48,7 @@ def test_without_weights_the_highest_priority_comes_first_whatever_its_queue() -
 
 
 @pytest.mark.parametrize("weights", [{"a": 3, "b": 1}, {"a": 1, "b": 1}, {"a": 5, "b": 2, "c": 1}])
-def test_starts_come_by_the_weights_and_evenly(weights: dict[str, int]) -> None:
+def test_starts_follow_the_weights_and_are_spread_evenly(weights: dict[str, int]) -> None:
     held = ReadyQueue(weights)
     for queue in weights:
         held.add(delivery(queue))
@@ -60,7 +60,7 @@ def test_starts_come_by_the_weights_and_evenly(weights: dict[str, int]) -> None:
         assert collections.Counter(note_start[first : first + once]) == weights
 
 
-def test_a_queue_that_had_nothing_to_do_has_saved_up_nothing() -> None:
+def test_an_idle_queue_saves_up_no_starts() -> None:
     held = ReadyQueue({"a": 1, "b": 1})
     held.add(delivery("a"))
     assert order(held, 50) == ["a"] * 50
@@ -70,7 +70,7 @@ def test_a_queue_that_had_nothing_to_do_has_saved_up_nothing() -> None:
     assert collections.Counter(order(held, 20)) == {"a": 10, "b": 10}
 
 
-def test_a_queue_that_waits_on_the_server_is_waited_for_when_it_is_far_behind() -> None:
+def test_a_queue_that_is_far_behind_is_waited_for() -> None:
     waits: set[str] = {"a", "b"}
 
     def pending() -> Iterable[str]:
@@ -95,7 +95,7 @@ def test_a_queue_that_waits_on_the_server_is_waited_for_when_it_is_far_behind() 
     assert held.next() is not None
 
 
-def test_room_is_asked_for_by_the_weights() -> None:
+def test_pull_sizes_follow_the_weights() -> None:
     held = ReadyQueue({"a": 3, "b": 1})
 
     assert [held.share(queue, 8, {"a", "b"}) for queue in "ab"] == [6, 2]
@@ -103,7 +103,7 @@ def test_room_is_asked_for_by_the_weights() -> None:
     assert [held.share(queue, 8, {"a", "b"}) for queue in "ab"] == [5, 2]
 
 
-def test_what_waits_too_long_is_handed_back_the_least_urgent_first_but_for_one() -> None:
+def test_jobs_that_wait_too_long_are_returned_lowest_priority_first() -> None:
     held = ReadyQueue({})
     ones = [delivery("a", "1", "high"), delivery("a", "2"), delivery("a", "3"), delivery("a", "4", "low")]
     for one in ones:
@@ -121,6 +121,6 @@ def test_what_waits_too_long_is_handed_back_the_least_urgent_first_but_for_one()
 
 
 @pytest.mark.parametrize("weight", [0, -1, 1.5, True, "3", 10_000])
-def test_a_bad_weight_is_refused_with_its_queue(weight: object) -> None:
+def test_an_invalid_weight_is_refused_with_its_queue(weight: object) -> None:
     with pytest.raises(BadOption, match=r"queues must have weights .*got 'mail="):
         check_queue_weights({"mail": weight})  # type: ignore[dict-item]  # that is what is tested

@@ -42,7 +42,7 @@ def test_an_envelope_of_0_1_0_is_read() -> None:
     )
 
 
-def test_what_says_nothing_of_retries_is_written_as_0_1_0_wrote_it() -> None:
+def test_an_envelope_without_retry_options_has_the_format_of_0_1_0() -> None:
     """So a worker of that release reads what this one submits, where it uses nothing of its own."""
     job = envelope.decode(HEADERS, b"{}", id="j1", queue="mail")
     written = envelope.encode(job)
@@ -51,7 +51,7 @@ def test_what_says_nothing_of_retries_is_written_as_0_1_0_wrote_it() -> None:
     assert written.keys() == HEADERS.keys()
 
 
-def test_the_least_envelope_of_0_1_0_is_read() -> None:
+def test_the_smallest_envelope_of_0_1_0_is_read() -> None:
     job = envelope.decode({"Jsq-Job": '{"v":1,"task":"send"}'}, b"{}", id="j1", queue="mail")
 
     assert job == Job(id="j1", task="send", queue="mail", arguments=b"{}")

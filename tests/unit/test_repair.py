@@ -29,7 +29,7 @@ def last(state: str, at: datetime = NOW) -> LoggedEvent:
     return LoggedEvent("mail", "j1", 9, at, Event(state, "any"))
 
 
-def test_each_flaw_is_told_and_those_that_can_be_are_mended() -> None:
+def test_every_inconsistency_is_described_and_all_but_one_have_a_repair() -> None:
     assert set(DESCRIPTIONS) == set(Inconsistency)
     assert set(Inconsistency) - set(REPAIR_DESCRIPTIONS) == {Inconsistency.MISSING_MESSAGE}
     assert set(Inconsistency) - HARMLESS == {
@@ -44,7 +44,7 @@ def test_each_flaw_is_told_and_those_that_can_be_are_mended() -> None:
     }
 
 
-def test_a_place_is_held_in_vain_by_who_has_ended_and_by_who_is_not_there() -> None:
+def test_a_slot_of_an_ended_or_missing_job_is_leaked() -> None:
     assert judge_slot(None, has_message=True, is_old=False) is None
     assert judge_slot(None, has_message=False, is_old=False) is Inconsistency.LEAKED_SLOT
     for state in ALL_STATES:
@@ -56,57 +56,57 @@ def test_a_place_is_held_in_vain_by_who_has_ended_and_by_who_is_not_there() -> N
 
 
 @pytest.mark.parametrize("state", [*SUBMITTED_STATES, *OPEN_STATES])
-def test_a_message_of_an_open_job_is_well_unless_it_is_lost(state: str) -> None:
+def test_a_message_of_an_unfinished_job_is_consistent_if_it_is_deliverable(state: str) -> None:
     assert judge_message(MESSAGE, last(state)) is None
     assert judge_message(LOST, last(state)) is Inconsistency.UNDELIVERABLE
 
 
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("state", FINAL_STATES)
-def test_a_message_of_a_job_that_has_ended_is_of_no_use(lost: bool, state: str) -> None:
+def test_a_message_of_an_ended_job_is_a_leftover(lost: bool, state: str) -> None:
     message = replace(MESSAGE, undeliverable=lost)
 
     assert judge_message(message, last(state)) is Inconsistency.LEFTOVER_MESSAGE
 
 
-def test_a_message_without_a_record_is_a_job_that_waits() -> None:
+def test_a_message_without_a_record_is_a_waiting_job() -> None:
     assert judge_message(MESSAGE, None) is None
     assert judge_message(LOST, None) is Inconsistency.UNDELIVERABLE
 
 
 @pytest.mark.parametrize("state", FINAL_STATES)
-def test_a_record_that_is_final_needs_no_message(state: str) -> None:
+def test_a_final_record_needs_no_message(state: str) -> None:
     assert judge_record(last(state), knows_order=True) is judge_record(last(state), knows_order=False) is None
 
 
 @pytest.mark.parametrize("state", OPEN_STATES)
-def test_a_begun_job_without_a_message_cannot_go_on(state: str) -> None:
+def test_a_started_job_without_a_message_is_inconsistent(state: str) -> None:
     assert judge_record(last(state), knows_order=False) is Inconsistency.MISSING_MESSAGE
 
 
-def test_a_letter_beside_a_promised_attempt_is_a_replay_that_broke_off() -> None:
+def test_a_dead_letter_beside_a_retrying_record_is_an_incomplete_retry() -> None:
     assert judge_record(last("retrying"), knows_order=True) is Inconsistency.INCOMPLETE_RETRY
     assert judge_record(last("running"), knows_order=True) is Inconsistency.MISSING_MESSAGE
 
 
 @pytest.mark.parametrize("stands", [False, True])
-def test_a_letter_belongs_to_a_job_that_failed_or_whose_record_expired(stands: bool) -> None:
+def test_a_dead_letter_of_a_failed_job_or_without_a_record_is_consistent(stands: bool) -> None:
     assert judge_dead_letter(NOW, last("failed"), has_message=stands) is None
     assert judge_dead_letter(NOW, None, has_message=stands) is None
 
 
-def test_a_letter_of_a_job_with_a_new_life_goes_once_that_is_sure() -> None:
+def test_a_dead_letter_of_a_retried_job_is_stale_once_the_job_is_stored() -> None:
     assert judge_dead_letter(NOW, last("retrying"), has_message=True) is Inconsistency.STALE_DEAD_LETTER
     assert judge_dead_letter(NOW, last("retrying"), has_message=False) is None
     assert judge_dead_letter(NOW, last("succeeded"), has_message=False) is Inconsistency.STALE_DEAD_LETTER
 
 
 @pytest.mark.parametrize("state", ALL_STATES)
-def test_a_letter_that_is_newer_than_the_record_stays(state: str) -> None:
+def test_a_dead_letter_newer_than_the_record_is_kept(state: str) -> None:
     assert judge_dead_letter(NOW + timedelta(seconds=1), last(state), has_message=True) is None
 
 
-def test_what_is_young_has_not_settled() -> None:
+def test_young_entries_are_not_judged() -> None:
     assert not is_older(NOW, NOW + timedelta(seconds=89), 90)
     assert is_older(NOW, NOW + timedelta(seconds=90), 90)
     assert is_older(NOW, NOW, 0)
@@ -123,7 +123,7 @@ def test_what_is_young_has_not_settled() -> None:
         ("running", 60, 90, None),
     ],
 )
-def test_a_record_that_tells_another_moment_than_the_schedule_is_wrong(
+def test_a_record_with_another_due_time_than_its_message_is_inconsistent(
     state: str, told: float | None, due: float | None, flaw: Inconsistency | None
 ) -> None:
     def after(seconds: float | None) -> datetime | None:

@@ -16,7 +16,7 @@ from jsq.transport.replies import (
 )
 
 
-def test_an_acknowledgement_tells_the_sequence() -> None:
+def test_an_acknowledgement_has_the_sequence() -> None:
     assert acknowledged(b'{"stream":"S","seq":7}', "jsq.q.mail.normal.x") == 7
 
 
@@ -30,7 +30,7 @@ def test_an_acknowledgement_tells_the_sequence() -> None:
         (10000, "something new", Refused),
     ],
 )
-def test_a_refusal_has_its_class(code: int, text: str, kind: type[BrokerError]) -> None:
+def test_a_refusal_is_translated_to_its_error_class(code: int, text: str, kind: type[BrokerError]) -> None:
     error = translate({"err_code": code, "description": text}, "jsq.q.mail.normal.x")
 
     assert type(error) is kind
@@ -44,14 +44,14 @@ def test_a_refusal_has_its_class(code: int, text: str, kind: type[BrokerError]) 
         (10005, "no suitable peers for placement, peer offline"),
     ],
 )
-def test_what_an_election_will_decide_may_be_tried_again(code: int, text: str) -> None:
+def test_errors_during_an_election_can_be_retried(code: int, text: str) -> None:
     error = translate({"err_code": code, "description": text}, "jsq.q.mail.normal.x")
 
     assert isinstance(error, NoReply)
     assert not error.sent, "this try was not stored; an earlier one may have been"
 
 
-def test_a_message_that_the_leader_tells_looks_like_any_other() -> None:
+def test_a_message_read_from_the_leader_equals_any_other() -> None:
     stored = block(header_line("Nats-TTL", "60"), header_line("Jsq-Job", '{"task":"send"}'))
     told = told_by_leader(
         "KV_jsq_jobs",
@@ -76,7 +76,7 @@ def test_a_message_that_the_leader_tells_looks_like_any_other() -> None:
     }
 
 
-def test_a_message_without_headers_and_body_is_told_too() -> None:
+def test_a_message_without_headers_and_body_can_be_read() -> None:
     told = told_by_leader("S", {"subject": "s", "seq": 1, "time": "2026-11-25T10:00:00Z"})
 
     assert (told.payload, told.headers["Nats-Sequence"]) == (b"", "1")

@@ -44,7 +44,7 @@ def test_no_wait_exceeds_the_ceiling() -> None:
     assert Backoff("linear", ceiling=10.0).delay(50, pick=highest) == 10.0
 
 
-def test_powers_beyond_all_floats_are_the_ceiling() -> None:
+def test_delays_beyond_the_float_range_are_the_ceiling() -> None:
     assert Backoff(factor=100.0).delay(MAX_RETRIES, pick=highest) == 3600.0
 
 
@@ -52,11 +52,11 @@ def test_linear_waits_grow_by_the_base() -> None:
     assert [Backoff("linear", base=2.0).delay(retry, pick=highest) for retry in (1, 2, 3)] == [2.0, 4.0, 6.0]
 
 
-def test_none_does_not_wait() -> None:
+def test_backoff_none_does_not_wait() -> None:
     assert Backoff("none").delay(7, pick=highest) == 0.0
 
 
-def test_steps_are_the_waits_and_the_last_is_repeated() -> None:
+def test_listed_delays_are_used_in_order_and_the_last_repeats() -> None:
     steps = Backoff(steps=(1.0, 5.0, 30.0))
 
     assert [steps.delay(retry, pick=highest) for retry in (1, 2, 3, 4, 99)] == [1.0, 5.0, 30.0, 30.0, 30.0]
@@ -81,7 +81,7 @@ def test_a_wait_is_never_negative_nor_above_the_ceiling(
 
 @settings(deadline=None, max_examples=60)
 @given(retry=st.integers(1, MAX_RETRIES - 1), factor=st.floats(1, 100))
-def test_the_longest_wait_never_shrinks(retry: int, factor: float) -> None:
+def test_the_longest_delay_never_shrinks(retry: int, factor: float) -> None:
     policy = Backoff(factor=factor)
 
     assert policy.delay(retry, pick=highest) <= policy.delay(retry + 1, pick=highest)
@@ -115,7 +115,7 @@ def test_the_longest_wait_never_shrinks(retry: int, factor: float) -> None:
     ],
     ids=str,
 )
-def test_a_backoff_that_cannot_be_is_refused_by_name(field: str, written: dict[str, Any]) -> None:
+def test_an_invalid_backoff_is_refused_by_field(field: str, written: dict[str, Any]) -> None:
     with pytest.raises(BadOption) as refused:
         Backoff(**written)
 
@@ -135,32 +135,32 @@ def test_a_backoff_that_cannot_be_is_refused_by_name(field: str, written: dict[s
     ],
     ids=str,
 )
-def test_a_backoff_is_read_from_what_users_write(written: Any, read: Backoff) -> None:
+def test_a_backoff_is_read_from_every_accepted_form(written: Any, read: Backoff) -> None:
     assert build_backoff(written) == read
 
 
 @pytest.mark.parametrize(
     "written", ["weekly", "", [], {}, None, 5, b"ab", {1.0}, ["soon"], [None], [[1]]], ids=repr
 )
-def test_what_is_no_backoff_is_refused(written: Any) -> None:
+def test_a_value_that_is_not_a_backoff_is_refused(written: Any) -> None:
     with pytest.raises(BadOption, match="backoff must "):
         build_backoff(written)
 
 
-def test_a_policy_allows_as_many_retries_as_it_says() -> None:
+def test_a_policy_allows_its_number_of_retries() -> None:
     policy = RetryPolicy(retries=3)
 
     assert [policy.allows(failures) for failures in (1, 2, 3, 4)] == [True, True, True, False]
 
 
-def test_no_retries_is_one_attempt() -> None:
+def test_zero_retries_mean_one_attempt() -> None:
     assert not RetryPolicy(retries=0).allows(1)
 
 
 @pytest.mark.parametrize(
     "retries", [-1, MAX_RETRIES + 1, 10**9, pytest.param(10**5000, id="endless"), 1.0, "3", True, None]
 )
-def test_a_number_of_retries_that_cannot_be_is_refused(retries: Any) -> None:
+def test_an_invalid_number_of_retries_is_refused(retries: Any) -> None:
     with pytest.raises(BadOption, match=r"retries must be a whole number from 0 to 1000"):
         RetryPolicy(retries)
 
@@ -190,9 +190,7 @@ def range_of(backoff: Backoff, retry: int = 3) -> tuple[float, float]:
     ],
     ids=str,
 )
-def test_jitter_is_the_share_of_a_wait_that_is_left_to_chance(
-    written: Backoff, waits: tuple[float, float]
-) -> None:
+def test_jitter_is_the_random_share_of_a_delay(written: Backoff, waits: tuple[float, float]) -> None:
     assert range_of(written) == waits
 
 
@@ -213,7 +211,7 @@ def test_no_wait_is_longer_than_backoff_max(written: Backoff, waits: tuple[float
     assert range_of(written) == waits
 
 
-def test_a_backoff_max_below_the_base_that_was_asked_for_is_refused() -> None:
+def test_a_backoff_max_below_the_given_base_is_refused() -> None:
     with pytest.raises(BadOption, match=r"backoff_max must not be below the base of the backoff"):
         build_backoff(Backoff(base=2), 1)
 
@@ -225,7 +223,7 @@ def test_a_backoff_max_below_the_base_that_was_asked_for_is_refused() -> None:
     jitter=st.floats(0, 1),
     shape=st.sampled_from(["none", "linear", "exponential", [5, 500]]),
 )
-def test_a_wait_has_its_least_and_its_most(retry: int, most: float, jitter: float, shape: Any) -> None:
+def test_a_delay_has_a_minimum_and_a_maximum(retry: int, most: float, jitter: float, shape: Any) -> None:
     read = build_backoff(shape, most, jitter)
     least, longest = range_of(read, retry)
 
@@ -277,7 +275,7 @@ def tried(policy: RetryPolicy, error: BaseException) -> int | None:
     ],
     ids=str,
 )
-def test_of_all_types_that_are_named_the_nearest_decides(
+def test_the_most_specific_named_error_type_decides(
     options: dict[str, Any], wanted: dict[type[BaseException], int | None]
 ) -> None:
     found = read(**options)
@@ -285,7 +283,7 @@ def test_of_all_types_that_are_named_the_nearest_decides(
     assert {error: tried(found, error()) for error in wanted} == wanted
 
 
-def test_what_a_submitter_asked_for_holds_for_every_type() -> None:
+def test_retries_of_a_submit_apply_to_every_error_type() -> None:
     declared = read(retry={OSError: Retries(9, backoff=[7]), KeyError: Retries(0)}, no_retry_on=ValueError)
 
     asked = declared.with_submit_options(1, None, 60.0)
@@ -306,7 +304,7 @@ def test_what_a_submitter_asked_for_holds_for_every_type() -> None:
     assert (changed.retries, changed.backoff, waits.backoff) == (9, Backoff("linear"), Backoff("linear"))
 
 
-def test_without_a_number_only_the_window_ends_the_retries() -> None:
+def test_without_a_retry_count_only_the_window_ends_the_retries() -> None:
     assert read(None, retry_for=60).allows(10**6)
     with pytest.raises(BadOption, match="retries must be a number unless retry_for"):
         read(None)
@@ -339,14 +337,14 @@ def test_without_a_number_only_the_window_ends_the_retries() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_tried_again_is_refused_by_name(field: str, options: dict[str, Any]) -> None:
+def test_an_invalid_retry_option_is_refused_by_field(field: str, options: dict[str, Any]) -> None:
     with pytest.raises(BadOption) as refused:
         read(**options)
 
     assert refused.value.field == field
 
 
-def test_a_predicate_that_would_have_to_be_awaited_is_refused() -> None:
+def test_an_async_predicate_is_refused() -> None:
     async def later(error: BaseException, attempt: int) -> bool:
         return True
 
@@ -365,9 +363,7 @@ def test_a_predicate_that_would_have_to_be_awaited_is_refused() -> None:
     ],
     ids=str,
 )
-def test_retries_that_cannot_be_are_refused_where_they_are_written(
-    field: str, written: dict[str, Any]
-) -> None:
+def test_invalid_retries_are_refused_where_they_are_written(field: str, written: dict[str, Any]) -> None:
     with pytest.raises(BadOption) as refused:
         Retries(**written)
 

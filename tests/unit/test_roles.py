@@ -40,7 +40,7 @@ def test_one_subject_covers_another(wide: str, narrow: str, expected: bool) -> N
     assert covers(wide, narrow) is expected
 
 
-def test_only_the_widest_subjects_stay_and_each_once() -> None:
+def test_only_the_widest_subjects_are_kept_without_repetition() -> None:
     assert drop_covered(["a.b", "a.*", "c", "a.*", "c.d"]) == ("a.*", "c", "c.d")
 
 
@@ -72,7 +72,7 @@ def test_a_user_is_read_with_roles_and_their_queues() -> None:
         ("9=admin", BadName, "starting with a letter"),
     ],
 )
-def test_a_user_that_cannot_be_is_refused(text: str, error: type[Exception] | None, told: str) -> None:
+def test_an_invalid_user_is_refused(text: str, error: type[Exception] | None, told: str) -> None:
     if error is None:
         assert user(text).grants == (Grant("submitter", ("mail",)),)
         return
@@ -85,7 +85,7 @@ def test_a_role_without_a_queue_is_refused() -> None:
         Grant("submitter")
 
 
-def test_a_seed_in_the_place_of_a_public_key_is_refused_and_not_repeated() -> None:
+def test_a_seed_in_place_of_a_public_key_is_refused_and_not_shown() -> None:
     seed = "SUAB" + "C" * 54
     with pytest.raises(BadOption) as caught:
         Client("nats://nowhere").admin.roles("web=submitter", nkeys={"web": seed})
@@ -94,14 +94,14 @@ def test_a_seed_in_the_place_of_a_public_key_is_refused_and_not_repeated() -> No
     assert seed not in str(caught.value)
 
 
-def test_a_key_of_nobody_and_a_user_named_twice_are_refused() -> None:
+def test_a_key_without_a_user_and_a_repeated_user_are_refused() -> None:
     with pytest.raises(BadOption, match="must be that of a named user"):
         Client("nats://nowhere").admin.roles("web=submitter", nkeys={"wbe": "U" + "A" * 55})
     with pytest.raises(BadOption, match="must be named only once"):
         Client("nats://nowhere").admin.roles("web=submitter", "web=admin")
 
 
-def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
+def test_only_an_admin_may_access_the_queues_of_others() -> None:
     for role in ("submitter", "worker", "observer"):
         found = user_permissions(NAMES, user(f"one={role}:mail"))
         for subject in (*found.requests, *found.streamed_requests, *found.subscriptions):
@@ -116,7 +116,7 @@ def test_nobody_but_an_admin_reaches_into_a_queue_that_is_not_his() -> None:
             assert "pay" not in subject
 
 
-def test_roles_of_a_namespace_name_its_streams_and_subjects_only() -> None:
+def test_roles_of_a_namespace_name_only_its_streams_and_subjects() -> None:
     found = user_permissions(Subjects("shop"), user("one=worker:mail"))
 
     assert "$JS.API.CONSUMER.MSG.NEXT.SHOP_READY_mail.*" in found.streamed_requests
@@ -127,7 +127,7 @@ def test_roles_of_a_namespace_name_its_streams_and_subjects_only() -> None:
     ]
 
 
-def test_an_export_is_for_those_who_import_it_and_none_lies_within_another() -> None:
+def test_an_export_names_its_importers_and_no_exports_overlap() -> None:
     roles = Roles(NAMES, [user("one=submitter:mail"), user("two=submitter:*"), user("jsq=admin")])
 
     exports = roles.exports()
@@ -141,7 +141,7 @@ def test_an_export_is_for_those_who_import_it_and_none_lies_within_another() -> 
         assert [one for one in exports if one.kind == imported.kind and covers(one.subject, imported.subject)]
 
 
-def test_without_users_there_is_one_of_each_role() -> None:
+def test_without_users_there_is_one_user_of_each_role() -> None:
     roles = Client("nats://nowhere").admin.roles()
 
     assert [(one.name, one.description) for one in roles.users] == [
@@ -153,7 +153,7 @@ def test_without_users_there_is_one_of_each_role() -> None:
     assert "$SUBMITTER_PASSWORD" in roles.conf()
 
 
-def test_claims_are_json_and_say_the_same_as_the_conf() -> None:
+def test_the_jwt_claims_grant_the_same_as_the_conf() -> None:
     roles = Client("nats://nowhere").admin.roles("jsq=admin", "web=submitter:mail")
 
     home, web = json.loads(json.dumps(roles.claims()))

@@ -97,7 +97,7 @@ def ticks(found: Schedule, after: datetime, count: int) -> list[str]:
         ),
     ],
 )
-def test_a_clock_change_neither_swallows_nor_doubles_a_tick_of_the_day(
+def test_a_clock_change_neither_skips_nor_repeats_a_tick(
     tz: str, cron: str, day: str, expected: list[str]
 ) -> None:
     midnight = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(tz))
@@ -114,7 +114,7 @@ def test_a_clock_change_neither_swallows_nor_doubles_a_tick_of_the_day(
     st.integers(0, 2 * 86_400),
 )
 @settings(max_examples=150, deadline=None)
-def test_the_ticks_after_a_moment_are_those_that_one_who_began_earlier_finds(
+def test_the_ticks_after_a_time_do_not_depend_on_where_the_search_starts(
     cron: str, tz: str, day: datetime, seconds: int
 ) -> None:
     found = schedule(cron=cron, tz=tz)
@@ -132,14 +132,14 @@ def test_the_ticks_after_a_moment_are_those_that_one_who_began_earlier_finds(
 
 
 @pytest.mark.parametrize("name", NICKNAMES)
-def test_a_name_is_the_cron_expression_it_stands_for(name: str) -> None:
+def test_a_nickname_is_replaced_by_its_cron_expression(name: str) -> None:
     found = read_schedule("x", "report", b"", cron=name.upper())
 
     assert found.cron == NICKNAMES[name]
     assert found.next_tick(NOON) is not None
 
 
-def test_six_fields_begin_with_the_seconds() -> None:
+def test_in_six_fields_the_first_is_the_second() -> None:
     found = schedule(cron="*/20 30 12 * * *")
 
     assert ticks(found, NOON, 4) == [
@@ -148,7 +148,7 @@ def test_six_fields_begin_with_the_seconds() -> None:
     ]
 
 
-def test_an_interval_is_counted_from_1970_so_that_no_restart_moves_it() -> None:
+def test_intervals_count_from_1970_so_that_restarts_do_not_shift_them() -> None:
     found = schedule(every=90.0)
 
     for seconds in (0.0, 0.001, 12.5, 89.999):
@@ -156,7 +156,7 @@ def test_an_interval_is_counted_from_1970_so_that_no_restart_moves_it() -> None:
     assert (found.next_tick(NOON) - EPOCH) % timedelta(seconds=90) == timedelta(0)  # type: ignore[operator]  # it is one
 
 
-def test_an_interval_with_a_start_is_counted_from_that() -> None:
+def test_an_interval_with_a_start_counts_from_the_start() -> None:
     start = NOON + timedelta(seconds=7)
     found = schedule(every=60.0, start=start, end=start + timedelta(minutes=2))
 
@@ -170,7 +170,7 @@ def test_a_tick_at_the_start_and_one_at_the_end_count() -> None:
     assert list(found.next_ticks(NOON - timedelta(days=9))) == [NOON, NOON + timedelta(hours=1)]
 
 
-def test_jitter_is_the_ticks_own_and_within_its_limit() -> None:
+def test_the_jitter_of_a_tick_is_fixed_and_within_its_limit() -> None:
     found = schedule(every=60.0, jitter=30.0)
     coming = list(itertools.islice(found.next_ticks(NOON), 200))
 
@@ -205,7 +205,7 @@ def minutely(**terms: Any) -> Schedule:
     return schedule(every=60.0, **terms)
 
 
-def test_of_missed_ticks_the_latest_fires_or_all_or_none() -> None:
+def test_of_missed_ticks_the_latest_all_or_none_fire() -> None:
     now = NOON + timedelta(minutes=3, seconds=5)
 
     assert due_ticks(minutely(), NOON, now) == ((MINUTES[3],), MINUTES[3])
@@ -232,7 +232,7 @@ def test_a_tick_with_jitter_is_due_when_it_fires() -> None:
         assert due_ticks(one, NOON, fires) == ((MINUTES[1],), MINUTES[1])
 
 
-def test_very_many_missed_ticks_are_caught_up_in_parts() -> None:
+def test_very_many_missed_ticks_are_fired_in_parts() -> None:
     due, done = due_ticks(schedule(every=1.0, catch_up="all"), NOON, NOON + timedelta(days=1))
 
     assert len(due) == MAX_CATCH_UP
@@ -250,7 +250,7 @@ def test_very_many_missed_ticks_are_caught_up_in_parts() -> None:
         ("cancel", False, [3], 2),
     ],
 )
-def test_what_overlaps_is_queued_or_skipped_or_takes_the_place(
+def test_an_overlapping_tick_is_queued_or_skipped_or_replaces_the_job(
     overlap: Any, busy: bool, fires: list[int], skipped: int
 ) -> None:
     found = minutely(catch_up="all", overlap=overlap)
@@ -272,21 +272,21 @@ def test_a_tick_that_is_decided_twice_has_one_id() -> None:
     assert len(tick_id("n" * 36, NOON + timedelta(seconds=1.5))) <= 64
 
 
-def test_the_job_of_a_tick_tells_its_schedule_and_its_time() -> None:
+def test_the_job_of_a_tick_names_its_schedule_and_its_time() -> None:
     job = tick_job(schedule(every=60.0, job=replace(JOB, headers={"a": "b"})), NOON)
 
     assert job.id == "nightly-20260601T120000Z"
     assert job.headers == {"a": "b", "schedule": "nightly", "tick": "2026-06-01T12:00:00Z"}
 
 
-def test_a_schedule_with_other_times_counts_from_now_and_one_with_other_jobs_goes_on() -> None:
+def test_only_a_change_of_times_restarts_the_progress_of_a_schedule() -> None:
     old, progress = minutely(), ScheduleState(NOON - timedelta(days=1), fired=3)
 
     assert carry_over(old, progress, replace(old, job=Job("", "other")), NOON) == progress
     assert carry_over(old, progress, schedule(every=61.0), NOON) == replace(progress, decided_until=NOON)
 
 
-def test_a_difference_is_told_in_words() -> None:
+def test_a_difference_of_schedules_is_described_in_words() -> None:
     old, new = schedule(cron="0 3 * * *"), schedule(every=60.0, job=Job("", "other", retries=1))
 
     assert schedule_differences(old, old) == []
@@ -359,7 +359,7 @@ def test_an_interval_is_seconds_a_timedelta_or_text(written: Any, seconds: float
         ({"every": 5, "jiter": 5}, "jiter", "is jitter meant?"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_name(terms: dict[str, Any], field: str, says: str) -> None:
+def test_an_invalid_schedule_option_is_refused_by_name(terms: dict[str, Any], field: str, says: str) -> None:
     with pytest.raises(BadOption) as caught:
         read_schedule("x", "report", b"", **terms)
 
@@ -368,7 +368,7 @@ def test_what_cannot_be_is_refused_by_its_name(terms: dict[str, Any], field: str
 
 
 @pytest.mark.parametrize("name", ["", "x" * 101, None, "a\nb"])
-def test_a_name_leaves_room_for_the_time_of_a_tick(name: Any) -> None:
+def test_a_schedule_name_must_leave_space_for_the_time_of_a_tick(name: Any) -> None:
     with pytest.raises(BadName, match="printable text of 1 to 100 characters"):
         read_schedule(name, "report", b"", every=5)
 
@@ -376,7 +376,7 @@ def test_a_name_leaves_room_for_the_time_of_a_tick(name: Any) -> None:
 # -- as it is stored ----------------------------------------------------------------------------------------
 
 
-def test_what_is_stored_comes_back_as_it_was() -> None:
+def test_a_schedule_is_decoded_as_it_was_encoded() -> None:
     job = Job(
         "",
         "report",
@@ -411,7 +411,7 @@ def test_what_is_stored_comes_back_as_it_was() -> None:
         assert schedules.encode(*again) == stored
 
 
-def test_what_is_no_schedule_or_a_later_releases_is_told_apart() -> None:
+def test_an_invalid_schedule_and_one_of_a_later_release_are_distinguished() -> None:
     stored = schedules.encode(schedule(every=5.0), ScheduleState(NOON))
 
     with pytest.raises(NewerEnvelope, match="schedule x has version 2"):

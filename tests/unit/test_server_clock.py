@@ -17,7 +17,7 @@ def test_a_clock_learns_how_far_the_server_is_ahead() -> None:
     assert abs(clock.now() - time.time() - clock.ahead) < 1
 
 
-def test_an_answer_that_took_long_tells_nothing() -> None:
+def test_a_slow_reply_is_ignored() -> None:
     clock = Clock()
 
     clock.update("2026-01-01T12:00:00Z", 100.0, 102.0)
@@ -32,7 +32,7 @@ def told(clock: Clock, at: float, took: float, ahead: float) -> None:
     clock.update(moment, at, at + took)
 
 
-def test_the_answer_that_came_soonest_tells_the_time_best() -> None:
+def test_the_fastest_reply_determines_the_offset() -> None:
     clock = Clock()
 
     told(clock, 1_000_000.0, 0.002, ahead=5.001)
@@ -50,7 +50,7 @@ def test_a_clock_that_was_set_is_noticed() -> None:
     assert round(clock.ahead) == 60
 
 
-def test_after_a_while_a_slower_answer_tells_more_than_an_old_one() -> None:
+def test_a_slower_reply_replaces_an_old_one_after_a_while() -> None:
     clock = Clock()
 
     told(clock, 1_000_000.0, 0.0, ahead=0.0)
@@ -59,7 +59,7 @@ def test_after_a_while_a_slower_answer_tells_more_than_an_old_one() -> None:
     assert round(clock.ahead, 3) == 0.2
 
 
-def test_what_is_done_to_our_clock_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_local_clock_does_not_change_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, wall = Clock(), time.time()
 
     monkeypatch.setattr(time, "time", lambda: wall + 86_400.0)

@@ -67,7 +67,7 @@ def test_localhost_comes_last(tmp_path: Path) -> None:
     assert read_login("", {"HOME": str(tmp_path), "JSQ_URL": ""}).url == DEFAULT_URL
 
 
-def test_an_empty_selection_is_none(home: Environment) -> None:
+def test_an_empty_context_selection_is_ignored(home: Environment) -> None:
     (folder_of(home) / "context.txt").write_text("\n")
 
     assert read_login(None, home).url == DEFAULT_URL
@@ -78,7 +78,7 @@ def test_an_empty_selection_is_none(home: Environment) -> None:
     ["", "{", "[1, 2]", '"prod"', "null", "\x00"],
     ids=["empty", "cut", "list", "text", "null", "NUL"],
 )
-def test_a_context_that_is_none_is_told_with_its_path_and_the_cure(home: Environment, context: str) -> None:
+def test_an_invalid_context_is_reported_with_its_path_and_a_fix(home: Environment, context: str) -> None:
     write(folder_of(home), "prod", context)
 
     with pytest.raises(UsageError, match=r"context/prod\.json.*nats context select"):
@@ -88,19 +88,19 @@ def test_a_context_that_is_none_is_told_with_its_path_and_the_cure(home: Environ
 @pytest.mark.parametrize(
     "name", ["gone", "../../../etc/passwd", "a" * 5_000, "\x00"], ids=lambda name: ascii(name)[:20]
 )
-def test_a_context_that_is_not_there_is_told(home: Environment, name: str) -> None:
+def test_a_missing_context_is_reported(home: Environment, name: str) -> None:
     with pytest.raises(UsageError, match="the nats context cannot be read from"):
         read_login(None, home | {"NATS_CONTEXT": name})
 
 
-def test_a_selection_that_cannot_be_read_is_told(home: Environment) -> None:
+def test_an_unreadable_context_selection_is_reported(home: Environment) -> None:
     (folder_of(home) / "context.txt").write_bytes(b"\xff\xfe")
 
     with pytest.raises(UsageError, match=r"context\.txt"):
         read_login(None, home)
 
 
-def test_a_context_of_bytes_that_are_no_text_is_told(home: Environment) -> None:
+def test_a_context_that_is_not_text_is_reported(home: Environment) -> None:
     (folder_of(home) / "context" / "prod.json").write_bytes(b'{"url": "\xff"}')
 
     with pytest.raises(UsageError, match=r"prod\.json"):
@@ -139,7 +139,7 @@ def test_several_servers_may_be_named() -> None:
     assert Login(url="nats://a, b:4223 ,").servers == ["nats://a", "nats://b:4223"]
 
 
-def test_a_login_refused_does_not_show_the_password() -> None:
+def test_the_error_for_an_invalid_login_does_not_show_the_password() -> None:
     with pytest.raises(BadOption, match="password") as refused:
         Login(password=["s3cret"])  # type: ignore[arg-type]  # that is what is tested
 
@@ -177,7 +177,7 @@ def test_every_setting_has_a_default_and_a_reason(section: type[SettingsSection]
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_be_is_refused_by_name(
+def test_an_invalid_setting_is_refused_by_name(
     section: type[SettingsSection], field: str, value: Any
 ) -> None:
     with pytest.raises(BadOption) as refused:

@@ -138,7 +138,7 @@ COME_BACK = [
 
 
 @pytest.mark.parametrize(("kind", "value"), COME_BACK, ids=lambda value: ascii(value)[:40])
-def test_a_value_of_an_annotated_type_comes_back_as_it_went_in(kind: Any, value: Any) -> None:
+def test_an_argument_of_an_annotated_type_survives_the_round_trip(kind: Any, value: Any) -> None:
     signature = taking(kind)
 
     (back,), named = signature.unpack(signature.pack([value], {}))
@@ -149,7 +149,7 @@ def test_a_value_of_an_annotated_type_comes_back_as_it_went_in(kind: Any, value:
 
 
 @pytest.mark.parametrize(("kind", "value"), COME_BACK, ids=lambda value: ascii(value)[:40])
-def test_a_result_of_an_annotated_type_comes_back_as_it_went_in(kind: Any, value: Any) -> None:
+def test_a_result_of_an_annotated_type_survives_the_round_trip(kind: Any, value: Any) -> None:
     signature = taking(kind)
     packed = signature.pack_result(value)
     kept = as_kept(packed)
@@ -166,7 +166,7 @@ def as_kept(packed: bytes) -> Any:
 
 
 @pytest.mark.parametrize("kind", [float, Any])
-def test_nan_comes_back_as_nan(kind: Any) -> None:
+def test_nan_survives_the_round_trip(kind: Any) -> None:
     signature = taking(kind)
 
     (argument,), _ = signature.unpack(signature.pack([math.nan], {}))
@@ -176,7 +176,7 @@ def test_nan_comes_back_as_nan(kind: Any) -> None:
     assert math.isnan(result)
 
 
-def test_a_tuple_without_annotation_comes_back_as_a_list() -> None:
+def test_a_tuple_without_annotation_arrives_as_a_list() -> None:
     signature = taking(Any)
 
     assert signature.unpack(signature.pack([(1, (2, 3))], {})) == ([[1, [2, 3]]], {})
@@ -220,7 +220,7 @@ UNSAID = [
 
 
 @pytest.mark.parametrize("value", UNSAID, ids=lambda value: type(value).__name__)
-def test_a_value_that_would_change_is_refused_where_nothing_says_its_type(value: Any) -> None:
+def test_a_value_that_would_change_is_refused_without_an_annotation(value: Any) -> None:
     signature = taking(Any)
 
     with pytest.raises(BadArguments):
@@ -233,7 +233,7 @@ def test_a_value_that_would_change_is_refused_where_nothing_says_its_type(value:
         pack_call([], {"value": value})
 
 
-def test_the_refusal_names_the_task_the_place_the_type_and_the_cure() -> None:
+def test_the_refusal_names_task_position_type_and_fix() -> None:
     def report(when: Any, rows: Any = None) -> None: ...
 
     with pytest.raises(BadArguments, match=r"report: when \(datetime\) would not .*annotate the parameter"):
@@ -294,7 +294,7 @@ def test_values_nested_too_deep_are_refused(kind: Any, by: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [150, 190, 195, *range(196, 204), 220, 250, 260])
-def test_what_is_nested_comes_back_or_is_refused_before_it_is_sent(depth: int) -> None:
+def test_nested_values_survive_the_round_trip_or_are_refused_at_the_submit(depth: int) -> None:
     signature = taking(Any)
     deep = nested(depth)
 
@@ -311,7 +311,7 @@ def attempted(pack: Callable[[], bytes]) -> bytes | None:
         return None
 
 
-def test_a_value_that_holds_itself_is_refused() -> None:
+def test_a_value_that_contains_itself_is_refused() -> None:
     loop: list[Any] = []
     loop.append(loop)
 
@@ -322,7 +322,7 @@ def test_a_value_that_holds_itself_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [int, Any])
-def test_a_number_too_long_to_be_read_again_is_refused(kind: Any) -> None:
+def test_a_number_too_long_to_be_decoded_is_refused(kind: Any) -> None:
     with pytest.raises(BadArguments):
         taking(kind).pack([10**5000], {})
     with pytest.raises(BadResult):
@@ -331,7 +331,7 @@ def test_a_number_too_long_to_be_read_again_is_refused(kind: Any) -> None:
         pack_call([10**5000], {})
 
 
-def test_a_comparison_that_cannot_be_made_is_a_refusal() -> None:
+def test_a_value_whose_comparison_raises_is_refused() -> None:
     class Contrary(BaseModel):
         a: int = 1
 
@@ -342,7 +342,7 @@ def test_a_comparison_that_cannot_be_made_is_a_refusal() -> None:
         taking(Contrary).pack([Contrary()], {})
 
 
-def test_messages_stay_short_whatever_the_keys() -> None:
+def test_error_messages_stay_short_for_keys_of_any_length() -> None:
     key = "k" * 1_000_000
 
     for refused in (
@@ -368,7 +368,7 @@ def test_a_refusal_does_not_show_the_value() -> None:
 # -- what pydantic coerces -----------------------------------------------------------------------------------
 
 
-def test_what_is_coerced_is_coerced_before_it_is_sent() -> None:
+def test_values_are_coerced_before_they_are_sent() -> None:
     assert taking(int).pack(["5"], {}) == b'{"value":5}'
     assert taking(float).pack([5], {}) == b'{"value":5.0}'
 
@@ -377,7 +377,7 @@ def test_what_is_coerced_is_coerced_before_it_is_sent() -> None:
     ("kind", "value"),
     [(int, "five"), (int, 1.5), (int, None), (str, 5), (Colour, "blue"), (Order, {"id": 1})],
 )
-def test_what_does_not_fit_is_refused_at_the_submit(kind: Any, value: Any) -> None:
+def test_a_value_of_the_wrong_type_is_refused_at_the_submit(kind: Any, value: Any) -> None:
     with pytest.raises(BadArguments, match="value"):
         taking(kind).pack([value], {})
 
@@ -446,7 +446,7 @@ def test_a_call_arrives_as_it_was_made(function: Callable[..., Any], args: Any, 
 @pytest.mark.parametrize(
     ("function", "args", "named"), CALLS, ids=lambda value: getattr(value, "__name__", str(value))
 )
-def test_a_call_made_without_the_code_arrives_the_same(
+def test_a_call_made_without_the_task_code_arrives_the_same(
     function: Callable[..., Any], args: Any, named: Any
 ) -> None:
     arrived, by_name = Signature(function).unpack(pack_call(args, named))
@@ -468,7 +468,7 @@ def test_a_call_made_without_the_code_arrives_the_same(
         (nothing, (1,), {}, "too many positional arguments"),
     ],
 )
-def test_a_call_that_does_not_fit_is_refused_before_it_is_sent_and_where_it_arrives(
+def test_an_invalid_call_is_refused_at_the_submit_and_by_the_worker(
     function: Callable[..., Any], args: Any, named: Any, told: str
 ) -> None:
     signature = Signature(function)
@@ -523,7 +523,7 @@ def test_the_first_parameter_can_be_left_to_the_worker() -> None:
     ],
     ids=lambda payload: ascii(payload)[:30],
 )
-def test_arguments_that_are_none_are_refused_where_they_arrive(payload: bytes) -> None:
+def test_a_payload_that_is_not_arguments_is_refused_by_the_worker(payload: bytes) -> None:
     with pytest.raises(BadArguments, match=r"^plain: "):
         Signature(plain).unpack(payload)
 
@@ -538,7 +538,7 @@ def test_an_annotation_may_be_written_as_text() -> None:
     assert sent(task, datetime(2026, 1, 1)) == ([datetime(2026, 1, 1)], {})
 
 
-def test_an_annotation_that_names_nothing_is_refused_at_the_declaration() -> None:
+def test_an_unresolvable_annotation_is_refused_at_the_declaration() -> None:
     def task(a: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821 -- that is what is tested
 
     with pytest.raises(BadOption, match=r"annotations of .*task.* cannot be resolved: name 'Nowhere'"):
@@ -546,7 +546,7 @@ def test_an_annotation_that_names_nothing_is_refused_at_the_declaration() -> Non
 
 
 @pytest.mark.parametrize("kind", [Opaque, Iterator[Opaque], type("Other", (), {})])
-def test_an_annotation_that_json_cannot_hold_is_refused_at_the_declaration(kind: Any) -> None:
+def test_an_annotation_without_a_json_form_is_refused_at_the_declaration(kind: Any) -> None:
     with pytest.raises(BadOption, match="cannot be sent as JSON"):
         taking(kind)
 
@@ -564,7 +564,7 @@ def test_a_task_may_annotate_some_parameters_and_not_others() -> None:
 @pytest.mark.parametrize(
     "value", [None, 0, "", False, 1.5, [], {}, "x" * 100_000], ids=lambda value: repr(value)[:10]
 )
-def test_a_result_without_annotation_comes_back(value: Any) -> None:
+def test_a_result_without_annotation_survives_the_round_trip(value: Any) -> None:
     signature = Signature(bare)
 
     assert signature.unpack_result(as_kept(signature.pack_result(value))) == value
@@ -595,7 +595,7 @@ def equal(one: Any, other: Any) -> bool:
 
 @quick
 @given(value=values)
-def test_any_json_comes_back_as_an_argument(value: Any) -> None:
+def test_any_json_value_survives_the_round_trip_as_an_argument(value: Any) -> None:
     (back,), _ = AS_IS.unpack(AS_IS.pack([value], {}))
 
     assert equal(back, value)
@@ -603,13 +603,15 @@ def test_any_json_comes_back_as_an_argument(value: Any) -> None:
 
 @quick
 @given(value=values)
-def test_any_json_comes_back_as_a_result(value: Any) -> None:
+def test_any_json_value_survives_the_round_trip_as_a_result(value: Any) -> None:
     assert equal(AS_IS.unpack_result(as_kept(AS_IS.pack_result(value))), value)
 
 
 @quick
 @given(args=st.lists(values, max_size=3), named=st.dictionaries(st.sampled_from("abc"), values, max_size=3))
-def test_any_call_made_without_the_code_comes_back(args: list[Any], named: dict[str, Any]) -> None:
+def test_any_call_made_without_the_task_code_survives_the_round_trip(
+    args: list[Any], named: dict[str, Any]
+) -> None:
     def task(*args: Any, **named: Any) -> None: ...
 
     back, by_name = Signature(task).unpack(pack_call(args, named))
@@ -620,7 +622,7 @@ def test_any_call_made_without_the_code_comes_back(args: list[Any], named: dict[
 
 @quick
 @given(value=st.integers() | st.floats(), kind=st.sampled_from([int, float, Any]))
-def test_a_number_comes_back_as_what_it_was_coerced_to(value: float, kind: Any) -> None:
+def test_a_number_arrives_as_the_coerced_value(value: float, kind: Any) -> None:
     signature = taking(kind)
     packed = attempted(lambda: signature.pack([value], {}))
     if packed is None:
@@ -633,7 +635,7 @@ def test_a_number_comes_back_as_what_it_was_coerced_to(value: float, kind: Any) 
 
 @quick
 @given(payload=st.binary(max_size=40))
-def test_no_bytes_break_the_reader(payload: bytes) -> None:
+def test_the_decoder_raises_only_its_own_error_for_any_bytes(payload: bytes) -> None:
     signature = Signature(plain)
     for reader in (signature.unpack, taking(Any).unpack):
         with contextlib.suppress(BadArguments):

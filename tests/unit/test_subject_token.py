@@ -24,7 +24,7 @@ USUAL = st.from_regex(r"[A-Za-z0-9_-]{1,128}", fullmatch=True)
 @example("\r\n")
 @example("ä b")
 @example("\U0001f600" * 128)
-def test_a_text_is_one_token_of_a_subject_and_comes_back(text: str) -> None:
+def test_any_text_is_encoded_as_one_subject_token_and_decoded(text: str) -> None:
     token = encode_token(text)
 
     assert decode_token(token) == text
@@ -36,7 +36,7 @@ def test_a_text_is_one_token_of_a_subject_and_comes_back(text: str) -> None:
 @example("a.b", "a=2Eb")
 @example("a", "A")
 @example("é", "e\u0301")
-def test_two_texts_have_two_tokens(one: str, other: str) -> None:
+def test_different_texts_have_different_tokens(one: str, other: str) -> None:
     assert (encode_token(one) == encode_token(other)) == (one == other)
 
 
@@ -57,7 +57,7 @@ def test_an_unusual_id_stays_readable() -> None:
 @example("=C3")  # half a character
 @example("=")
 @example("a=2")
-def test_what_is_not_the_token_of_a_text_is_refused(token: str) -> None:
+def test_a_token_that_no_text_has_is_refused(token: str) -> None:
     try:
         text = decode_token(token)
     except ValueError:
@@ -79,6 +79,6 @@ def test_an_id_may_be_any_printable_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x" * 129, "a\nb", "a\0b", "\u202e", "\ud800", 7, None, b"a"])
-def test_what_is_no_printable_text_is_no_id(text: object) -> None:
+def test_an_id_that_is_not_printable_text_is_refused(text: object) -> None:
     with pytest.raises(BadName, match="printable text of 1 to 128 characters"):
         check_id(text)

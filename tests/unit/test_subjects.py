@@ -41,7 +41,7 @@ def test_the_names_of_the_default_namespace() -> None:
 
 
 @pytest.mark.parametrize("namespace", ["", "a.b", "*", ">", "A", "a b", "a_b", "a" * 33])
-def test_a_namespace_that_cannot_be_is_refused(namespace: str) -> None:
+def test_an_invalid_namespace_is_refused(namespace: str) -> None:
     with pytest.raises(BadName, match="namespace"):
         Subjects(namespace)
 
@@ -71,7 +71,7 @@ def test_two_queues_never_share_a_stream(one: tuple[str, str], other: tuple[str,
 @given(
     namespace=namespaces, queue=queues, id=ids, task=tasks, level=st.sampled_from(["high", "normal", "low"])
 )
-def test_a_subject_has_the_parts_it_is_read_by(
+def test_a_subject_has_the_parts_that_it_is_parsed_by(
     namespace: str, queue: str, id: str, task: str, level: str
 ) -> None:
     names = Subjects(namespace)
@@ -94,7 +94,7 @@ _pattern_of_id = re.compile(
 )
 
 
-def test_no_pattern_is_made_of_an_id() -> None:
+def test_no_subject_filter_uses_a_wildcard_as_an_id() -> None:
     """In place of an id `"*"` is the id of a job: the pattern for all ids is made of `ANY`."""
     found = [
         f"{path.name}: {match[0]}"

@@ -39,7 +39,7 @@ def add(a: int, b: int = 2) -> int:
 # -- declare -------------------------------------------------------------------------------------------------
 
 
-def test_a_task_is_called_as_its_function(app: App) -> None:
+def test_a_task_can_be_called_like_its_function(app: App) -> None:
     task = app.task(add)
 
     assert task(1, b=5) == 6
@@ -49,7 +49,7 @@ def test_a_task_is_called_as_its_function(app: App) -> None:
     assert app.find("add") is task
 
 
-async def test_a_coroutine_function_stays_one(app: App) -> None:
+async def test_a_task_of_a_coroutine_function_stays_a_coroutine_function(app: App) -> None:
     @app.task
     async def double(a: int) -> int:
         return a * 2
@@ -103,7 +103,7 @@ def test_only_the_first_parameter_is_the_context() -> None:
     assert not takes_context(bare)
 
 
-def test_a_declaration_is_kept(app: App) -> None:
+def test_a_task_keeps_its_declaration(app: App) -> None:
     task = app.task(
         name="mail.send",
         queue="mail",
@@ -139,7 +139,7 @@ def test_two_tasks_of_one_name_are_refused(app: App) -> None:
 
 
 @pytest.mark.parametrize("name", ["os.system", "__import__", "subtract", "", "a b"])
-def test_a_task_that_nobody_declared_is_unknown(app: App, name: str) -> None:
+def test_an_undeclared_task_is_unknown(app: App, name: str) -> None:
     app.task(add)
 
     with pytest.raises(UnknownTask):
@@ -166,7 +166,7 @@ def test_a_task_that_nobody_declared_is_unknown(app: App, name: str) -> None:
     ],
     ids=str,
 )
-def test_a_declaration_that_cannot_be_is_refused_at_once(app: App, written: dict[str, Any]) -> None:
+def test_an_invalid_declaration_is_refused_at_once(app: App, written: dict[str, Any]) -> None:
     with pytest.raises((BadName, BadOption)):
         app.task(**written)(add)
 
@@ -182,7 +182,7 @@ async def later_rows() -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     "function", [rows, later_rows, 5, min], ids=["generator", "async generator", "number", "builtin"]
 )
-def test_what_cannot_run_as_a_job_is_refused(app: App, function: Any) -> None:
+def test_a_callable_that_cannot_run_as_a_job_is_refused(app: App, function: Any) -> None:
     with pytest.raises((BadOption, BadName)):
         app.task(function)
 
@@ -204,7 +204,7 @@ def test_a_callable_that_hides_its_annotations_is_refused(app: App) -> None:
             app.task(name="add.one")(function)
 
 
-def test_a_type_that_json_cannot_hold_is_refused_at_the_declaration(app: App) -> None:
+def test_a_type_without_a_json_form_is_refused_at_the_declaration(app: App) -> None:
     class Opaque:
         pass
 
@@ -217,7 +217,7 @@ def test_a_type_that_json_cannot_hold_is_refused_at_the_declaration(app: App) ->
 @pytest.mark.parametrize(
     "settings", [{"name": "a.b"}, {"name": "q", "lease": 0}, {"name": "q", "replicas": 2}], ids=str
 )
-def test_a_queue_that_cannot_be_is_refused(app: App, settings: dict[str, Any]) -> None:
+def test_an_invalid_queue_is_refused(app: App, settings: dict[str, Any]) -> None:
     with pytest.raises((BadName, BadOption)):
         app.queue(**settings)
 
@@ -250,9 +250,7 @@ def test_a_queue_that_cannot_be_is_refused(app: App, settings: dict[str, Any]) -
     ],
     ids=str,
 )
-def test_options_that_cannot_be_are_refused_at_once(
-    app: App, client: Client, written: dict[str, Any]
-) -> None:
+def test_invalid_options_are_refused_at_once(app: App, client: Client, written: dict[str, Any]) -> None:
     task = app.task(add)
 
     with pytest.raises((BadName, BadOption)):
@@ -264,7 +262,7 @@ def test_options_that_cannot_be_are_refused_at_once(
 # -- submit --------------------------------------------------------------------------------------------------
 
 
-async def test_arguments_that_do_not_fit_are_refused_before_a_server_is_looked_for(app: App) -> None:
+async def test_invalid_arguments_are_refused_before_a_connection_is_opened(app: App) -> None:
     task = app.task(add)
 
     with pytest.raises(BadArguments, match="add: missing a required argument: 'a'"):
@@ -273,14 +271,14 @@ async def test_arguments_that_do_not_fit_are_refused_before_a_server_is_looked_f
         await task.options(delay=1).submit("one")  # type: ignore[arg-type]  # that is what is tested
 
 
-def test_the_blocking_twin_refuses_them_too(app: App) -> None:
+def test_the_blocking_submit_refuses_invalid_arguments_too(app: App) -> None:
     task = app.task(add)
 
     with pytest.raises(BadArguments):
         task.delay("one")  # type: ignore[arg-type]  # that is what is tested
 
 
-async def test_a_submit_by_name_checks_what_it_can(client: Client) -> None:
+async def test_a_submit_by_name_checks_names_and_json_values(client: Client) -> None:
     with pytest.raises(BadArguments, match=r"argument 1 \(set\)"):
         await client.task("add").submit({1})
     with pytest.raises(BadName, match="task name must"):

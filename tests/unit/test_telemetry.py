@@ -45,18 +45,18 @@ def record(message: str, **about: object) -> logging.LogRecord:
     return made
 
 
-def test_a_text_line_tells_what_it_is_about() -> None:
+def test_a_text_line_shows_the_extras_of_the_record() -> None:
     line = TextLines().format(record("job retrying", job="a1", delay=1.5, error="ValueError: no way"))
     assert line == '1970-01-01T00:00:00.000Z INFO job retrying job=a1 delay=1.5 error="ValueError: no way"'
 
 
 @pytest.mark.parametrize("nasty", ["\x1b[31mred", "a\nfake line", "a\rb", "\u202eevil", "\x00"])
-def test_nothing_in_a_line_moves_a_terminal(nasty: str) -> None:
+def test_a_log_line_contains_no_control_characters(nasty: str) -> None:
     line = TextLines().format(record(nasty, error=nasty))
     assert line.isprintable()
 
 
-def test_the_short_way_to_a_line_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_fast_path_writes_the_same_line(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("jsq.job")
     about = {"job": "a1", "task": "mail", "attempt": 2, "seconds": 0.25, "error": "no way"}
     with writing(JsonLines(), TextLines()):
@@ -68,7 +68,9 @@ def test_the_short_way_to_a_line_says_the_same(capsys: pytest.CaptureFixture[str
     assert lines[:2] == lines[2:]
 
 
-async def test_the_lines_of_one_turn_are_written_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_log_lines_are_written_at_the_end_of_a_loop_iteration(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     log = logging.getLogger("jsq.job")
     with writing(TextLines()):
         log.info("one")
@@ -81,13 +83,13 @@ async def test_the_lines_of_one_turn_are_written_at_its_end(capsys: pytest.Captu
         assert capsys.readouterr().err.count("\n") == 2
 
 
-def test_without_a_loop_a_line_is_written_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_an_event_loop_a_log_line_is_written_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with writing(TextLines()):
         logging.getLogger("jsq.job").info("one")
         assert "one" in capsys.readouterr().err
 
 
-def test_a_loop_that_ended_keeps_no_line_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_event_loop_holds_no_log_lines_back(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("jsq.job")
     loop = asyncio.new_event_loop()
 
@@ -104,7 +106,7 @@ def test_a_loop_that_ended_keeps_no_line_back(capsys: pytest.CaptureFixture[str]
         assert capsys.readouterr().err.count("\n") == 2
 
 
-def test_a_reader_that_has_gone_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stderr_does_not_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
@@ -127,7 +129,7 @@ def test_a_json_line_is_one_object() -> None:
     }
 
 
-def test_json_lines_keep_letters_of_all_languages_and_no_control_characters() -> None:
+def test_json_lines_keep_all_scripts_and_no_control_characters() -> None:
     line = JsonLines().format(record("job failed", error="Grüße"))
     nasty = JsonLines().format(record("job failed", error="\u202eevil"))
 
@@ -151,17 +153,17 @@ def test_a_snooze_is_logged_with_a_reason_and_not_as_an_error() -> None:
     ("text", "read"),
     [("0.0.0.0:80", ("0.0.0.0", 80)), ("9464", ("127.0.0.1", 9464)), ("[::1]:1", ("::1", 1))],
 )
-def test_an_address_is_read(text: str, read: tuple[str, int]) -> None:
+def test_an_http_address_is_parsed(text: str, read: tuple[str, int]) -> None:
     assert read_address(text) == read
 
 
 @pytest.mark.parametrize("text", ["", "x", "host:", "host:port", "host:70000", "host:-1"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_an_invalid_http_address_is_refused(text: str) -> None:
     with pytest.raises(BadOption, match="http must "):
         read_address(text)
 
 
-def test_a_line_on_a_terminal_has_a_colored_level_and_no_microseconds() -> None:
+def test_a_terminal_log_line_has_a_colored_level_and_no_microseconds() -> None:
     record = logging.LogRecord("jsq", logging.WARNING, "", 0, "job retrying", (), None)
     vars(record).update(seconds=1.214467, short=0.000419, error="Größe 1")
 

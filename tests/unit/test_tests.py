@@ -52,7 +52,7 @@ def test_no_test_module_imports_another_test_module() -> None:
     assert wrong == []
 
 
-def test_no_private_name_is_patched_beyond_those_that_are_listed() -> None:
+def test_only_the_listed_private_names_are_patched() -> None:
     found = Counter(
         {str(path.relative_to(ROOT)): number for path in TESTS if (number := len([*private_patches(path)]))}
     )

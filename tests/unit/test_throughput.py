@@ -14,7 +14,7 @@ def test_one_sample_has_no_throughput() -> None:
     assert throughput_of(collected(QueueSample(0, 100, 50))) is None
 
 
-def test_two_samples_have_what_came_and_left_between_them() -> None:
+def test_throughput_is_the_difference_of_two_samples() -> None:
     samples = collected(QueueSample(0, 100, 50), QueueSample(10, 150, 80))
     assert throughput_of(samples) == Throughput(5.0, 3.0, 10)
 
@@ -31,6 +31,6 @@ def test_a_long_gap_is_measured_as_a_whole() -> None:
     )
 
 
-def test_a_queue_that_was_created_again_begins_anew() -> None:
+def test_a_recreated_queue_discards_earlier_samples() -> None:
     samples = collected(QueueSample(0, 100, 100), QueueSample(10, 5, 0))
     assert samples == [QueueSample(10, 5, 0)]

@@ -39,7 +39,7 @@ CLAIM = UniqueClaim("holder", "default")
         ("due", {JobLife.ENDED, JobLife.STARTED, JobLife.WAITING}),
     ],
 )
-def test_a_claim_is_free_when_its_job_has_come_so_far(until: str, free: set[JobLife]) -> None:
+def test_a_claim_is_free_when_its_job_has_reached_the_state(until: str, free: set[JobLife]) -> None:
     claim = UniqueClaim("holder", "default", until)
 
     assert {life for life in JobLife if judge_claim(claim, life) is UniqueVerdict.FREE} == free
@@ -47,22 +47,22 @@ def test_a_claim_is_free_when_its_job_has_come_so_far(until: str, free: set[JobL
 
 
 @pytest.mark.parametrize("life", [life for life in JobLife if life is not JobLife.MISSING])
-def test_in_a_window_a_claim_is_held_whatever_became_of_its_job(life: JobLife) -> None:
+def test_within_its_window_a_claim_is_held_in_every_state_of_its_job(life: JobLife) -> None:
     assert judge_claim(UniqueClaim("holder", "default", window=60), life) is UniqueVerdict.HELD
 
 
-def test_in_a_window_too_the_claim_of_a_job_that_was_never_stored_is_not_known() -> None:
+def test_within_its_window_the_claim_of_an_unstored_job_is_undecided() -> None:
     assert judge_claim(UniqueClaim("holder", "default", window=60), JobLife.MISSING) is UniqueVerdict.UNKNOWN
 
 
-def test_in_a_window_a_claim_is_held_for_longer_than_anything_is_known_of_its_job() -> None:
+def test_within_its_window_a_claim_outlives_the_record_of_its_job() -> None:
     assert (
         judge_claim(UniqueClaim("holder", "default", window=60, stored=True), JobLife.MISSING)
         is UniqueVerdict.HELD
     )
 
 
-def test_a_claim_whose_job_has_ended_is_its_followers() -> None:
+def test_the_claim_of_an_ended_job_passes_to_its_successor() -> None:
     assert UniqueClaim("first", "q", successor="second", revision=7).passed_to_successor() == UniqueClaim(
         "second", "q", revision=7
     )
@@ -88,7 +88,9 @@ def test_a_claim_whose_job_has_ended_is_its_followers() -> None:
         ("debounce", {JobLife.DELAYED: UniqueAction.RESCHEDULE}),
     ],
 )
-def test_what_a_submit_does_about_a_held_key(way: Any, acts: dict[JobLife, UniqueAction]) -> None:
+def test_on_duplicate_decides_what_a_submit_does_with_a_held_key(
+    way: Any, acts: dict[JobLife, UniqueAction]
+) -> None:
     unique = Unique("key", on_duplicate=way)
 
     for life in (JobLife.DELAYED, JobLife.WAITING, JobLife.STARTED):
@@ -98,20 +100,20 @@ def test_what_a_submit_does_about_a_held_key(way: Any, acts: dict[JobLife, Uniqu
 
 
 @pytest.mark.parametrize("way", ["return", "raise", "replace", "keep_last", "debounce"])
-def test_every_submit_takes_what_is_free_and_fills_what_is_missing(way: Any) -> None:
+def test_every_submit_takes_a_free_key_and_stores_a_missing_job(way: Any) -> None:
     unique = Unique("key", on_duplicate=way)
 
     assert decide_submit(unique, CLAIM, JobLife.ENDED, id="mine") is UniqueAction.CLAIM
     assert decide_submit(unique, CLAIM, JobLife.MISSING, id="mine") is UniqueAction.STORE
 
 
-def test_a_submit_that_finds_its_own_claim_goes_on_with_it() -> None:
+def test_a_submit_continues_with_its_own_claim() -> None:
     for way, life in itertools.product(("return", "raise", "replace", "keep_last"), JobLife):
         unique = Unique("key", on_duplicate=way)  # type: ignore[arg-type]  # a product of literals
         assert decide_submit(unique, CLAIM, life, id="holder") is UniqueAction.STORE
 
 
-def test_nobody_waits_for_the_end_of_a_job_whose_window_holds_the_key() -> None:
+def test_keep_last_does_not_wait_for_a_job_whose_window_holds_the_key() -> None:
     windowed = UniqueClaim("holder", "default", window=60)
 
     assert (
@@ -120,7 +122,7 @@ def test_nobody_waits_for_the_end_of_a_job_whose_window_holds_the_key() -> None:
     )
 
 
-def test_what_the_options_ask_for() -> None:
+def test_the_unique_options_are_read_as_one_request() -> None:
     assert unique_request("k", None, None, None, None, None) == Unique("k")
     assert unique_request("k", "start", None, "raise", None, None) == Unique(
         "k", "start", on_duplicate="raise"
@@ -134,7 +136,7 @@ def test_what_the_options_ask_for() -> None:
 
 
 @given(st.text(), st.text())
-def test_keys_are_the_same_only_if_they_are_equal(one: str, other: str) -> None:
+def test_only_equal_keys_have_the_same_hash(one: str, other: str) -> None:
     assert (unique_hash("task", one) == unique_hash("task", other)) is (one == other)
     assert unique_hash("task", one) != unique_hash("other", one)
 
@@ -148,11 +150,11 @@ def test_a_key_of_any_size_and_bytes_is_a_short_hash() -> None:
     assert unique_hash("task", "é") == unique_hash("task", "é".encode())
 
 
-def test_a_task_and_a_key_do_not_run_into_each_other() -> None:
+def test_the_hash_separates_task_and_key() -> None:
     assert unique_hash("mail", "s.send") != unique_hash("mails", ".send")
 
 
-def test_the_same_arguments_are_the_same_key_however_they_are_written() -> None:
+def test_equal_calls_have_the_same_key_in_every_notation() -> None:
     def pay(to: str, cent: int = 100, *, note: dict[str, int] | None = None) -> None: ...
 
     signature = Signature(pay)
@@ -167,7 +169,7 @@ def test_the_same_arguments_are_the_same_key_however_they_are_written() -> None:
     assert arguments_key(signature.filled(signature.pack(("ann", 101), {}))) not in keys
 
 
-def test_a_task_makes_the_key_of_the_arguments_that_it_names() -> None:
+def test_a_unique_key_can_be_made_of_named_arguments() -> None:
     task = App().task(name="pay", unique=["to", "cent"])(lambda to, cent=5, note="": None)
     options = parse_options(**task.declaration.submit_options)
 
@@ -179,7 +181,7 @@ def test_a_task_makes_the_key_of_the_arguments_that_it_names() -> None:
 
 
 @pytest.mark.parametrize("made", ["k", b"k", 5, ("a", 1), {"a": 1}])
-def test_a_task_makes_its_key_by_a_function_of_the_arguments(made: Any) -> None:
+def test_a_unique_key_can_be_made_by_a_function_of_the_arguments(made: Any) -> None:
     task = App().task(name="pay", unique=lambda to, cent: made if to == "ann" else to)(lambda to, cent: None)
     options = parse_options(**task.declaration.submit_options)
 
@@ -190,7 +192,7 @@ def test_a_task_makes_its_key_by_a_function_of_the_arguments(made: Any) -> None:
 
 
 @pytest.mark.parametrize("made", [lambda to: None, lambda to: "", lambda to: 1 / 0, lambda to: object()])
-def test_a_function_that_makes_no_key_is_told_before_anything_is_sent(made: Any) -> None:
+def test_a_key_function_without_a_valid_result_is_refused_at_the_submit(made: Any) -> None:
     task = App().task(name="pay", unique=made)(lambda to: None)
 
     with pytest.raises(BadArguments, match="pay: unique= made no key"):
@@ -209,13 +211,13 @@ OTHERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("key", ["", b"", 5, 1.5, ["a"], {"a": 1}, object()])
-def test_what_is_no_key_is_refused(key: Any) -> None:
+def test_an_invalid_key_is_refused(key: Any) -> None:
     with pytest.raises(BadOption, match="unique must "):
         parse_options(unique=key)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_an_option_of_a_key_needs_one(name: str) -> None:
+def test_an_option_of_unique_needs_unique(name: str) -> None:
     with pytest.raises(BadOption, match=f"^{name} must be used together with unique="):
         parse_options(**{name: OTHERS[name]})
 
@@ -231,7 +233,7 @@ def test_an_option_of_a_key_needs_one(name: str) -> None:
         ("unique_for", "unique_until"),
     ],
 )
-def test_options_that_each_say_the_same_do_not_go_together(pair: tuple[str, str]) -> None:
+def test_options_that_mean_the_same_cannot_be_combined(pair: tuple[str, str]) -> None:
     with pytest.raises(BadOption):
         parse_options(unique="k", **{name: OTHERS[name] for name in pair})
 
@@ -253,7 +255,7 @@ def test_options_that_each_say_the_same_do_not_go_together(pair: tuple[str, str]
         {"on_duplicate": "keep_last", "unique_for": 60},
     ],
 )
-def test_what_a_unique_submit_cannot_ask_for(options: dict[str, Any]) -> None:
+def test_invalid_unique_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(BadOption):
         parse_options(unique="k", **options)
 
@@ -263,17 +265,17 @@ def test_what_a_unique_submit_cannot_ask_for(options: dict[str, Any]) -> None:
     ["", [], [1], ["nobody"], 5, {"to": 1}],
     ids=["empty", "none", "number", "unknown", "int", "dict"],
 )
-def test_a_task_refuses_what_makes_no_key(unique: Any) -> None:
+def test_a_task_refuses_an_invalid_unique_declaration(unique: Any) -> None:
     with pytest.raises(BadOption, match="unique"):
         App().task(name="pay", unique=unique)(lambda to: None)
 
 
-def test_false_leaves_the_tasks_declaration_aside() -> None:
+def test_unique_false_overrides_the_declaration_of_the_task() -> None:
     declared = read_declaration("pay", unique="k", on_duplicate="replace", unique_until="start")
 
     assert parse_options(**declared.submit_options | {"unique": False}).unique is False
 
 
-def test_a_claim_has_no_field_that_is_not_stored() -> None:
+def test_every_field_of_a_claim_is_stored() -> None:
     names = [one.name for one in fields(UniqueClaim)]
     assert names == ["job", "queue", "held_until", "window", "successor", "revision", "stored"]

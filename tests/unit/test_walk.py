@@ -56,7 +56,7 @@ async def walk(
     return min(walks, key=lambda found: found.call_count)
 
 
-async def test_a_plain_job_passes_few_files(
+async def test_a_plain_job_stays_within_its_budget_of_files(
     app: App, server: EmbeddedServer, namespace: str, working: Working, until: Until
 ) -> None:
     found = await walk(app, server, namespace, working, until)
@@ -65,7 +65,7 @@ async def test_a_plain_job_passes_few_files(
     assert found.call_count <= MOST_CALLS, str(found)
 
 
-async def test_a_job_with_a_key_passes_few_files_more(
+async def test_a_job_with_a_key_stays_within_its_budget_of_files(
     app: App, server: EmbeddedServer, namespace: str, working: Working, until: Until
 ) -> None:
     found = await walk(app, server, namespace, working, until, key="k")

@@ -51,7 +51,7 @@ def test_a_planted_sentence_is_found(planted: str, fault: str) -> None:
     assert found.startswith(fault)
 
 
-def test_questions_code_and_headings_are_no_faults() -> None:
+def test_questions_code_and_headings_have_no_faults() -> None:
     text = "# What a job costs\n\nWhat does a job cost? See `told`.\n\n```python\ntold = 1\n```\n"
 
     assert wording_faults(text) == []
