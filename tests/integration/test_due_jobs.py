@@ -14,6 +14,7 @@ from jsq import App, Client, JobHandle
 from jsq.broker.flow.due_jobs import OVERDUE_SECONDS, DueJobs
 from jsq.codec.subject_token import ANY
 from jsq.server import EmbeddedServer
+from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from tests.helpers.cluster import cluster
 from tests.helpers.conditions import Until
@@ -100,6 +101,25 @@ async def test_a_worker_that_starts_after_the_server_forwards_due_jobs(
 
         assert starts.begun[0][0] - started < LATE + 1
         assert await final_states(job) == ["succeeded"]
+
+
+async def test_a_job_of_a_key_starts_though_the_server_skipped_its_wake_up(app: App, client: Client) -> None:
+    """The server skips what is older than the last message of a work queue that sources again."""
+    starts = Starts(app)
+    async with running_worker(Worker(app)):
+        for number in range(3):
+            await (await starts.note.options(key="before").submit(number)).wait(30)
+    broker = await client.broker()
+    names = broker.subjects
+    info = await broker.jetstream.stream_info(names.streams.group_state("default"))
+    assert info is not None
+    await broker.jetstream.update_stream(info["config"] | {"sources": None})
+    job: JobHandle[Any] = await starts.note.options(key="skipped").submit(3)
+    await broker.wire.publish(names.groups.state("default", "other"), b'{"slots":{},"admitted_up_to":0}')
+    await broker.jetstream.update_stream(info["config"])
+
+    async with running_worker(Worker(app, settings=WorkerSettings(sweep=0))):
+        assert (await job.wait(15)).state == "succeeded"
 
 
 async def test_only_one_worker_of_a_queue_forwards_due_jobs_at_a_time(client: Client, until: Until) -> None:

@@ -266,7 +266,6 @@ def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     return SubjectPermissions(
         requests=(
             f"$JS.ACK.{turn}.>",
-            f"$JS.API.DIRECT.GET.{line}",
             f"$JS.API.STREAM.MSG.GET.{line}",
             f"$JS.API.STREAM.MSG.GET.{turn}",
             f"$JS.API.STREAM.MSG.DELETE.{line}",
@@ -274,7 +273,10 @@ def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
             subjects.groups.job(queue, "*", ANY),
             subjects.groups.created(queue),
         ),
-        streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",),
+        streamed_requests=(
+            f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",
+            f"$JS.API.DIRECT.GET.{line}",
+        ),
     )
 
 

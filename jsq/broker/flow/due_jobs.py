@@ -1,16 +1,22 @@
 """Due jobs that the server does not move to their queue after its restart.
 
-A job that is due stands in the SCHEDULED stream until READY (or GROUPS) sources it, usually a millisecond
+A job that is due is in the SCHEDULED stream until READY (or GROUPS) sources it, usually a millisecond
 later. After a restart the server resumes the source of a work queue ten seconds late, and after a restart of
 a whole cluster half a minute late. An update that writes the sources in another notation resumes them at
 once. A worker that may not update a stream, because that would let it read the other queues of its account,
 forwards due jobs itself, unless their records show that they have begun. A job that is both forwarded and
 sourced has two messages, and its record lets one of them run.
+
+The wake-ups of key groups are sourced too, into a work queue. If that is empty after the loss of its leader,
+or after a restart, the server sources only what is newer than its last message. So it skips the jobs that
+came after the source had stopped, and before the last change of a group's state. Workers admit these jobs
+themselves, once the source works again.
 """
 
 import asyncio
 import math
 
+from jsq.broker.flow.key_groups import key_token_of
 from jsq.broker.jobs.messages import id_of
 from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore, expecting
 from jsq.broker.topology.configs import rewritten_sources
@@ -20,7 +26,7 @@ from jsq.codec.subject_token import ANY, STEM
 from jsq.errors import BrokerFull, QueueFull
 from jsq.model.event import FINAL_STATES
 from jsq.transport.jetstream import JsonObject
-from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers
+from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers, sequence_of
 from jsq.transport.retrying import publish_with_retry
 
 FORWARD_LEASE = 3
@@ -28,6 +34,9 @@ FORWARD_LEASE = 3
 
 OVERDUE_SECONDS = 0.5
 """Seconds after which a due job is stuck. Before, it may have been moved already, and be out of date."""
+
+UNCHECKED_ARRIVALS = 1_000
+"""Jobs that were added to the key groups before the first check, and whose wake-ups may be missing."""
 
 PAGE_MESSAGES = 200
 PAGE_BYTES = 4 * 2**20
@@ -46,22 +55,63 @@ class DueJobs:
         self._queue = queue
         self._by = by
         self._lease = 0
+        self._last_arrival = 0
+        self._leader = ""
+        self._checked_leader: str | None = None
+        # The last arrivals at the last two confirmed checks: the source may be a moment behind at a check.
+        self._checked = [0, 0]
 
     async def silences(self) -> dict[str, float]:
         """Seconds since the server received something from the source of each stream of the queue.
 
         A source that works sends a heartbeat each second. Infinity if it has sent nothing yet.
         """
-        names = self._subjects.streams
-        streams = [names.ready(self._queue)]
-        if await self._streams.has_groups(self._queue):
-            streams += [names.groups(self._queue), names.group_state(self._queue)]
+        names, queue = self._subjects.streams, self._queue
+        streams = [names.ready(queue)]
+        if await self._streams.has_groups(queue):
+            streams += [names.groups(queue), names.group_state(queue)]
         found = {stream: await self._jetstream.stream_info(stream) for stream in streams}
+        self._note_groups(found.get(names.groups(queue)), found.get(names.group_state(queue)))
         return {
             stream: silence_of(info)
             for stream, info in found.items()
             if info and info["config"].get("sources")
         }
+
+    def _note_groups(self, groups: JsonObject | None, state: JsonObject | None) -> None:
+        """Note how far the key groups of the queue have come, and since when their state has its leader."""
+        if groups is None or state is None:
+            return
+        self._last_arrival = groups["state"]["last_seq"]
+        self._leader = (state.get("cluster") or {}).get("leader_since", "")
+        if self._checked_leader is None:
+            self._checked_leader = self._leader
+            self._checked = [max(0, self._last_arrival - UNCHECKED_ARRIVALS)] * 2
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the state of the key groups has another leader than at the last confirmed check."""
+        return self._checked_leader is not None and self._leader != self._checked_leader
+
+    async def unconfirmed_keys(self) -> set[str]:
+        """The tokens of the keys to which jobs were added since the last checks that were confirmed."""
+        if not await self._streams.has_groups(self._queue):
+            return set()
+        stream, subjects = self._subjects.streams.groups(self._queue), self._subjects.groups
+        tokens: set[str] = set()
+        after = self._checked[0]
+        while page := await self._reads.fetch(
+            stream, subjects.job(self._queue, "*", ANY), after=after, limit=PAGE_MESSAGES
+        ):
+            tokens |= {key_token_of(message) for message in page}
+            after = sequence_of(page[-1])
+        return tokens
+
+    def confirm(self) -> None:
+        """Note that the sources have worked up to now, and that no wake-up is missing."""
+        if self._checked_leader is not None:
+            self._checked_leader = self._leader
+            self._checked = [self._checked[1], self._last_arrival]
 
     async def resume(self, stream: str) -> None:
         """Have the server resume the source of a stream now. Raises `NotAllowed`, `CannotChange`."""
@@ -84,7 +134,7 @@ class DueJobs:
     async def forward(self) -> int:
         """Move the due jobs to the streams that should have sourced them; returns how many were moved.
 
-        What another message of the job, or a full queue, keeps from its place stays where it is.
+        A job that has another message, or whose queue is full, stays where it is.
         """
         subjects, queue = self._subjects, self._queue
         found = await self._forward(subjects.due(queue, "*", ANY), subjects.ready(queue, "", STEM))

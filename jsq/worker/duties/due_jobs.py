@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from jsq.broker import Broker
-from jsq.broker.flow.due_jobs import DueJobs
+from jsq.broker.flow.due_jobs import FORWARD_LEASE, OVERDUE_SECONDS, DueJobs
 from jsq.broker.topology.presence import BEAT
 from jsq.errors import BrokerError, CannotChange, NotAllowed
 
@@ -39,6 +39,7 @@ class DueForwarding:
 
     def __init__(self, broker: Broker, queues: Iterable[str], by: str) -> None:
         self._wire = broker.wire
+        self._key_groups = broker.key_groups
         self._checks = {queue: asyncio.Event() for queue in queues}
         self._due = {queue: DueJobs(broker.namespace, broker.records, queue, by) for queue in self._checks}
 
@@ -49,7 +50,7 @@ class DueForwarding:
             await self.check_all()  # the server may have started just before the worker
             async with asyncio.TaskGroup() as group:
                 for queue in self._checks:
-                    group.create_task(self._run(queue))
+                    group.create_task(self._run(queue, group))
         finally:
             forget()
 
@@ -58,27 +59,57 @@ class DueForwarding:
         for check in self._checks.values():
             check.set()
 
-    async def _run(self, queue: str) -> None:
+    async def _run(self, queue: str, group: asyncio.TaskGroup) -> None:
         check, due = self._checks[queue], self._due[queue]
+        interrupted, following = False, group.create_task(asyncio.sleep(0))
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BEAT * random.uniform(0.5, 1.0)):
                     await check.wait()
-            restarted = check.is_set()
+            interrupted = interrupted or check.is_set()
             check.clear()
             try:
-                if restarted or max((await due.silences()).values(), default=0.0) > UNHEARD_SECONDS:
+                silence = 0.0 if interrupted else max((await due.silences()).values(), default=0.0)
+                if interrupted or silence > UNHEARD_SECONDS or due.interrupted:
+                    interrupted = True
+                    following.cancel()
                     await SourceWatch(queue, due).run()
+                    following = group.create_task(self._complete(queue))
+                elif following.done():
+                    due.confirm()
+                interrupted = False
             except NotAllowed as error:
                 log.info("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
                 return
             except BrokerError as error:
                 log.debug("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
-                if restarted:
+                if interrupted:
                     check.set()  # its streams have no leader yet
                     await asyncio.sleep(ROUND_SECONDS)
             except Exception:
                 log.exception("due jobs not forwarded", extra={"queue": queue})
+
+    async def _complete(self, queue: str) -> None:
+        """Do what the server skipped just before it resumed a source, unless another worker does it."""
+        due, end = self._due[queue], time.monotonic() + 2 * FORWARD_LEASE
+        try:
+            while not await due.acquire():
+                if time.monotonic() > end:
+                    due.confirm()
+                    return  # another worker lives, renews the lease, and does it
+                await asyncio.sleep(STANDBY_SECONDS * random.uniform(0.5, 1.0))
+            keys = await due.unconfirmed_keys()
+            for token in keys:
+                await self._key_groups.admit(queue, token)
+            await asyncio.sleep(OVERDUE_SECONDS)
+            jobs = await due.forward()
+            due.confirm()
+        except NotAllowed as error:
+            log.info("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
+        except BrokerError:
+            self._checks[queue].set()
+        else:
+            log.debug("skipped jobs forwarded", extra={"queue": queue, "keys": len(keys), "jobs": jobs})
 
 
 class SourceWatch:
