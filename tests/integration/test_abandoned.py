@@ -1,4 +1,4 @@
-"""What does not end is given up and named; what blocks the loop is named while it does."""
+"""Functions that do not end are abandoned and logged; a blocked event loop is logged while it is blocked."""
 
 import asyncio
 import logging
@@ -71,7 +71,7 @@ async def given_up(
     release: Callable[[], None],
     timings: WorkerTimings | None = None,
 ) -> None:
-    """Run a task that does not end in the only slot: the slot is free, and the log and the metrics say so."""
+    """Run a task that does not end in the only slot: the slot becomes free, and log and metrics report it."""
     registry = CollectorRegistry()
 
     @app.task

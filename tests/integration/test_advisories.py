@@ -1,4 +1,4 @@
-"""What the server says once of messages that it gives up is kept, and mended before anything else."""
+"""Advisories of undeliverable messages are stored, and these messages are repaired before everything else."""
 
 from jsq import Client
 from jsq.model.event import Event
@@ -10,7 +10,7 @@ from tests.helpers.ghosts import READY, make_ghosts, on_queue, pulling, repairs_
 
 
 async def held_back(client: Client) -> str:
-    """Have a job be held by someone, so that ghosts behind it do not show by the consumer's numbers."""
+    """Have another consumer hold a job, so that the consumer's numbers do not show messages behind it."""
     job = await client.task("count").submit()
     broker = await client.broker()
     async with pulling(broker, broker.subjects.streams.ready(READY), "normal") as pull:

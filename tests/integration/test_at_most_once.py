@@ -1,4 +1,4 @@
-"""Steps that a job takes at most once, over all its attempts."""
+"""Steps that a job runs at most once, over all its attempts."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -28,7 +28,7 @@ WAIT = 60.0
 
 
 class Effects:
-    """What steps have done outside, and how they end."""
+    """The external effects of steps, and how each step ends."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.done: list[object] = []

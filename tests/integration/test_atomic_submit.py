@@ -1,4 +1,4 @@
-"""Bulks that stand all or none, and bulks under ids of one's own: over full queues, deaths, lost answers."""
+"""Atomic submits and bulks with their own ids: full queues, killed servers and clients, lost replies."""
 
 import asyncio
 import os
@@ -113,7 +113,7 @@ async def test_a_commit_whose_reply_is_lost_is_not_repeated(
 
     async def unanswered(*given: Any, **named: Any) -> int:
         made.append(await batches.commit(*given, **named))
-        raise NoReply("nobody told us")
+        raise NoReply("no reply")
 
     monkeypatch.setattr(whole, "commit", unanswered)
     jobs = await client.task("any").submit_many([[n] for n in range(400)], all_or_nothing=True)
@@ -134,7 +134,7 @@ async def test_an_unconfirmed_atomic_submit_may_be_repeated_under_its_ids(
 
     async def unanswered(*given: Any, **named: Any) -> int:
         await batches.commit(*given, **named)
-        raise NoReply("nobody told us")
+        raise NoReply("no reply")
 
     async def silent(*_: Any, **__: Any) -> None:
         raise NoReply("nor is there one to be asked")
@@ -171,7 +171,7 @@ async def test_a_killed_server_has_stored_all_jobs_or_none(
         for number in range(6):
             calls = [[number, "x" * 2_000]] * 1_000
             sending = asyncio.ensure_future(client.task("any").submit_many(calls, all_or_nothing=True))
-            await asyncio.sleep(0.004 * number)  # so that the kill falls into another moment each time
+            await asyncio.sleep(0.004 * number)  # the kill happens at a different point each time
             own_server.kill()
             own_server.restart()
             jobs = await sending
@@ -217,12 +217,12 @@ async def test_a_client_killed_during_an_atomic_submit_leaves_no_job(
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert await standing(client) == []
-    # Nor does what was left there stand in the way of the next.
+    # The leftovers of a killed submit do not block the next one.
     assert len(await client.task("any").submit_many([[]] * 1_000, all_or_nothing=True)) == 1_000
     assert len(await standing(client)) == 1_000
 
 
-# -- ids of one's own ------------------------------------------------------------------------------------
+# -- own ids -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("whole_bulk", [False, True])

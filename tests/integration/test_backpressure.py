@@ -1,4 +1,4 @@
-"""No room: on a queue, in an account, on a server. Each is told by its name, and nothing accepted is lost."""
+"""Backpressure of a queue, an account and a server: each limit is named, and no accepted job is lost."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ FOLDERS = pytest.mark.parametrize("conf", [FULL_SERVER, FULL_ACCOUNT], ids=["ser
 
 @contextlib.asynccontextmanager
 async def small(folder: Path, conf: str) -> AsyncIterator[App]:
-    """An app on a server that can hold little."""
+    """An app on a server with little storage."""
     with nats_server(folder, conf % folder) as address:
         async with App(f"nats://{address}") as app:
             yield app
@@ -73,7 +73,7 @@ async def nothing_left(client: Client, queue: str = "default") -> bool:
     return not (any(stats.waiting.values()) or stats.running or stats.scheduled)
 
 
-# -- told by its name ------------------------------------------------------------------------------------
+# -- the error names the limit -------------------------------------------------------------------------------
 
 
 async def test_a_full_queue_names_its_limit_and_the_value(app: App, client: Client) -> None:
@@ -147,7 +147,7 @@ async def test_a_full_disk_leaves_a_submit_unknown_and_the_error_names_the_queue
     tmp_path: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(publish_with_retry.__kwdefaults__ or {}, "seconds", 2.0)
-    # Told of no limit, the server takes its disk for one. Here the disk is smaller than it believes.
+    # Without a configured limit, the server uses the size of its disk. Here the disk is smaller than that.
     conf = f"jetstream {{ store_dir: '{tiny_disk}/js', max_file_store: 1GB }}\n# %s"
     stored: list[str] = []
     async with small(tmp_path, conf) as app:
@@ -174,7 +174,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-# -- waited for ------------------------------------------------------------------------------------------
+# -- waiting for room ----------------------------------------------------------------------------------------
 
 
 async def test_a_submit_waits_for_room_until_its_timeout(app: App, client: Client) -> None:
@@ -192,7 +192,7 @@ async def test_a_submit_waits_for_room_until_its_timeout(app: App, client: Clien
         await client.task("any").options(queue="few", wait_for_room=0.4).submit_many([()] * 5)
     assert len(caught.value.stored) == 2
     assert await waiting(client, "few") == 3
-    # The records are those of what stands, whatever was refused in between.
+    # There are records of the stored jobs, whatever was refused in between.
     records = {record.id for record in await client.jobs.list(queue="few")}
     assert records <= set(await (await client.broker()).job_reader.waiting_ids("few"))
 
@@ -258,7 +258,7 @@ async def test_a_submit_that_stops_waiting_for_room_does_not_block_the_others(
 async def test_many_waiting_clients_poll_the_server_with_pauses(
     server: EmbeddedServer, app: App, client: Client, until: Until
 ) -> None:
-    """Each has a connection of its own, so none stands in line behind another."""
+    """Each submit has its own connection, so none waits behind another one in the client."""
     app.queue("few", max_jobs=1)
     await client.admin.provision(app.declared)
     await client.task("any").options(queue="few").submit()
@@ -278,12 +278,12 @@ async def test_many_waiting_clients_poll_the_server_with_pauses(
             asyncio.create_task(one.task("any").options(queue="few", wait_for_room=60).submit())
             for one in clients
         ]
-        # The pauses have grown to their longest once each has asked a few times.
+        # After a few requests the pauses of each client have their maximum length.
         await until(lambda: len(tries) >= 270, 30)
         settled = len(tries)
         began = time.monotonic()
         await until(lambda: time.monotonic() - began >= 4.0)
-        # No pause is shorter by then than a second: 4 tries of each in that time, and one under way.
+        # Pauses last at least a second by then: 4 requests of each client in that time, and one in progress.
         assert 0 < len(tries) - settled <= 30 * 5
         app.queue("few", max_jobs=31)
         await client.admin.provision(app.declared)
@@ -305,7 +305,7 @@ async def test_a_hundred_waiting_submits_of_one_client_share_their_requests(app:
     ended = await asyncio.gather(*(call.submit() for _ in range(100)), return_exceptions=True)
     assert all(isinstance(error, QueueFull) for error in ended)
     assert len(set(map(id, ended))) == 100
-    assert len(tries) < 130  # a first try of each, and those of the first in line
+    assert len(tries) < 130  # a first request of each, and those of the first client in the queue
 
 
 async def test_a_bulk_larger_than_its_queue_passes_through_it(
@@ -328,13 +328,13 @@ async def test_a_bulk_larger_than_its_queue_passes_through_it(
     assert {(await job.status()).state for job in jobs[::100]} == {"succeeded"}
 
 
-# -- nothing accepted is lost ----------------------------------------------------------------------------
+# -- no accepted job is lost ---------------------------------------------------------------------------------
 
 
 async def test_due_jobs_wait_for_room_on_their_queue(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    """A full queue takes no delayed job and no retry either: those stay where they are until it does."""
+    """A full queue accepts no delayed job and no retry: they stay scheduled until there is room."""
     ran: Counter[int] = Counter()
 
     @app.task(queue="few", backoff=[0.05])
@@ -366,7 +366,7 @@ async def test_due_jobs_wait_for_room_on_their_queue(
 async def test_a_job_that_runs_while_the_server_is_full_ends_once_there_is_room(
     tmp_path: Path, conf: str, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Outcomes, retries, dead letters, delayed jobs: what cannot be written waits, and nothing runs twice."""
+    """A worker waits with writes of outcomes, retries, dead letters and delayed jobs, and repeats no job."""
     runs: Counter[tuple[str, int]] = Counter()
     go = asyncio.Event()
     async with small(tmp_path, conf) as app:

@@ -1,4 +1,4 @@
-"""Workers that die with a batch in their hands: each of its jobs ends once, and none is lost."""
+"""Workers that die while they run or collect a batch: each of its jobs ends once, and none is lost."""
 
 import asyncio
 import signal

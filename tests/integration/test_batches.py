@@ -1,4 +1,4 @@
-"""Batch tasks: many jobs in one call, each with an outcome of its own."""
+"""Batch tasks: one call receives many jobs, and each job has its own outcome."""
 
 import asyncio
 import threading
@@ -47,7 +47,7 @@ async def test_a_batch_task_gets_at_most_its_batch_size_in_one_call(app: App, wo
             await job.result(60)
     assert calls.sizes == [50] * 4
     assert calls.items == list(range(200))
-    await index([-1])  # called as itself it is what it was
+    await index([-1])  # a direct call runs the plain function
     assert calls.lists[-1] == [-1]
 
 
@@ -408,7 +408,7 @@ async def test_a_worker_that_stops_hands_back_the_jobs_of_a_batch_being_collecte
     jobs.append(await index.submit(4))
     async with working():
         for job in jobs:
-            await job.result(60)  # well within the lease that would lapse otherwise
+            await job.result(60)  # well within the lease, which would end otherwise
     assert calls.items == [0, 1, 2, 3, 4]
     assert (await jobs[0].status()).attempt == 1
 

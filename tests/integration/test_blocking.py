@@ -1,4 +1,4 @@
-"""`client.blocking`: what callers without an event loop (Flask, Django, scripts) do beside submitting."""
+"""`client.blocking`: everything but submits for callers without an event loop (Flask, Django, scripts)."""
 
 import asyncio
 import inspect
@@ -37,19 +37,19 @@ PAIRS = (
     (AdminClient, BlockingAdmin),
     (JobHandle, BlockingJobHandle),
 )
-"""What is awaited, and its blocking form."""
+"""Async objects, and their blocking forms."""
 
 
 @pytest.fixture
 def plain(server: EmbeddedServer, namespace: str) -> Iterator[Client]:
-    """A client where there is no event loop."""
+    """A client without an event loop."""
     client = Client(server.url, namespace=namespace)
     yield client
     client.blocking.close()
 
 
 def asynchronous(of: type) -> set[str]:
-    """The public methods of a class that are awaited."""
+    """The async public methods of a class."""
     kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
     return {name for name, one in vars(of).items() if name[0] != "_" and any(kind(one) for kind in kinds)}
 
@@ -142,7 +142,7 @@ def test_an_unfinished_iteration_over_events_leaves_no_subscription(plain: Clien
 async def test_threads_share_a_blocking_client_while_an_event_loop_runs(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    """As in a web server with threads: each asks for itself, and a worker runs in the same process."""
+    """As in a threaded web server: each thread makes its own calls, and a worker runs in the same process."""
 
     @app.task
     async def double(number: int) -> int:

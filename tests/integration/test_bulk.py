@@ -1,4 +1,4 @@
-"""Many at once: jobs that are submitted together, and writes that go as one batch or one flow."""
+"""Bulk submits, atomic commits, pipelined publishes and group commits."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from tests.helpers.workers import Working
 
 
 def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[OutgoingMessage]:
-    """First attempts that begin, of jobs that nobody else writes about."""
+    """The start messages of first attempts, for jobs that no other client writes about."""
     return [
         OutgoingMessage(
             broker.subjects.record("default", id),
@@ -42,7 +42,7 @@ async def made(client: Client) -> Broker:
     return await client.broker()
 
 
-# -- submit_many -----------------------------------------------------------------------------------------
+# -- submit_many ---------------------------------------------------------------------------------------------
 
 
 async def test_many_jobs_run_and_each_returns_its_result(app: App, working: Working) -> None:
@@ -164,7 +164,7 @@ async def test_a_bulk_whose_replies_are_lost_is_stored_once(
 
     async def unanswered(self: BulkPublisher, messages: Sequence[OutgoingMessage], **how: bool) -> Any:
         await store(self, messages, **how)
-        raise NoReply("nobody told us")
+        raise NoReply("no reply")
 
     await client.admin.provision()
     monkeypatch.setattr(BulkPublisher, "store", unanswered)
@@ -194,7 +194,7 @@ async def test_a_killed_server_loses_no_job_of_a_bulk(own_server: EmbeddedServer
         assert len(stored) > 500
 
 
-# -- batches ---------------------------------------------------------------------------------------------
+# -- commits and pipelined publishes -------------------------------------------------------------------------
 
 
 async def test_the_messages_of_a_commit_have_successive_sequence_numbers(client: Client) -> None:
@@ -257,7 +257,7 @@ def test_the_parts_of_a_bulk_stay_within_count_and_size() -> None:
     assert list(parts([])) == []
 
 
-# -- writes that go in groups ----------------------------------------------------------------------------
+# -- group commits -------------------------------------------------------------------------------------------
 
 
 def grouping(broker: Broker) -> GroupCommit:
@@ -301,7 +301,7 @@ async def test_every_write_of_a_group_commit_fails_if_its_reply_is_lost(
     commits = grouping(broker)
 
     async def lost(*_: Any, **__: Any) -> int:
-        raise NoReply("nobody told us")
+        raise NoReply("no reply")
 
     monkeypatch.setattr(broker.wire, "publish", lost)
     told = await asyncio.gather(

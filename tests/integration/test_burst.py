@@ -1,4 +1,4 @@
-"""`burst`: a worker that ends when nothing can run now, and runs all that can before."""
+"""`burst`: a worker that exits when no job can start, after it has run all jobs that can."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,20 +11,18 @@ from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 
 ENDS = 40.0
-"""Seconds within which a worker ends that would work for ever: generous, for the machine may be busy."""
+"""Seconds within which a worker must exit. Generous, because the machine may be busy."""
 
 
 async def burst(app: App, *queues: str) -> None:
-    """Work until nothing can run now."""
+    """Work until no job can start."""
     settings = WorkerSettings(burst=True, concurrency=10)
     await asyncio.wait_for(Worker(app, queues=queues or None, settings=settings).run(), ENDS)
 
 
 @pytest.fixture
 def begun(app: App) -> list[str]:
-    """Declares `note`, which notes that it ran, and `other`, which does the same; `slow` may start once an
-    hour.
-    """
+    """Declares `note` and `other`, which record that they ran, and `slow`, which may start once an hour."""
     begun: list[str] = []
 
     @app.task

@@ -1,4 +1,4 @@
-"""Callbacks and fallbacks: jobs that follow another's failure, each once, whoever dies meanwhile."""
+"""Callbacks and fallbacks: jobs that follow the failure of another job, each once, even if workers die."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ WAIT = 30.0
 
 
 class Reply:
-    """What the callbacks of an app were told, by the task that was called."""
+    """The failures that the callbacks of an app received, with the name of the called task."""
 
     def __init__(self, app: App) -> None:
         self.told: list[tuple[str, Failure]] = []
@@ -88,7 +88,7 @@ def quiet(client: Client, until: Until) -> Callable[[], Any]:
     return quiet
 
 
-# -- when they are called, and what they are told ------------------------------------------------------------
+# -- when callbacks run, and what they receive ---------------------------------------------------------------
 
 
 async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
@@ -137,7 +137,7 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
         job = await down.options(headers={"X-Trace": "7"}).submit()
         await failed(job)
         await until(lambda: called)
-        await until(lambda: client.jobs.list(task="alert"))  # the view is a little behind
+        await until(lambda: client.jobs.list(task="alert"))  # the job list is slightly behind
         [found] = await client.jobs.list(task="alert")
         record = await client.jobs.handle(found.id).wait(WAIT)
     assert called[0][0] == {"X-Trace": "7"}
@@ -252,7 +252,7 @@ async def test_a_callback_that_fails_calls_no_further_callback(
     letters = [
         (letter.task, letter.id.startswith(f"{own.id}-")) for letter in await client.dead_letters.list()
     ]
-    # Of a job of its own, `alert` is called after both its attempts and its death, and no further.
+    # As a job of its own, `alert` has callbacks for both its attempts and its death, and no further ones.
     assert sorted(letters) == [("alert", False), *[("alert", True)] * 3, ("down", False), ("shout", False)]
     assert heard.told == []
 
@@ -289,7 +289,7 @@ async def test_callbacks_run_for_an_exception_of_a_child_process(
     ]
 
 
-# -- the fallback --------------------------------------------------------------------------------------------
+# -- fallbacks -----------------------------------------------------------------------------------------------
 
 
 async def test_a_dead_job_submits_its_fallback_and_records_its_id(
@@ -353,7 +353,7 @@ async def test_a_fallback_has_the_deadline_of_the_job_that_it_replaces(
     assert record.state == "expired"
 
 
-# -- who dies, who is not there, and who may not -------------------------------------------------------------
+# -- workers that die, lack the task or lack permission ------------------------------------------------------
 
 
 async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_worker(
@@ -392,7 +392,7 @@ async def test_a_fallback_that_its_worker_has_not_submitted_yet_is_queued(
     assert (record.id, record.state) == (fallback, "queued")
     with pytest.raises(JobNotFound):
         await client.jobs.handle(fallback.replace("-fallback-", "-fallback-9")).status()
-    with pytest.raises(JobNotFound):  # nothing can be done with it yet
+    with pytest.raises(JobNotFound):  # no operation on the fallback is possible yet
         await handle.cancel()
     waiting = asyncio.create_task(handle.result(WAIT))
     async with working():
@@ -411,7 +411,7 @@ async def test_a_fallback_that_no_worker_will_submit_is_not_found(app: App, clie
 
 
 async def record_of_one_who_died(client: Client, id: str, *, fallback: bool = False) -> None:
-    """Write what a worker leaves that dies just after it has recorded a failure, with callbacks pending."""
+    """Write what a worker leaves that dies just after it recorded a failure, with callbacks pending."""
     broker = await client.broker()
     running, token = await record_start_of_a_dead_worker(client, id, "down")
     failed = replace(
@@ -424,7 +424,7 @@ async def record_of_one_who_died(client: Client, id: str, *, fallback: bool = Fa
 
 
 async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> tuple[Event, int]:
-    """Write what a worker leaves that dies while it runs a job; returns the event and its sequence."""
+    """Write what a worker leaves that dies while it runs a job. Returns the event and its sequence."""
     broker = await client.broker()
     ready = broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", id)
     message = await broker.reads.last(*ready)
@@ -446,7 +446,7 @@ async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
 
     [swept] = await client.admin.sweep(age=0)
     assert (swept.kind, swept.repaired) == (Inconsistency.LEFTOVER_MESSAGE, True)
-    assert await waits(client, job)  # a message of its own takes the place of the old one
+    assert await waits(client, job)  # its own message replaces the old one
     assert heard.told == []
     async with working():
         await quiet()
@@ -578,7 +578,7 @@ async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
     async with working(queues=["default"]):
         job = await down.submit()
         await failed(job)
-        # Recorded, and held: without its callback it is not settled.
+        # The failure is recorded, but without its callback the delivery is not settled.
         assert await waits(client, job)
         await blocking.cancel()
         await until(lambda: is_settled(client, job), WAIT)
@@ -587,7 +587,7 @@ async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
 
 
 async def waits(client: Client, job: JobHandle[Any]) -> bool:
-    """Whether the message of a job still stands on its queue."""
+    """Whether the message of a job is still on its queue."""
     return job.id in await (await client.broker()).job_reader.queued_ids("default", [job.id])
 
 
@@ -598,7 +598,7 @@ async def is_settled(client: Client, job: JobHandle[Any]) -> bool:
 async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
-    """Workers are killed (-9) while jobs die; each death is told once, and each job hands over once."""
+    """Workers are killed (-9) while jobs die. Each death is reported once, and each job has one fallback."""
     effects = tmp_path / "effects"
     effects.touch()
     env = {
@@ -640,13 +640,13 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
         broker = await app.client.broker()
         events = await broker.records.history()
     ended = [event.job for event in events if event.state == "succeeded"]
-    # A callback that ran when its worker died runs again, as any job; but there is one for each death.
+    # A callback runs again if its worker died, like any job; but there is one callback for each death.
     assert len(ended) == len(set(ended)) == 60
     deaths = [id.rsplit("-dead-")[0] for id in ended if "-dead-" in id]
     assert sorted(deaths) == sorted(jobs)
 
 
-# -- what cannot be declared ---------------------------------------------------------------------------------
+# -- invalid declarations ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", ["on_failure", "on_dead", "fallback"])

@@ -1,4 +1,4 @@
-"""Cancel: confirmed before the start means no start; a running job is stopped by the worker that holds it."""
+"""Cancel: confirmed before the start, the job never starts; a running job is cancelled by its worker."""
 
 import asyncio
 import threading
@@ -110,7 +110,7 @@ async def test_a_thread_is_notified_of_its_cancellation_and_its_outcome_is_refus
         assert (await job.cancel()).state == "cancelled"
         with pytest.raises(JobCancelled):
             await job.result(60)
-    # The outcome does not wait for a thread, which is only told, to come to its end.
+    # The outcome does not wait for the end of the thread, which only receives a notification.
     assert await asyncio.to_thread(seen.wait, 10)
 
 
@@ -174,15 +174,15 @@ async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a
         await until(lambda: wire.connected and wire.reconnects, 20)
         began = time.monotonic()
         assert (await job.cancel()).worker == worker.name
-        assert time.monotonic() - began < 5  # a worker that is not told learns it with its next beat, in 10
+        assert time.monotonic() - began < 5  # without a notification: at the next heartbeat, in 10 s
         history = await (await job._connection.broker()).records.history(job.id)
         assert [event.state for event in history if event.state in FINAL_STATES] == ["cancelled"]
-        assert history[-1].event.token > 0  # the worker wrote it, on top of its own start
+        assert history[-1].event.token > 0  # the worker wrote it, after its own start
         worker.stop()
         await serving
 
 
-# -- many ------------------------------------------------------------------------------------------------
+# -- bulk cancels --------------------------------------------------------------------------------------------
 
 
 async def is_in(job: JobHandle[Any], state: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a job keeps between its attempts: it survives them, only its last attempt writes it, and it goes."""
+"""Checkpoints survive attempts; only the last attempt writes them, and the end of the job removes them."""
 
 import asyncio
 import threading
@@ -37,7 +37,7 @@ async def kept(app: App, id: str) -> list[Reply]:
 
 
 async def kept_by(client: Client, id: str) -> list[Reply]:
-    """All messages of what a job keeps, also those that are superseded."""
+    """All checkpoint messages of a job, including the superseded ones."""
     broker = await client.broker()
     return await broker.reads.fetch(
         broker.subjects.streams.records, broker.subjects.checkpoint("default", id, ">")
@@ -138,7 +138,7 @@ async def test_a_checkpoint_is_removed_when_its_job_has_succeeded_or_was_cancell
         for end in ("succeeded", "retried", "stopped"):
             await until(lambda end=end: nothing_kept(app, jobs[end].id))
 
-    assert len(await kept(app, jobs["failed"].id)) == 1  # it may be replayed
+    assert len(await kept(app, jobs["failed"].id)) == 1  # a failed job may be replayed
     await client.dead_letters.purge(free_ids=True)
     assert await nothing_kept(app, jobs["failed"].id)
 
@@ -183,7 +183,7 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
     told: list[Exception] = []
 
     async def overtake(ctx: Context) -> None:
-        """What another worker does, to which the job was given meanwhile."""
+        """Write what another worker writes to which the job was delivered meanwhile."""
         log = (await client.broker()).records
         await log.write("default", ctx.id, Event("running", "climb", worker="other"), expect=ctx.token)
 
@@ -247,7 +247,7 @@ async def test_only_the_start_of_an_attempt_allows_it_to_write(client: Client) -
 
 
 async def test_a_checkpoint_is_read_from_the_leader(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica that is behind is asked again, and not believed."""
+    """The answer of a replica that is behind is not used; the read is repeated."""
     broker = await client.broker()
     job = await client.task("any").submit()
     token = await broker.records.write(job.queue, job.id, Event("running", "any"), expect=0)
@@ -294,7 +294,7 @@ async def test_a_checkpoint_that_cannot_be_stored_is_refused_by_name(
         with pytest.raises(BadOption) as caught:
             await ctx.checkpoint(value)
         assert ctx.checkpointed is None
-        await ctx.checkpoint("x" * (MAX_VALUE_BYTES - 2))  # as large as it may be
+        await ctx.checkpoint("x" * (MAX_VALUE_BYTES - 2))  # exactly the largest allowed value
         return str(caught.value)
 
     async with working():

@@ -1,4 +1,4 @@
-"""The start of a child process: it takes no time from the function, and happens ahead of it."""
+"""The start of a child process: it takes no time from the function, and happens in advance."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +14,7 @@ from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
 WAIT = 60.0
-"""Seconds after which a test gives up: a child begins as a new interpreter."""
+"""Seconds after which a test fails: a child starts as a new interpreter."""
 
 Imports = Callable[[], list[int]]
 
@@ -32,7 +32,7 @@ async def app(server: EmbeddedServer, namespace: str) -> AsyncIterator[App]:
 
 @pytest.fixture
 def importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Imports]:
-    """Has an import in a child take so many seconds; gives the process ids of the children that import."""
+    """Makes an import in a child take this many seconds; yields the process ids of the importing children."""
 
     def importing(seconds: float) -> Imports:
         file = tmp_path / "imports"
@@ -131,6 +131,6 @@ async def test_a_child_that_dies_during_imports_is_not_restarted_in_a_loop(
         for _ in range(2):
             with pytest.raises(JobFailed, match="exit code 9"):
                 await (await app.tasks["child_pid"].submit()).result(WAIT)
-    # One at the start, and for each job its own, one ahead, and one after it.
+    # One child at the start, its own child for each job, one in advance, and one after it.
     assert len(imports()) <= 7
     assert os.getpid() not in imports()

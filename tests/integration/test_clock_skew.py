@@ -1,4 +1,4 @@
-"""A machine whose clock is an hour wrong: what is due is due by the server's."""
+"""A machine whose clock is an hour wrong: due times follow the clock of the server."""
 
 import asyncio
 from contextlib import aclosing
@@ -183,7 +183,7 @@ async def test_an_absolute_start_time_does_not_depend_on_the_clients_clock(
 ) -> None:
     await client.admin.provision()
     at = (await client.broker()).wire.clock.moment() + timedelta(seconds=1800)
-    put_clock_ahead(monkeypatch, HOUR)  # for the client, the moment has passed
+    put_clock_ahead(monkeypatch, HOUR)  # for the client, the time has passed
 
     job = await client.task("note").options(at=at).submit(1)
     other = await client.task("note").options(delay=60).submit(2)

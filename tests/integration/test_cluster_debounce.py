@@ -1,4 +1,4 @@
-"""On three servers a debounced job may be replaced and fire: the last submit of its key runs all the same."""
+"""A schedule may be replaced and fire on three servers. The last submit of a debounced key runs anyway."""
 
 import asyncio
 import contextlib

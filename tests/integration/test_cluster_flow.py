@@ -1,8 +1,8 @@
-"""When, whether and how many at once, on three servers: what was promised holds while leaders are lost.
+"""Scheduling, uniqueness and limits on three servers: the guarantees hold while leaders are lost.
 
-Each test runs what it is about the whole time, and meanwhile takes away the servers that lead the streams on
-which it rests: killed, or cut off from the others while their clients stay. Nothing of that may reach a
-client; what is judged is what the tasks themselves wrote down.
+Each test runs the feature continuously. Meanwhile it takes away the leaders of the streams that the feature
+uses: they are killed, or partitioned from the other servers while their clients stay connected. No error may
+reach a client. The assertions use what the tasks recorded themselves.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ LEASE = 15.0
 WAIT = 90.0
 
 AHEAD = 10
-"""How many jobs of a kind may wait: what is under way when a leader is lost, and not a flood."""
+"""Number of jobs of a kind that may wait: jobs in progress when a leader is lost, not a flood."""
 
 Declare = Callable[[App], None]
 Goal = Callable[[], bool]
@@ -52,14 +52,14 @@ Loss = Literal["killed", "cut off"]
 
 @pytest.fixture
 async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
-    """Three servers that are well."""
+    """Three healthy servers."""
     async with cluster(tmp_path) as servers:
         yield servers
 
 
 @pytest.fixture
 async def client(three: Cluster) -> AsyncIterator[Client]:
-    """A client of three servers which hold all that there is."""
+    """A client of three servers that store every stream."""
     async with Client(three.url, namespace=NAMESPACE) as client:
         await client.admin.provision(replicas=3)
         yield client
@@ -72,7 +72,7 @@ async def broker(client: Client) -> Broker:
 
 @contextlib.asynccontextmanager
 async def crew(three: Cluster, declare: Declare, number: int = 2, **settings: Any) -> AsyncIterator[None]:
-    """Workers, each with a connection of its own, to whichever server."""
+    """Workers, each with its own connection to any of the servers."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(number):
             app = await stack.enter_async_context(App(three.url, namespace=NAMESPACE))
@@ -84,7 +84,7 @@ async def crew(three: Cluster, declare: Declare, number: int = 2, **settings: An
 
 @contextlib.asynccontextmanager
 async def meanwhile(*acts: Callable[[int], Awaitable[object]]) -> AsyncIterator[None]:
-    """Do each of these again and again, with a number that counts; what one raises ends the test."""
+    """Call each of these repeatedly, with an increasing number. An exception of one ends the test."""
     stop = asyncio.Event()
 
     async def repeat(act: Callable[[int], Awaitable[object]]) -> None:
@@ -104,7 +104,7 @@ async def meanwhile(*acts: Callable[[int], Awaitable[object]]) -> AsyncIterator[
 async def without_leader(
     three: Cluster, client: Client, stream: str, loss: Loss = "killed"
 ) -> AsyncIterator[Node]:
-    """Without the server that leads a stream; at the end it is back, and all is well."""
+    """The time without the leader of a stream. At the end the server is back and the cluster is healthy."""
     leader = await three.leader(client, stream)
     if loss == "killed":
         await asyncio.to_thread(leader.kill)
@@ -121,14 +121,14 @@ async def without_leader(
 async def lose_each(
     three: Cluster, client: Client, until: Until, goes_on: Callable[[], Goal], *losses: tuple[str, Loss]
 ) -> None:
-    """Lose the leaders of these streams, one after the other, and see each time that all goes on without."""
+    """Lose the leaders of these streams one after another; work must continue without each of them."""
     for stream, loss in losses:
         async with without_leader(three, client, stream, loss):
             await until(goes_on(), WAIT)
 
 
 def more(count: Callable[[], int], by: int) -> Goal:
-    """Whether there are so many more than now."""
+    """Whether the count has risen by this number."""
     aim = count() + by
     return lambda: count() >= aim
 
@@ -143,11 +143,11 @@ async def all_succeed(jobs: Iterable[JobHandle[Any]]) -> None:
     assert Counter(record.state for record in records) == {"succeeded": len(records)}
 
 
-# -- where it is kept ------------------------------------------------------------------------------------
+# -- where streams are stored --------------------------------------------------------------------------------
 
 
 async def jsq(three: Cluster, *words: str) -> str:
-    """What a command says that ends well."""
+    """The output of a command that succeeds."""
     environment = {**os.environ, "JSQ_URL": three.url, "JSQ_NAMESPACE": NAMESPACE}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "jsq", *words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -158,7 +158,7 @@ async def jsq(three: Cluster, *words: str) -> str:
 
 
 async def use(client: Client, queue: str) -> list[JobHandle[Any]]:
-    """Have all made that is made on first use; returns jobs that run."""
+    """Create everything that is created on first use. Returns jobs that run."""
     held = client.task("note").options(queue=queue, delay=3600)
     await held.submit()
     await client.task("note").options(queue=queue, delay=3600, unique="u").submit()
@@ -172,7 +172,7 @@ async def use(client: Client, queue: str) -> list[JobHandle[Any]]:
 
 
 async def replicas(client: Client) -> dict[str, int]:
-    """How many servers hold each stream of the namespace, and are up to date."""
+    """The number of servers that store each stream of the namespace and are up to date."""
     told = await (await client.broker()).wire.api("STREAM.LIST")
     found: dict[str, int] = dict.fromkeys(told.get("missing") or [], 0)
     for stream in told["streams"]:
@@ -197,7 +197,7 @@ async def test_all_present_and_later_streams_have_the_requested_replicas(
         async def held_by_all() -> bool:
             return set((await replicas(client)).values()) == {3}
 
-        await jsq(three, "provision", "--replicas", "1")  # a new namespace has three by itself
+        await jsq(three, "provision", "--replicas", "1")  # a new namespace has three by default
         jobs = await use(client, "before")
         alone = await replicas(client)
         assert set(alone.values()) == {1}
@@ -223,12 +223,12 @@ async def test_all_present_and_later_streams_have_the_requested_replicas(
         assert {finding["severity"] for finding in findings} == {"ok"}, findings
 
 
-# -- how many at once ------------------------------------------------------------------------------------
+# -- concurrency and rates -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Floor:
-    """Who stood on the floor: of which key, its number, from when to when."""
+    """The runs of keyed jobs: key, number, start and end of each."""
 
     stays: list[tuple[str, int, float, float]] = field(default_factory=list)
 
@@ -244,7 +244,7 @@ class Floor:
                 raise ValueError("once more")
 
     def of(self, key: str) -> list[tuple[int, float, float]]:
-        """In the order in which they came."""
+        """In the order of their starts."""
         found = [(number, since, until) for whose, number, since, until in self.stays if whose == key]
         return sorted(found, key=lambda stay: stay[1])
 
@@ -330,7 +330,7 @@ async def test_rates_hold_and_the_concurrency_of_a_queue_changes_live(
     limits, jobs = broker.subjects.streams.bucket("limits"), dict[str, list[JobHandle[Any]]]()
 
     def asks(name: str, asked: Submitter[..., Any], *arguments: str) -> Callable[[int], Awaitable[None]]:
-        """Submit one after the other, so many ahead that there is always one that has to wait."""
+        """Submit jobs one after another, so many in advance that one always has to wait."""
         own = jobs[name] = []
 
         async def ask(number: int) -> None:
@@ -433,12 +433,12 @@ async def test_a_paused_job_waits_and_continues(
     await until(nothing_is_held)
 
 
-# -- in bulk ---------------------------------------------------------------------------------------------
+# -- bulks, maps and batches ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Bulks:
-    """What was submitted in bulk, and what the tasks and the map gave."""
+    """The jobs submitted in bulk, and the results of the tasks and of map."""
 
     client: Client
     ran: Counter[int] = field(default_factory=Counter)
@@ -482,7 +482,7 @@ class Bulks:
         return len(self.bulks), len(self.items), len(self.mapped), self.gathered.total()
 
     def goes_on(self) -> Goal:
-        """Whether there is more of each than now."""
+        """Whether each count has risen since the call."""
         aims = [count + more for count, more in zip(self.counts, (5, 40, 50, 40), strict=True)]
         return lambda: all(count >= aim for count, aim in zip(self.counts, aims, strict=True))
 
@@ -513,7 +513,7 @@ async def test_bulks_maps_and_batches_lose_no_job_and_stay_complete(
     assert await client.dead_letters.list() == []
 
 
-# -- when ------------------------------------------------------------------------------------------------
+# -- scheduling ----------------------------------------------------------------------------------------------
 
 
 async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
@@ -542,7 +542,7 @@ async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
         async with without_leader(three, client, later):
             await asyncio.gather(*(job.promote() for job in held[0]))
             moved = await asyncio.gather(*(job.reschedule(delay=1) for job in held[1]))
-            # Of a move and its firing one happens, and the one who asked knows which.
+            # Only one of a reschedule and the firing happens, and the caller knows which.
             for job in racing:
                 with contextlib.suppress(WrongState):
                     await job.reschedule(delay=3600)
@@ -621,12 +621,12 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
     assert {letter.id for letter in await client.dead_letters.list()} == {job.id for job in jobs}
 
 
-# -- whether ---------------------------------------------------------------------------------------------
+# -- uniqueness ----------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Keys:
-    """Which job each unique key came to, and which of its calls ran."""
+    """The job of each submit of a unique key, and which of the calls ran."""
 
     client: Client
     ran: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -662,7 +662,7 @@ class Keys:
         self.last[key] = jobs[-1]
 
     async def kept(self, number: int) -> None:
-        """Have one wait for another, which ends while leaders are lost, or waits for the end of all this."""
+        """Submit a pending duplicate. Its predecessor ends while leaders are lost, or at the end."""
         key = f"keep-{number}"
         asked = self.client.task("wait").options(unique=key, on_duplicate="keep_last")
         self.first[key] = await asked.submit(key, 0)
@@ -693,7 +693,7 @@ async def test_a_unique_key_has_one_job_with_every_policy_for_duplicates(
                 (subjects.streams.scheduled("default"), "cut off"),
                 (subjects.streams.records, "killed"),
             )
-        # The ends of those that run call those that wait for them.
+        # The ends of the running jobs submit their pending duplicates.
         async with without_leader(three, client, subjects.streams.scheduled("default")):
             for gate in keys.gates.values():
                 gate.set()
@@ -703,7 +703,7 @@ async def test_a_unique_key_has_one_job_with_every_policy_for_duplicates(
         await all_succeed(delayed)
 
     for key, ran in keys.ran.items():
-        once = list(dict.fromkeys(ran))  # a job runs again where its worker was cut off for too long
+        once = list(dict.fromkeys(ran))  # a job runs again if its worker was partitioned for too long
         if key.startswith("return"):
             assert len(once) == 1
         else:
@@ -714,7 +714,7 @@ async def test_a_unique_key_has_one_job_with_every_policy_for_duplicates(
 async def test_a_client_without_leader_reads_finds_the_state_of_the_leaders(
     tmp_path: Path, until: Until
 ) -> None:
-    """By a write that is refused, and replicas that are asked until one has come to what that told."""
+    """A refused write, and reads of replicas until one has reached the sequence that the refusal named."""
     roles = (
         Client("nats://nowhere", namespace=NAMESPACE).admin.roles("jsq=admin", "web=submitter:default").conf()
     )
@@ -765,11 +765,11 @@ async def test_a_client_without_leader_reads_finds_the_state_of_the_leaders(
 
 
 async def looked_at(client: Client, id: str) -> JobLife:
-    """How far a job has come, as one who submits its key again finds out."""
+    """The state of a job, as a second submit of its key determines it."""
     return (await (await client.broker()).unique.positions.find("default", id)).life
 
 
-# -- schedules -------------------------------------------------------------------------------------------
+# -- schedules -----------------------------------------------------------------------------------------------
 
 
 async def test_a_schedule_that_catches_up_all_ticks_loses_and_repeats_none(

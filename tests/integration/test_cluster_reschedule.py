@@ -1,4 +1,4 @@
-"""On three servers a schedule may be replaced and fire: a move that was acknowledged holds all the same."""
+"""On three servers a schedule may be replaced and fire. An acknowledged reschedule holds nevertheless."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Queues with three replicas, on a cluster whose servers are killed, stopped, and cut off from each other."""
+"""Queues with three replicas, on a cluster whose servers are killed, stopped and partitioned."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ REPLICATED = {"default": QueueSettings(replicas=3, lease=15.0)}
 
 @pytest.fixture
 async def three(tmp_path: Path) -> AsyncIterator[Cluster]:
-    """Three servers that are well."""
+    """Three healthy servers."""
     async with cluster(tmp_path) as servers:
         yield servers
 
@@ -41,7 +41,7 @@ async def client(three: Cluster) -> AsyncIterator[Client]:
 
 @contextlib.asynccontextmanager
 async def submitting(client: Client) -> AsyncIterator[list[str]]:
-    """Submits jobs one after the other, meanwhile; the ids of those that were acknowledged."""
+    """Submits jobs one after another in the background; yields the ids of the acknowledged ones."""
     acknowledged: list[str] = []
     numbers, stop = itertools.count(), asyncio.Event()
 
@@ -58,7 +58,7 @@ async def submitting(client: Client) -> AsyncIterator[list[str]]:
 
 @contextlib.asynccontextmanager
 async def working(three: Cluster, ran: Counter[int]) -> AsyncIterator[Worker]:
-    """A worker that counts the numbers it is given."""
+    """A worker that counts the numbers it receives."""
     app = App(three.url, namespace=NAMESPACE)
     app.queue("default", lease=15.0)
 
@@ -79,7 +79,7 @@ async def led(three: Cluster, client: Client) -> Node:
 
 
 async def copied(client: Client) -> bool:
-    """Whether the queue and its consumers have two replicas beside their leader, and each is up to date."""
+    """Whether the queue and its consumers have two replicas besides their leader, and each is up to date."""
     broker = await client.broker()
     ready = broker.subjects.streams.ready("default")
     found = [await broker.jetstream.consumer_info(ready, level) for level in PRIORITIES]
@@ -94,7 +94,7 @@ def more_than(acknowledged: list[str], count: int) -> Callable[[], bool]:
     return lambda: len(acknowledged) > count
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to stop"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
 async def test_clients_and_workers_do_not_notice_the_loss_of_a_leader(
     three: Cluster, client: Client, how: signal.Signals, until: Until
 ) -> None:
@@ -117,7 +117,7 @@ async def test_a_client_leaves_a_leader_that_is_partitioned_from_the_others(
     three: Cluster, client: Client, again: str, until: Until
 ) -> None:
     leader = await led(three, client)
-    # Whatever else it is called by, it is not what the client turns to.
+    # However else this server is addressed, the client does not reconnect to it.
     more = ",".join([leader.url.replace("127.0.0.1", again)] * 3)
     async with Client(f"{leader.url},{more},{three.url}", namespace=NAMESPACE) as beside:
         await beside.connect()
@@ -125,7 +125,7 @@ async def test_a_client_leaves_a_leader_that_is_partitioned_from_the_others(
             await until(more_than(acknowledged, 20))
 
             leader.part()
-            # Nothing is told to those who are connected to it; what they submit is not refused either.
+            # Connected clients receive no notification of this, and their submits are not refused.
             await until(more_than(acknowledged, len(acknowledged) + 20), seconds=60)
         leader.heal()
 
@@ -150,7 +150,7 @@ async def test_a_partitioned_server_does_not_report_a_job_as_not_found(
         other.heal()
 
     async def is_queued() -> bool:
-        with contextlib.suppress(BrokerUnavailable):  # there may be an election, now that it is back
+        with contextlib.suppress(BrokerUnavailable):  # there may be an election, because the server is back
             return (await client.jobs.handle(job.id).status()).state == "queued"
         return False
 
@@ -189,7 +189,7 @@ async def test_a_queue_in_use_gets_replicas_and_then_survives_the_loss_of_its_se
 
         app = App(three.url, namespace="grows")
         app.queue("default")
-        changes = await client.admin.provision(app.declared)  # an election may delay what one stream copies
+        changes = await client.admin.provision(app.declared)  # an election may delay the copy of a stream
         assert not [change for change in changes if "replicas" in change.how], changes
         await app.close()
 
@@ -262,7 +262,7 @@ async def test_the_doctor_finds_a_damaged_replica_though_its_server_reports_heal
     monitors = [node.monitor for node in three.nodes]
     assert not [one for one in await client.admin.doctor(monitors=monitors) if one.severity == "error"]
 
-    # A clean stop leaves nothing in its replication log from which it could mend itself.
+    # A clean stop leaves nothing in its replication log from which it could repair itself.
     await asyncio.to_thread(victim.kill, signal.SIGTERM)
     damage(victim.store / "jetstream" / "$G" / "streams" / ready / "msgs")
     victim.start()
@@ -277,7 +277,7 @@ async def test_the_doctor_finds_a_damaged_replica_though_its_server_reports_heal
 
 
 def damage(messages: Path) -> None:
-    """Turn one bit in the middle of each block but the last, and forget what was known of them."""
+    """Flip one bit in the middle of each block but the last, and delete the index of the stream."""
     blocks = sorted(messages.glob("*.blk"), key=lambda block: int(block.stem))
     assert len(blocks) > 1
     for block in blocks[:-1]:

@@ -1,6 +1,6 @@
-"""Two features at once: what each promises alone holds beside the other, and nothing is left behind.
+"""Two features at once: each keeps its guarantees beside the other, and nothing is left behind.
 
-What is judged is what the tasks themselves wrote down, and that afterwards nothing stands on the server.
+The assertions use what the tasks recorded themselves, and that afterwards the server stores nothing.
 """
 
 import asyncio
@@ -40,10 +40,10 @@ FAR = 3600
 
 
 class Ground:
-    """An app with a few tasks, each of which notes what it was called with in `begun`.
+    """An app with a few tasks, each of which appends its argument to `started`.
 
-    `note` and `other` return at once, `wait` waits for the `gate`, `flaky` fails the first time, and `doomed`
-    for good where it `dooms` what it is called with.
+    `note` and `other` return at once, and `wait` waits for the `gate`. `flaky` fails the first time, and
+    `doomed` fails permanently if its argument is in `dooms`.
     """
 
     def __init__(self, app: App, working: Working, until: Until) -> None:
@@ -98,7 +98,7 @@ class Ground:
         await self.until(there)
 
     async def until_aside(self, *jobs: JobHandle[Any]) -> None:
-        """Wait until jobs were put aside, by a worker which found that they may not begin now."""
+        """Wait until jobs were requeued by a worker because they may not start now."""
 
         async def all_aside() -> bool:
             found = [await self.later_message(job) for job in jobs]
@@ -109,7 +109,7 @@ class Ground:
         await self.until(all_aside)
 
     async def later_message(self, job: JobHandle[Any]) -> dict[str, str]:
-        """The headers of what the server holds of a job for later."""
+        """The headers of the scheduled message of a job."""
         broker = await self.client.broker()
         subjects = broker.subjects
         found = await broker.reads.last(
@@ -134,12 +134,12 @@ class Ground:
             await job.result(WAIT)
 
     async def pause(self, **place: str) -> None:
-        """Pause before a worker starts: one that runs would hear of it a moment later."""
+        """Pause before a worker starts: a running worker would observe it a moment later."""
         await self.client.admin.provision()
         await self.client.queues.pause(QUEUE, task=place.get("task"), key=place.get("key"))
 
     async def clean(self, *, sweeps: bool = False) -> None:
-        """Wait until nothing of any job stands on the server: no message, place, hold or flaw."""
+        """Wait until the server stores nothing of any job: no message, slot, pause or inconsistency."""
         if sweeps:
             await self.client.admin.sweep(age=0.0)
         await self.until(lambda: is_clean(self.client))
@@ -171,7 +171,7 @@ async def ground(app: App, working: Working, until: Until) -> Ground:
 HOLDS: dict[str, dict[str, str]] = {"queue": {}, "task": {"task": "note"}, "key": {"key": "k"}}
 
 
-# -- a key, and what else its jobs may be ----------------------------------------------------------------
+# -- keys and other options ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", ["queue", "task", "key"])
@@ -313,7 +313,7 @@ async def test_jobs_of_one_key_run_in_the_order_of_their_bulk(
         else:
             await ground.results(*await options.submit_many(calls, all_or_nothing=how == "whole"))
         await ground.clean()
-    # Those that are due at one moment come into their line in any order.
+    # Jobs that are due at the same time join their key group in any order.
     begun = sorted(ground.begun, key=int) if delay else ground.begun
     assert begun == [str(number) for number in range(30)]
 
@@ -411,7 +411,7 @@ async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(ground: Grou
     assert sorted(ground.begun) == ["0", "1", "2"]
 
 
-# -- what expires while it waits for something -----------------------------------------------------------
+# -- jobs that expire while they wait ------------------------------------------------------------------------
 
 
 async def test_a_job_that_expires_at_the_head_of_its_key_group_admits_the_next(ground: Ground) -> None:
@@ -528,7 +528,7 @@ async def test_a_debounced_job_expires_by_its_newest_submit(ground: Ground) -> N
         await ground.clean()
 
 
-# -- unique jobs -----------------------------------------------------------------------------------------
+# -- unique jobs ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["cancelled", "promoted", "moved"])
@@ -639,7 +639,7 @@ async def test_options_that_do_not_combine_with_unique_are_refused_by_name(groun
         ground.app.schedule("more", once, ["a"], every=5, unique=False, debounce=5)  # type: ignore[call-arg]
 
 
-# -- pauses ----------------------------------------------------------------------------------------------
+# -- pauses --------------------------------------------------------------------------------------------------
 
 
 async def test_due_jobs_and_ticks_of_a_paused_queue_run_when_it_is_resumed(
@@ -679,7 +679,7 @@ async def test_a_promoted_job_of_a_paused_task_keeps_waiting_and_keeps_its_prior
         await ground.until_state(job, "retrying")
     await ground.pause(task="later")
     async with ground.working():
-        for _ in range(2):  # the second time it is promoted from where it was put aside
+        for _ in range(2):  # the second time it is promoted after it was requeued
             await job.promote()
             await ground.until_aside(job)
         assert (await ground.later_message(job))["Jsq-Level"] == "low"
@@ -733,7 +733,7 @@ async def test_a_scheduled_job_expires_if_no_worker_starts_it(ground: Ground, ho
         if how == "run":
             jobs = [await schedules.run("ticks")]
         else:
-            await ground.until(two)  # the second is not let pass: by then the first has expired
+            await ground.until(two)  # the second one is not admitted: by then the first one has expired
             jobs = [ground.client.jobs.handle(one.id) for one in await ground.client.jobs.list()]
         await schedules.remove("ticks")
     for job in jobs:
@@ -745,7 +745,7 @@ async def test_a_scheduled_job_expires_if_no_worker_starts_it(ground: Ground, ho
     assert not ground.begun
 
 
-# -- many that wait --------------------------------------------------------------------------------------
+# -- many waiting jobs ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("waits", ["paused queue", "paused task", "paused key", "rate"])
@@ -766,7 +766,7 @@ async def test_all_waiting_jobs_are_listed_as_queued_and_cancelled_by_that_state
             await (await ground.to("rare", "first")).result(WAIT)
         jobs = [await ground.to(task, str(number), key="k", tags=["all"]) for number in range(10)]
         if waits != "paused queue":
-            await ground.until_aside(*jobs[:4])  # those that were let onto the queue; the others wait in line
+            await ground.until_aside(*jobs[:4])  # admitted to the queue; the others wait in their group
 
         async def listed() -> bool:
             return len(await ground.client.jobs.list(tag="all", state="queued")) == 10
@@ -780,7 +780,7 @@ async def test_all_waiting_jobs_are_listed_as_queued_and_cancelled_by_that_state
     assert ground.begun == (["first"] if waits == "rate" else [])
 
 
-# -- batches ---------------------------------------------------------------------------------------------
+# -- batches -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", ["10/2s", "10/2s burst 4"])
@@ -799,7 +799,7 @@ async def test_a_batch_observes_the_rate_of_its_task(ground: Ground, rate: str) 
     assert len(starts) == 25
     assert most_in_a_window(starts, 2.0) <= (14 if "burst" in rate else 10)
     if "burst" in rate:
-        assert most_in_a_window(starts, 0.19) <= 5  # one flows in while the four of the burst begin
+        assert most_in_a_window(starts, 0.19) <= 5  # one token is added while the four of the burst start
 
 
 async def test_jobs_of_one_key_fill_a_batch(ground: Ground) -> None:
@@ -936,7 +936,7 @@ async def test_a_unique_item_holds_its_key_while_its_batch_is_collected(ground: 
         await ground.clean()
 
 
-# -- callbacks -------------------------------------------------------------------------------------------
+# -- callbacks -----------------------------------------------------------------------------------------------
 
 
 async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(ground: Ground) -> None:
@@ -963,7 +963,7 @@ async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(groun
     assert most_in_a_window(told, 1.0) <= 3
 
 
-# -- the blocking twin -----------------------------------------------------------------------------------
+# -- blocking forms ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -989,7 +989,7 @@ async def test_every_option_works_with_the_blocking_form(ground: Ground, options
         await ground.clean()
 
 
-# -- a worker killed in the middle -----------------------------------------------------------------------
+# -- a killed worker -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

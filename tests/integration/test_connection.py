@@ -1,4 +1,4 @@
-"""Connections that cannot be made, and those that break: each told in one line, within 5 s."""
+"""Connections that cannot be made and connections that break: each error is one line, within 5 s."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from tests.helpers.servers import nats_server
 
 
 async def told(url: str | Login) -> str:
-    """What a client says that cannot connect; takes no longer than 5 s."""
+    """The error of a client that cannot connect. Takes no longer than 5 s."""
     async with asyncio.timeout(5):
         with pytest.raises(BrokerError) as caught:
             await Client(url).connect()
@@ -111,7 +111,7 @@ async def test_a_connection_that_accepts_no_more_data_is_replaced(
 async def test_a_silently_dead_connection_is_detected_within_25_seconds(
     server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
-    """With the pings as they are shipped; nothing is sent that could show it earlier."""
+    """With the default ping interval; nothing is sent that could detect it earlier."""
     async with Link(server.url) as link, Client(link.url, namespace=namespace) as client:
         wire = (await client.broker()).wire
         link.hold()
@@ -219,7 +219,7 @@ async def test_a_server_that_stays_away_is_reported_in_time(
 
 @contextlib.asynccontextmanager
 async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
-    """Something else at the address of a server; gives those to whom it has answered."""
+    """Another service at the address of a server; yields the peers that it has answered."""
     answered: list[str] = []
     writers: list[asyncio.StreamWriter] = []
 
@@ -272,7 +272,7 @@ async def test_an_address_given_twice_does_not_hide_the_others(
         gone.refuse()
         there.cut()
         await until(lambda: wire.reconnects)
-        there.refuse()  # it is away for a moment as well
+        there.refuse()  # the server is away for a moment as well
         await until(lambda: not wire.connected)
         tries = wire._nats.stats["reconnects"]
         assert tries
@@ -331,7 +331,7 @@ async def test_a_read_of_a_stream_that_does_not_exist_ends_soon(client: Client) 
 async def test_many_clients_reconnect_at_different_times_and_lose_no_job(
     own_server: EmbeddedServer, until: Until, monkeypatch: pytest.MonkeyPatch, many_files: None, number: int
 ) -> None:
-    waits: list[tuple[float, float]] = []  # of each attempt: what it waits, and the most it might
+    waits: list[tuple[float, float]] = []  # for each attempt: its pause, and the maximum it might have
 
     def choose_and_note(servers: list[Server], info: dict[str, Any]) -> tuple[Server, float]:
         chosen, delay = choose_server(servers, info)
@@ -350,7 +350,7 @@ async def test_many_clients_reconnect_at_different_times_and_lose_no_job(
             wire.on_reconnect(functools.partial(note_time, back, place))
         own_server.kill()
         submits = [asyncio.create_task(submitted(client)) for client in clients]
-        # Down until nearly all have come to the longest of their pauses.
+        # The server stays down until the pauses of nearly all clients have their maximum length.
         await until(lambda: sum(most == 2.0 for _, most in waits) > 4 * number, 60)
         await asyncio.to_thread(own_server.restart)
         await until(lambda: len(back) == number, 60)
@@ -362,7 +362,7 @@ async def test_many_clients_reconnect_at_different_times_and_lose_no_job(
         tenths = Counter(min(9, int(10 * delay / most)) for delay, most in waits)
         assert all(0.05 < tenths[tenth] / len(waits) < 0.2 for tenth in range(10)), tenths
 
-        # Each subscription stands again, and whatever was acknowledged is there, once.
+        # Every subscription is restored, and every acknowledged job is stored once.
         (await clients[0].broker()).wire.send("to.all")
         await until(lambda: len(heard) == number)
         assert set(heard.values()) == {1}
@@ -374,18 +374,18 @@ async def test_many_clients_reconnect_at_different_times_and_lose_no_job(
 
 
 async def submitted(client: Client) -> str:
-    """The id of a job that was acknowledged for certain, or nothing where a typed error said no."""
+    """The id of a job that was certainly acknowledged, or nothing if a typed error was raised."""
     try:
         try:
             return (await client.task("any").submit()).id
         except SubmitUnknown as unknown:
             return (await client.task("any").options(id=unknown.id).submit()).id
-    except BrokerUnavailable:  # the server was down for longer than a submit tries
+    except BrokerUnavailable:  # the server was down for longer than a submit retries
         return ""
 
 
 async def open_many(opened: contextlib.AsyncExitStack, url: str, count: int) -> list[Client]:
-    """Connect many clients, ten at once: on a busy machine more would not connect in time."""
+    """Connect many clients, ten at a time: on a busy machine more would not connect in time."""
     clients = [Client(url) for _ in range(count)]
     opened.push_async_callback(lambda: asyncio.gather(*(client.close() for client in clients)))
     for start in range(0, count, 10):
@@ -399,7 +399,7 @@ async def note_time(times: dict[int, float], number: int) -> None:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Room for a socket of each of a thousand clients."""
+    """Allow a socket for each of a thousand clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 3_000:
         pytest.skip(f"a process may open {hard} files only")

@@ -1,6 +1,6 @@
-"""Who works, submits, cancels or replays is killed at every point at which it speaks or is spoken to.
+"""Workers, submitters and clients are killed at every point at which they send or receive a message.
 
-What was begun can be repeated, each job ends once, and nothing is left.
+The operation can be repeated, each job ends once, and nothing is left behind.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ async def test_a_worker_killed_at_any_point_loses_and_repeats_no_job(
 async def test_a_worker_killed_at_any_point_loses_no_slot_and_no_job_of_a_key_group(
     task: str, per_key: int | None, first: int, new_site: NewSite, until: Until
 ) -> None:
-    """It answers knocks, lets jobs on, and sees them leave; one waits behind the one that it begins with.
+    """The worker handles wake-ups, admits jobs and releases slots; one job waits behind the first one.
 
-    At each third point, the three of them at others.
+    Each of the three tests uses a different third of the points.
     """
 
     async def killed_at(point: int) -> Site:
@@ -115,7 +115,7 @@ async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated(
 async def test_a_move_into_quarantine_killed_at_any_point_loses_and_repeats_no_job(
     new_site: NewSite, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who moves the job, and then runs it there, is killed; the job had taken down one worker before."""
+    """The worker that moves the job and then runs it is killed. The job had crashed one worker before."""
     monkeypatch.setenv("QUARANTINE", "apart")
 
     async def killed_at(point: int) -> Site:
@@ -156,7 +156,7 @@ async def test_a_step_runs_at_most_once_wherever_its_worker_is_killed(
             await site.die_at(point, "work")
             await site.end_well(job.id, until)
             end = (await site.judge(job.id))[-1]
-            # It is known to have been taken, or it is not known whether it was.
+            # Either the step is known to have run, or its state is unknown.
             assert (end, site.runs(job.id)) in (("succeeded", 1), ("failed", 0), ("failed", 1))
             if end == "failed":
                 assert (await job.status()).reason == "step_unknown"
@@ -188,9 +188,9 @@ async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
 async def test_callbacks_are_submitted_once_wherever_the_worker_is_killed(
     task: str, failures: int, new_site: NewSite, until: Until
 ) -> None:
-    """Each failure that is recorded has its callback, the death has its own, and the job hands over once.
+    """Each recorded failure has its callback, the death has its own, and the job has one fallback.
 
-    The one worker is killed at its job's death, the other as it promises a retry.
+    One worker is killed at the death of its job, the other one as it schedules a retry.
     """
 
     async def killed_at(point: int) -> Site:
@@ -207,7 +207,7 @@ async def test_callbacks_are_submitted_once_wherever_the_worker_is_killed(
             wanted = [callback_id(job.id, "failed", one.token) for one in own if is_failed_attempt(one)]
             wanted += [callback_id(job.id, kind, own[-1].token) for kind in ("dead", "fallback")]
             assert len(wanted) == failures + 2
-            # The first event of a callback is written beside it, and may be lost with its writer.
+            # The first event of a callback is written separately, and may be lost with its writer.
             others = [(one.job, one.state) for one in events if one.job != job.id]
             assert sorted(others) == sorted(
                 (id, state) for id in wanted for state in ("running", "succeeded")
@@ -257,7 +257,7 @@ async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
 async def test_a_reschedule_killed_at_any_point_can_be_repeated_and_a_sweep_repairs_the_record(
     what: str, new_site: NewSite, until: Until
 ) -> None:
-    """A job that has not begun has no record: its schedule alone says when it is due."""
+    """A job that has not started has no record: only its schedule has its due time."""
     moved = []
 
     async def killed_at(point: int) -> Site:
@@ -289,7 +289,7 @@ async def test_a_reschedule_killed_at_any_point_can_be_repeated_and_a_sweep_repa
     sites = await at_each_point(killed_at, least=4)
     assert sites[0].runs("mine") == len(sites)
     if what == "move":
-        # Some died before it was moved, and some after.
+        # Some clients died before the job was moved, and some after.
         assert set(moved) == {(False, False), (True, False)}
 
 
@@ -341,7 +341,7 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_repairs_once(
 async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
     way: str, new_site: NewSite, until: Until
 ) -> None:
-    """Whoever submits next comes to it, or takes its place; and it runs once."""
+    """The next submit returns this job or replaces it; and one job runs once."""
 
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -350,7 +350,7 @@ async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
             await client.admin.provision(site.app.declared)
             broker = await client.broker()
             if way in ("replace", "keep_last"):
-                await client.task("succeed").options(unique="k").submit()  # it gives way
+                await client.task("succeed").options(unique="k").submit()  # this submit releases the claim
             await site.die_at(point, way)
             same = client.task("succeed").options(unique="k", debounce=0.1 if way == "debounce" else None)
             job = await same.submit()
@@ -384,7 +384,7 @@ async def test_a_pending_duplicate_runs_wherever_the_worker_of_its_predecessor_i
 
 
 async def follow(client: Client, first: str) -> str:
-    """Have a job wait for the end of one that has not begun yet, as the next submit would if it had."""
+    """Have a job wait for the end of one that has not started yet, as the next submit would if it had."""
     broker, options = await client.broker(), parse_options(unique="k", on_duplicate="keep_last")
     order = unique_submit(Job(new_id(), "last", arguments=b'{"n": 2}'), None, options)
     claim = await broker.unique.claim(order.unique.key)

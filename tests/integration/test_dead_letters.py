@@ -271,7 +271,7 @@ async def test_a_purge_of_dead_letters_returns_their_number(
 
 
 async def dying(app: App, client: Client, working: Working, until: Until) -> list[DeadLetter]:
-    """Three letters: of two tasks, two reasons, two errors, and two queues."""
+    """Three dead letters: of two tasks, two reasons, two errors and two queues."""
 
     @app.task(retries=0)
     async def breaks(x: int) -> int:

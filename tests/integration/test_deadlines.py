@@ -1,4 +1,4 @@
-"""Deadlines: a job that has not succeeded by then ends as expired, whatever it is at, without a letter."""
+"""Deadlines: a job that has not succeeded by then expires in any state, and leaves no dead letter."""
 
 import asyncio
 import time
@@ -155,7 +155,7 @@ async def test_a_retry_keeps_the_deadline_of_its_job(app: App, working: Working)
         await (await again.options(deadline=60).submit()).result(WAIT)
 
     assert len(seen) == 3
-    # As it is written into a message, to the millisecond.
+    # With the precision of the message: milliseconds.
     moments = {one.isoformat(timespec="milliseconds") for one in seen if isinstance(one, datetime)}
     assert len(moments) == 1
     assert isinstance(seen[0], datetime)

@@ -1,4 +1,4 @@
-"""`client.admin.doctor()`: a look at a real server, sound or with something wrong that a test did to it."""
+"""`client.admin.doctor()` on a real server that is healthy, or that a test has damaged."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -178,7 +178,7 @@ async def test_the_doctor_leaves_everything_as_it_is(client: Client) -> None:
 
 
 async def look(client: Client) -> dict[str, tuple[int, int]]:
-    """How much stands in each stream, and how often each was written to."""
+    """The number of messages in each stream, and how often each was written to."""
     broker = await client.broker()
     subjects = broker.subjects
     found = {}
@@ -195,7 +195,7 @@ async def look(client: Client) -> dict[str, tuple[int, int]]:
     return found
 
 
-# -- each server by itself -------------------------------------------------------------------------------
+# -- each server ---------------------------------------------------------------------------------------------
 
 
 async def test_the_doctor_reads_the_monitoring_endpoint_of_a_server(
@@ -248,7 +248,7 @@ async def test_a_recreated_record_bucket_continues_above_its_old_revisions(
     assert missing == [("error", "missing; run `jsq provision`")]
     await client.admin.provision()
 
-    # A job that waits is known by its message, so none of them is lost with the records.
+    # A waiting job is known by its message, so none is lost with the records.
     assert {job.id for job in await client.jobs.list()} == {job.id for job in waiting}
     async with working():
         for job in waiting:

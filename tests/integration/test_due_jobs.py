@@ -22,13 +22,13 @@ from tests.helpers.jobs import final_states
 from tests.helpers.workers import running_worker
 
 LATE = 1.0
-"""Seconds by which a job may be late whose time comes while the server starts."""
+"""Seconds by which a job may be late that becomes due while the server starts."""
 
 JOBS = 30
 
 
 class Starts:
-    """When each job was due, and when its attempts began."""
+    """When each job was due, and when its attempts started."""
 
     def __init__(self, app: App) -> None:
         self.due: dict[int, float] = {}
@@ -48,7 +48,7 @@ class Starts:
         self.note, self.fail_once = note, fail_once
 
     async def submit(self, first: int) -> None:
-        """Submit delayed jobs, half of them with a key, which are due in the next seconds; and one retry."""
+        """Submit delayed jobs that are due in the next seconds, half of them with a key; and one retry."""
         for number in range(first, first + JOBS):
             delay = 1 + 2 * (number - first) / JOBS
             key = f"key-{number % 3}" if number % 2 else ""
@@ -57,7 +57,7 @@ class Starts:
         await self.fail_once.submit(first + JOBS)
 
     def late(self) -> float:
-        """By how much the latest attempt came too late."""
+        """The delay of the latest attempt."""
         return max(begun[-1] - self.due[number] for number, begun in self.begun.items())
 
     def all_begun(self) -> bool:

@@ -1,4 +1,4 @@
-"""A job that has not begun is changed: its arguments, options, priority or queue."""
+"""Edits of a job that has not started: its arguments, options, priority or queue."""
 
 import asyncio
 import contextlib
@@ -350,7 +350,7 @@ async def test_an_edit_killed_at_any_point_loses_and_repeats_no_job(
             edited = found.result == 2 or bool(found.quarantine)
             assert edited or point
             if states[0] in ("queued", "scheduled"):
-                assert edited  # once it is recorded, it holds
+                assert edited  # once it is recorded, it is effective
             assert ("edited" in found.tags) is (found.result == 2)
         return site
 

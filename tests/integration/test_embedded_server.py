@@ -1,4 +1,4 @@
-"""The embedded server: one for a folder, and none left over."""
+"""The embedded server: at most one for a folder, and none left running."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def test_a_server_that_did_not_start_releases_its_folder(tmp_path: Path) -> None
 
 
 def test_a_temporary_server_ends_at_once_though_it_does_not_reply() -> None:
-    """One that shut down in order took seconds to write the state of streams that nobody reads again."""
+    """A clean shutdown took seconds to write the state of streams that nobody reads again."""
     server = EmbeddedServer().start()
     os.kill(server.pid, signal.SIGSTOP)
     began = time.monotonic()
@@ -53,7 +53,7 @@ def test_an_invalid_folder_is_refused(tmp_path: Path) -> None:
         EmbeddedServer(file / "below").start()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has died")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux notifies a child of the death of its parent")
 def test_the_server_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = "import sys, time; from jsq.server import EmbeddedServer as E\n"
     code += "with E() as server: print(server.pid, flush=True); sys.stdin.read()"

@@ -1,4 +1,4 @@
-"""The event log, which exists only where it is asked for, and what NATS clients see of the records."""
+"""The event log, which exists only if it is requested, and the records as NATS clients see them."""
 
 import contextlib
 import json
@@ -102,7 +102,7 @@ async def test_a_worker_of_an_app_with_events_creates_a_log_that_outlives_the_re
             return found is not None and found["state"]["messages"] >= 7
 
         await until(all_are_copied)
-        assert await told(client) == whole  # none is told twice
+        assert await told(client) == whole  # none is stored twice
         # Progress is not a revision: the log does not have it.
         revisions = [one async for one in client.jobs.events(follow=False) if one.progress is None]
         await client.jobs.remove_many(state=["succeeded", "failed", "cancelled"])
@@ -160,7 +160,7 @@ async def test_a_kv_client_reads_the_record_and_the_history_of_a_job(
         history = [value(one) for one in await kv.history(f"default.{job.id}")]
         assert [one["state"] for one in history] == ["running", "retrying", "running", "succeeded"]
         assert history[1]["error"] == "ValueError: no luck"
-        # A job that waits has no record: its message tells its state.
+        # A waiting job has no record: its message has its state.
         with pytest.raises(KeyNotFoundError):
             await kv.get(f"default.{waiting.id}")
 

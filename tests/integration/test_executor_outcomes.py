@@ -1,7 +1,7 @@
-"""However a task ends, its job has one clean recorded outcome, its worker lives, and the next job runs.
+"""However a task ends, its job has one recorded outcome, its worker survives, and the next job runs.
 
-The same for a coroutine on the loop, a thread and a process. What kills a process kills a child, or else the
-worker: that is a crash, and another takes over.
+The same holds for a coroutine on the event loop, a thread and a process. A task that kills its process kills
+a child or the worker. The latter is a crash, and another worker reclaims the job.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from tests.helpers.workers import Working
 
 ROOT = Path(__file__).parents[2]
 WAIT = 60.0
-"""Seconds after which a test gives up: a child begins as a new interpreter."""
+"""Seconds after which a test fails: a child starts as a new interpreter."""
 
 
 @pytest.fixture
 async def app(server: EmbeddedServer, namespace: str) -> AsyncIterator[App]:
-    """An app of the test's own, with the tasks of `tests.apps.outcomes`."""
+    """An app for one test, with the tasks of `tests.apps.outcomes`."""
     async with App(server.url, namespace=namespace) as app:
         for task in outcomes.app.tasks.values():
             declared = task.declaration
@@ -42,13 +42,13 @@ async def test_each_way_to_end_records_one_outcome(
     async with working(concurrency=4):
         jobs = await client.task(task).submit_many([(way,) for way in WAYS])
         failed = await asyncio.gather(*(job.result(WAIT) for job in jobs), return_exceptions=True)
-        # The worker lives, and so does what runs its tasks.
+        # The worker and its executor survive.
         with pytest.raises(JobFailed, match="SystemExit: 3"):
             await (await client.task(task).submit("SystemExit")).result(WAIT)
     for (way, (_, reason, told)), error in zip(WAYS.items(), failed, strict=True):
         assert isinstance(error, JobFailed), (way, error)
         assert error.reason == reason, (way, error)
-        # Of an iteration that stopped in a coroutine Python makes an error of its own.
+        # Python turns a StopIteration in a coroutine into its own error.
         wanted = (
             "RuntimeError: coroutine raised StopIteration"
             if "loop" in task and way == "StopIteration"
@@ -92,7 +92,7 @@ async def test_changes_a_task_makes_to_its_process_do_not_reach_the_next_task(
             await (await client.task("do").submit(deed)).result(WAIT)
             assert await (await client.task("look_around").submit()).result(WAIT) == before, deed
             if deed == "set_alarm":
-                await asyncio.sleep(1.1)  # the time at which it would have struck
+                await asyncio.sleep(1.1)  # the time at which the timeout would have ended it
                 assert await (await client.task("look_around").submit()).result(WAIT) == before
 
 
@@ -124,7 +124,7 @@ async def test_a_task_that_kills_its_worker_is_a_crash(
                 await job.result(WAIT)
             assert caught.value.reason == "crashed"
             assert (await job.status()).crashes == 1
-        # The supervisor has started others, which work.
+        # The supervisor has started other workers, which run jobs.
         with pytest.raises(JobFailed, match="SystemExit: 3"):
             await (await client.task("on_loop").submit("SystemExit")).result(WAIT)
     finally:

@@ -1,4 +1,4 @@
-"""Expiry: what has not begun by its moment never does, and has expired from then on, whoever lives or not."""
+"""Expiry: a job that has not started by its expiry never starts and is expired, with or without workers."""
 
 import asyncio
 import time
@@ -53,7 +53,7 @@ async def test_a_job_expires_on_time_without_a_worker(client: Client) -> None:
     assert [one.id for one in await client.jobs.list(state="expired")] == [job.id]
     assert await client.jobs.list(state="queued") == []
     assert [one.state async for one in job.events()] == ["expired"]
-    assert await states(job) == []  # nothing is written by who reads
+    assert await states(job) == []  # a reader writes nothing
 
 
 async def test_a_waiting_client_is_notified_of_an_expiry_without_polling(
@@ -181,7 +181,7 @@ async def test_a_job_that_started_in_time_is_reclaimed_after_a_crash_however_lat
     async def plain(ctx: Context) -> int:
         return ctx.attempt
 
-    # As a worker leaves it that dies: begun, and never settled.
+    # As a worker leaves it that dies: started, and never settled.
     job = await plain.options(expires=0.2).submit()
     broker = await client.broker()
     await broker.records.write(
@@ -393,7 +393,7 @@ async def test_a_job_never_starts_after_a_crash_while_its_expiry_was_recorded(
     broker = await client.broker()
     found = await broker.job_reader.find_by_message(job.id, "default", consistent=True)
     assert found is not None
-    assert await broker.expiry.record(found)  # and the message stands yet
+    assert await broker.expiry.record(found)  # the message is still stored
     assert not await broker.expiry.record(found)
 
     async with working():
@@ -421,7 +421,7 @@ async def test_an_expired_job_never_starts_and_a_started_job_never_expires(
     @app.task(queue="edge")
     async def note(ctx: Context) -> None:
         ran.append(ctx.id)
-        await asyncio.sleep(0.03)  # so that many wait when their moments come
+        await asyncio.sleep(0.03)  # so that many clients wait when their jobs expire
 
     async with working(queues=["edge"], concurrency=1):
         jobs = [await note.options(expires=1 + n * 0.005).submit() for n in range(100)]

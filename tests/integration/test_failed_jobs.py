@@ -1,6 +1,6 @@
-"""A failed job is whole when it is seen: it can be retried and removed at once, and its fallback is known.
+"""A failed job is complete when it is visible: it can be retried or removed, and its fallback is known.
 
-The worker is another process, so nothing but the server orders what it writes and what the client does.
+The worker is another process, so only the server orders its writes and the actions of the client.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from tests.helpers.workers import worker_processes
 
 WAIT = 120.0
 AT_ONCE = 10
-"""Jobs of which a test takes care at the same time."""
+"""Number of jobs that a test handles at the same time."""
 
 
 @contextlib.asynccontextmanager
@@ -60,7 +60,7 @@ async def test_a_failed_job_is_complete_when_it_is_visible(
             return await client.queues.count_waiting("default") == 0
 
         await until(nothing_waits, WAIT)
-        # Nothing that a worker wrote late brought a job back.
+        # No late write of a worker restored a job.
         records = await client.jobs.list(limit=None)
         assert {(record.task, record.state) for record in records} == {("instead", "succeeded")}
         assert len(records) == 3 * rounds
@@ -68,7 +68,7 @@ async def test_a_failed_job_is_complete_when_it_is_visible(
 
 
 async def fail_and_remove(client: Client, number: int) -> None:
-    """Have a job fail three times, and take what there is to do then at once; then remove it."""
+    """Have a job fail three times, and act on each failure at once; then remove the job."""
     job = await client.task("fail").submit(number)
     fallbacks = [await failed(client, job)]
     await client.dead_letters.get(job.id)
@@ -87,7 +87,7 @@ async def fail_and_remove(client: Client, number: int) -> None:
 
 
 async def failed(client: Client, job: JobHandle[Any]) -> str:
-    """Wait for the failure of a job; returns the id of its fallback, which is known by then."""
+    """Wait for the failure of a job. Returns the id of its fallback, which is known by then."""
     with pytest.raises(JobFailed) as caught:
         await job.result(WAIT)
     fallback = caught.value.fallback

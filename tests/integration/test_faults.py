@@ -1,7 +1,7 @@
-"""Workers and servers that die, stall or are told to stop: each job ends exactly once.
+"""Workers and servers that die, stall or are stopped: each job ends exactly once.
 
-These tests run real worker processes and kill them. What a task did, it wrote to a file of its own, so what
-is judged is not only what jsq says of itself.
+These tests run real worker processes and kill them. Tasks write their effects to a file. So the assertions do
+not rely only on what jsq reports.
 """
 
 import asyncio
@@ -77,12 +77,12 @@ async def test_a_worker_suspended_past_its_lease_cannot_record_its_outcome(
     stalled.send_signal(signal.SIGTERM)
     assert await exit_code(stalled) == 0
 
-    # The outcome is the second's, and nothing of the first's was stored or settled anything.
+    # The outcome is that of the second worker; the first one stored and settled nothing.
     assert str(heir.pid) in result
     assert await job.result(1) == result
     assert await final_states(job) == ["succeeded"]
     assert second > first
-    # Had the first worker sent its outcome, its token would have been refused.
+    # If the first worker had sent its outcome, its token would have been refused.
     with pytest.raises(WrongSequence):
         await (await job._connection.broker()).records.write(
             job.queue, job.id, Event("failed", "nap", token=first), expect=first, while_=lambda: False
@@ -288,9 +288,9 @@ async def test_a_second_signal_hands_jobs_back_at_once(workers: Workers, until: 
 
 
 async def still_stopping(workers: Workers) -> bool:
-    """A worker that stops asks for no more: a job submitted now stays where it is."""
+    """A stopping worker requests no more jobs: a job submitted now stays queued."""
     job = await workers.client.task("add").submit(1, 1)
-    await asyncio.sleep(0.2)  # long enough for a worker that takes jobs to take it
+    await asyncio.sleep(0.2)  # long enough for a worker that fetches jobs to fetch it
     return (await job.status()).state == "queued"
 
 

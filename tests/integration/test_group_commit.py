@@ -1,4 +1,4 @@
-"""Writes that go in groups: what one of them cannot do, the others can."""
+"""Group commits: a write that fails does not fail the others of its group."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Ids and keys may be any printable text: it is shown as it was given, and never acts as a wildcard."""
+"""Ids and keys may be any printable text: it is shown as given, and never acts as a wildcard."""
 
 import asyncio
 import json

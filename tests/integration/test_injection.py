@@ -1,4 +1,4 @@
-"""What a user may type is never a command: no name and no text acts on the server, or on another job."""
+"""Input of users is never a command: no name and no text acts on the server, or on another job."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -72,7 +72,7 @@ NAMED: dict[str, Act] = {
 
 
 async def stored(client: Client) -> dict[str, int]:
-    """How much each stream of the namespace holds."""
+    """The number of messages in each stream of the namespace."""
     broker = await client.broker()
     found = await broker.wire.api("STREAM.LIST", {"subject": f"{broker.subjects.namespace}.>"})
     return {one["config"]["name"]: one["state"]["messages"] for one in found["streams"]}
@@ -86,7 +86,7 @@ async def test_a_hostile_name_is_refused_and_nothing_is_sent(client: Client, pla
 
     for text in HOSTILE:
         if text == "*" and place == "queue of a status":
-            continue  # there it says: whatever the queue
+            continue  # there it means any queue
         with pytest.raises(UsageError) as caught:
             await NAMED[place](client, text)
         assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Jobs that kill their workers take no other job with them: a last attempt runs alone in its worker."""
+"""Jobs that kill their workers affect no other job: a last attempt runs alone in its worker."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Asy
 
 
 async def outcome(job: JobHandle[object], seconds: float) -> str:
-    """`succeeded`, or the reason for which the job failed."""
+    """`succeeded`, or the reason for the failure of the job."""
     try:
         await job.result(seconds)
     except JobFailed as error:
@@ -32,7 +32,7 @@ async def outcome(job: JobHandle[object], seconds: float) -> str:
 
 
 async def keep_working(workers: Workers) -> None:
-    """Start a worker, and another one whenever it dies: without the pauses of a supervisor."""
+    """Start a worker, and another one whenever it dies, without the pauses of a supervisor."""
     while True:
         process = await workers.start("--concurrency", "10", lease=1, known=None)
         await exit_code(process, None)
@@ -41,7 +41,7 @@ async def keep_working(workers: Workers) -> None:
 async def mixed(
     workers: Workers, good: int, poison: int, seconds: float, *, processes: int = 2
 ) -> tuple[Counter[str], Counter[str]]:
-    """Run good jobs beside jobs that kill their workers; how often each outcome was that of either."""
+    """Run good jobs beside jobs that kill their workers. Returns how often each of both had each outcome."""
     client, jobs, killers = workers.client, list[JobHandle[object]](), list[JobHandle[object]]()
     for _ in range(poison):
         jobs += [await client.task("nap").submit(0.3) for _ in range(good // poison)]
@@ -55,7 +55,7 @@ async def mixed(
     return Counter(found[: len(jobs)]), Counter(found[len(jobs) :])
 
 
-@pytest.mark.timeout(60)  # workers die nine times at most, and on a busy machine each takes a while to start
+@pytest.mark.timeout(60)  # workers die nine times at most, and on a busy machine each start takes a while
 async def test_good_jobs_survive_jobs_that_kill_their_workers(workers: Workers) -> None:
     good, killers = await mixed(workers, 30, 3, 55)
 
@@ -72,7 +72,7 @@ async def test_five_hundred_good_jobs_survive_fifty_jobs_that_kill_their_workers
 
 
 class Steps:
-    """Tasks that note when they begin, and end when they are told to."""
+    """Tasks that record their start, and end when the test releases them."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -91,7 +91,7 @@ class Steps:
         return await self.task.submit(name)
 
     async def submit_suspect(self, name: str) -> JobHandle[str]:
-        """A job that two workers died with: one is recorded, and one runs it as its record says."""
+        """A job with which two workers died: one crash is recorded, and one worker runs it by its record."""
         job = await self.task.options(delay=0.5).submit(name)
         running = Event("running", "step", 2, crashes=1, worker="gone", message=10**6, delivery=1)
         await (await self.app.client.broker()).records.write("default", job.id, running, expect=0)
@@ -206,7 +206,7 @@ async def test_a_waiting_last_attempt_can_be_cancelled(steps: Steps, working: Wo
 
 
 async def stays_queued(job: JobHandle[str]) -> None:
-    """Fails if a job begins within a moment in which a worker would start it."""
+    """Fails if a job starts within a time in which a worker would start it."""
     end = time.monotonic() + 0.3
     while time.monotonic() < end:
         assert (await job.status()).state == "queued"

@@ -152,7 +152,7 @@ async def test_a_replayed_job_shows_the_attempts_before_and_after_the_replay(
 
 
 async def recorded(client: Client, job: JobRecord) -> JobRecord:
-    """A job's record, none of whose revisions tells its arguments."""
+    """A job's record. Asserts that none of its revisions contains its arguments."""
     assert not any(SECRET.encode() in body for body in await revisions(client, job.id))
     assert (job.has_arguments, job.arguments, job.arguments_size, job.arguments_hash) == (False, None, 0, "")
     return job

@@ -1,4 +1,4 @@
-"""Submit, run, result: the plain life of a job."""
+"""Submit, run, result: the life of a plain job."""
 
 import asyncio
 import gc
@@ -237,7 +237,7 @@ async def test_a_start_time_in_the_past_means_now(app: App, working: Working) ->
 
 
 async def test_a_worker_runs_its_fetched_jobs_by_priority(app: App, working: Working, until: Until) -> None:
-    """The worker asks for each priority separately: which job arrives first is not defined."""
+    """The worker requests each priority separately: which job arrives first is not defined."""
     order: list[str] = []
     held: list[int] = []
     gate = asyncio.Event()

@@ -1,6 +1,6 @@
-"""Keys: their jobs wait in lines, run in order or so many at once, and none waits for those of another key.
+"""Key groups: the jobs of a key run in order or a few at a time, and no key waits for another one.
 
-What is judged is what the tasks themselves wrote down.
+The assertions use what the tasks recorded themselves.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Asy
 
 @dataclass
 class Floor:
-    """What tasks of this process did: which began, in order, and how many of a key ran at once."""
+    """The runs of tasks in this process: the starts in order, and how many of a key ran at a time."""
 
     begun: list[str]
     running: Counter[str]
@@ -61,7 +61,7 @@ class Floor:
 
 @pytest.fixture
 def floor(app: App) -> Floor:
-    """Declares `visit`, which notes its run, and `wait`, which also waits for the gate."""
+    """Declares `visit`, which records its run, and `wait`, which also waits for the gate."""
     floor = Floor([], Counter(), Counter(), asyncio.Event())
 
     def come(key: str, number: int) -> None:
@@ -95,17 +95,17 @@ async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> GroupState:
 
 
 async def let_on(broker: Broker, *keys: str) -> None:
-    """What a worker does when someone knocks."""
+    """Admit jobs of keys, as a worker does for a wake-up."""
     for key in keys:
         await broker.key_groups.admit(QUEUE, key_token(key))
 
 
-# -- order and numbers, with a worker killed -------------------------------------------------------------
+# -- order and limits, with a killed worker ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Stay:
-    """One run of a task: of which key, its number, from when to when, in which process."""
+    """One run of a task: its key, number, start, end and process."""
 
     key: str
     number: int
@@ -115,7 +115,7 @@ class Stay:
 
 
 def stays(workers: Workers, killed: dict[int, float]) -> list[Stay]:
-    """The runs of `visit`, in the order of their beginnings. What a killed worker ran, ended with it."""
+    """The runs of `visit`, in the order of their starts. The runs of a killed worker ended with it."""
     lines = [line.split() for line in workers.effects_file.read_text().splitlines()]
     ends = {(pid, word[4:], job, n): float(at) for at, pid, word, job, n in lines if word.startswith("out:")}
     found = []
@@ -145,7 +145,7 @@ async def visits(workers: Workers, keys: int, each: int, per_key: int) -> list[J
 async def run_and_kill(
     workers: Workers, until: Until, *shape: int
 ) -> tuple[list[JobHandle[Any]], list[Stay]]:
-    """Let two workers run jobs, and kill one of them that runs some. Returns the jobs, and what was run."""
+    """Let two workers run jobs, and kill one of them that runs some. Returns the jobs and the runs."""
     both = [await workers.start("--concurrency", "10", lease=1.5) for _ in range(2)]
     jobs = await visits(workers, *shape)
     doomed = both[1]
@@ -207,7 +207,7 @@ async def test_a_server_killed_repeatedly_loses_no_slot_and_no_order(
                 )
                 jobs.append(await options.submit(f"k{key}", number, 0.002, number % 9 == 4))
             if number % 8 == 3:
-                await asyncio.sleep(chance.uniform(0, 0.05))  # not a wait: any moment will do
+                await asyncio.sleep(chance.uniform(0, 0.05))  # not a wait: any moment is suitable
                 own_server.kill()
                 own_server.restart()
         await asyncio.gather(*(job.wait(60) for job in jobs))
@@ -220,7 +220,7 @@ async def test_a_server_killed_repeatedly_loses_no_slot_and_no_order(
         await until(lambda: nothing_is_left(broker), 30)
 
 
-# -- fairness --------------------------------------------------------------------------------------------
+# -- fairness ------------------------------------------------------------------------------------------------
 
 
 async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
@@ -236,7 +236,7 @@ async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
         last = max(place for place, one in enumerate(begun) if one.startswith("few:"))
         others = sum(one.startswith("many:") for one in begun[:last])
 
-        # One of the many to one of the few, and those that began while these were being submitted.
+        # One job of `many` for each of `few`, and those that started while the few were being submitted.
         first = min(place for place, one in enumerate(begun) if one.startswith("few:"))
         assert others - first <= 30
         assert [one for one in begun if one.startswith("few:")] == [f"few:{number}" for number in range(10)]
@@ -260,7 +260,7 @@ async def test_a_key_with_a_weight_of_three_starts_three_jobs_for_each_of_anothe
 
     begun = [one.partition(":")[0] for one in floor.begun[before : before + 80]]
     assert 56 <= begun.count("gold") <= 64
-    # And not in turn by the dozen.
+    # The keys alternate; no key starts a dozen jobs in a row.
     assert all(2 <= begun[start : start + 8].count("gold") <= 8 for start in range(0, 72, 8))
 
 
@@ -268,7 +268,7 @@ async def test_a_key_with_a_weight_of_three_starts_three_jobs_for_each_of_anothe
 async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jobs(
     way: str, app: App, server: EmbeddedServer, client: Client, working: Working, floor: Floor, until: Until
 ) -> None:
-    """Who changes it lets on who waits at once; the worker goes by it when it lets on the next ones."""
+    """The caller admits waiting jobs at once; the worker uses the new limit for its next admissions."""
     app.queue(QUEUE, per_key=1)
     let_go = asyncio.Event()
 
@@ -288,12 +288,12 @@ async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jo
             await other.queues.update(QUEUE, per_key=3)
         else:
             await other.admin.provision({QUEUE: QueueSettings(per_key=3)})
-        await until(lambda: (floor.count("k"), floor.count("o")) == (3, 2))  # and nobody has ended
+        await until(lambda: (floor.count("k"), floor.count("o")) == (3, 2))  # and no job has ended
 
         async def has_learned() -> bool:
             return (await worker.resources.broker.key_groups._limits(QUEUE)).per_key == 3
 
-        await until(has_learned, 5)  # told at once: sooner than its next look
+        await until(has_learned, 5)  # the worker is notified at once, before its next refresh
         let_go.set()
         await jobs[0].wait(10)
         await until(lambda: floor.count("k") == 4)
@@ -305,7 +305,7 @@ async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jo
 async def test_cached_settings_of_a_queue_expire(
     server: EmbeddedServer, client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is no worker is told of no change, and asks again after a while."""
+    """A client that is not a worker receives no notification, and reads the settings again after a while."""
     await client.admin.provision({QUEUE: QueueSettings(per_key=1)})
     assert (await broker.streams.settings(QUEUE)).per_key == 1
     async with Client(server.url, namespace=client.namespace) as other:
@@ -345,7 +345,7 @@ async def test_jobs_without_keys_are_cancelled_without_a_read_of_key_groups(
 
 
 def count_calls(broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls of the server's API that begin so, as they are made from now on."""
+    """The API calls of the server with this prefix, from now on."""
     calls: list[str] = []
     api = broker.wire.api
 
@@ -358,7 +358,7 @@ def count_calls(broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch) ->
     return calls
 
 
-# -- one job's way ---------------------------------------------------------------------------------------
+# -- the life of a job ---------------------------------------------------------------------------------------
 
 
 async def test_a_plain_queue_has_no_key_group_streams(
@@ -372,7 +372,7 @@ async def test_a_plain_queue_has_no_key_group_streams(
         assert await (await add.submit(1, 2)).result(60) == 3
         assert await broker.streams.has_groups(QUEUE) is False
         assert await broker.jetstream.stream_info(broker.subjects.streams.group_state(QUEUE)) is None
-        # And a queue that has them only now has workers for them at once.
+        # A queue that has key groups only now has workers for them at once.
         assert await (await add.options(key="k").submit(1, 2)).result(60) == 3
 
 
@@ -538,7 +538,7 @@ async def test_a_deadline_passes_while_a_job_waits_in_its_key_group(
     last = await to(client, "k", 2, per_key=1)
     async with working():
         await until(lambda: floor.count("k") == 1)
-        await asyncio.sleep(0.3)  # what is waited for is the deadline itself
+        await asyncio.sleep(0.3)  # the test waits for the deadline itself
         floor.gate.set()
         assert (await late.wait(10)).state == "expired"
         assert (await last.wait(10)).state == "succeeded"
@@ -647,7 +647,7 @@ async def test_an_unreadable_key_group_ends_no_worker(
     assert floor.begun == ["k:1"]
 
 
-# -- cancel ----------------------------------------------------------------------------------------------
+# -- cancel --------------------------------------------------------------------------------------------------
 
 
 async def test_a_job_of_a_key_group_is_cancelled_while_it_waits_and_while_it_runs(
@@ -657,9 +657,9 @@ async def test_a_job_of_a_key_group_is_cancelled_while_it_waits_and_while_it_run
     await let_on(broker, "k")
     assert await on_queue(broker) == [jobs[0].id]
 
-    assert (await jobs[1].cancel()).state == "cancelled"  # in the line
+    assert (await jobs[1].cancel()).state == "cancelled"  # waiting in the key group
     assert await in_line(broker) == [jobs[2].id, jobs[3].id]
-    assert (await jobs[0].cancel()).state == "cancelled"  # let on
+    assert (await jobs[0].cancel()).state == "cancelled"  # admitted
     assert await on_queue(broker) == [jobs[2].id]
     assert (await turn_of(broker, "k")).slots == ((jobs[2].id, "job", 0),)
     async with working():
@@ -703,7 +703,7 @@ async def test_a_purge_of_a_queue_empties_its_key_groups(client: Client, broker:
     assert await client.queues.count_waiting(QUEUE) == 0
 
 
-# -- many, and full --------------------------------------------------------------------------------------
+# -- bulks and full queues -----------------------------------------------------------------------------------
 
 
 async def test_a_bulk_of_one_key_runs_in_its_order(client: Client, working: Working, floor: Floor) -> None:
@@ -730,7 +730,7 @@ async def test_key_groups_have_the_limits_of_their_queue_and_full_ones_still_pro
         await until(lambda: nothing_is_left(broker))
 
 
-# -- what may go wrong in between ------------------------------------------------------------------------
+# -- faults between two steps --------------------------------------------------------------------------------
 
 
 async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
@@ -766,7 +766,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
 async def test_a_message_without_a_slot_is_replaced_at_admission(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
-    """A delivery that was sent to the line and is not settled yet does not count for the one let on."""
+    """A delivery that moved to the key group and is not settled yet does not count for the admitted job."""
     job = await to(client, "k", 0, per_key=1)
     [message] = await broker.reads.fetch(
         broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", ANY)
@@ -787,7 +787,7 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
 async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
-    """It stands there until its worker settles it; who is let on meanwhile is put beside it."""
+    """The message is stored until its worker settles it; an admitted job is stored beside it."""
     job = await to(client, "k", 0, per_key=2)
     await let_on(broker, "k")
     [old] = await broker.reads.fetch(
@@ -803,10 +803,10 @@ async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
     again = headers | {"Jsq-Again": f"1 0 {token}"}
     await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", job.id), old.payload, again)
 
-    await let_on(broker, "k")  # it has not left its turn yet
+    await let_on(broker, "k")  # it has not released its slot yet
     assert (await in_line(broker), await on_queue(broker)) == ([job.id], [job.id])
     await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
-    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=token - 1)  # done again, by one who is late
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=token - 1)  # a late second release
 
     assert (await turn_of(broker, "k")).slots == ((job.id, "attempt", token),)
     assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
@@ -821,7 +821,7 @@ async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
 async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     client: Client, broker: Broker
 ) -> None:
-    """A promise that was kept twice: its worker had died before it could settle."""
+    """A retry that was stored twice: its worker had died before it could settle the delivery."""
     job, behind = await to(client, "k", 0, per_key=1), await to(client, "k", 1, per_key=1)
     [first, _] = await broker.reads.fetch(
         broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", ANY)
@@ -842,7 +842,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
 
 
 class Halted(Exception):
-    """Who lets jobs on dies here."""
+    """The worker that admits jobs dies here."""
 
 
 @pytest.mark.parametrize("place", ["_put_on_queue", "_store", "delete_message"])
@@ -855,7 +855,7 @@ async def test_an_interrupted_change_of_a_key_group_is_completed_by_the_next_rea
     until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """He dies after the turn was written, before the queue has the job, or before the line is rid of it."""
+    """It dies after the group state was written, before the job is queued or has left the key group."""
     jobs = [await to(client, "k", number, per_key=1) for number in range(3)]
 
     async def die(*_: object, **__: object) -> None:
@@ -893,7 +893,7 @@ async def test_a_slot_released_twice_at_the_same_time_is_free(
         if subject == broker.subjects.groups.state(QUEUE, "k"):
             release = broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
             again.append(asyncio.create_task(release))
-            await asyncio.sleep(0)  # the release is asked for
+            await asyncio.sleep(0)  # the release has been requested
         return await publish(subject, *rest, **how)
 
     monkeypatch.setattr(broker.wire, "publish", publish_and_release)
@@ -908,7 +908,7 @@ async def test_a_slot_released_twice_at_the_same_time_is_free(
 async def test_a_job_that_arrives_as_the_last_one_leaves_its_key_group_starts(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """He comes after the line was found empty; his knock is answered before the turn tells of room."""
+    """The job arrives after the key group was found empty. Its wake-up is handled before the slot is free."""
     first = await to(client, "k", 0, per_key=1)
     await let_on(broker, "k")
     publish, late = broker.wire.publish, list[JobHandle[Any]]()
@@ -958,7 +958,7 @@ async def test_key_group_streams_that_were_removed_are_created_again(
         await (await to(client, "k", 0, per_key=1)).wait(10)
         await broker.jetstream.call(f"STREAM.DELETE.{broker.subjects.streams.groups(QUEUE)}")
         job = await to(client, "k", 1, per_key=1)
-        await client.admin.sweep(age=0)  # until the server looks for the stream again, nobody hears a knock
+        await client.admin.sweep(age=0)  # the server retries to find the stream only after a while
         await job.wait(10)
     assert floor.begun == ["k:0", "k:1"]
 
@@ -979,7 +979,7 @@ async def test_the_state_of_an_empty_key_group_expires(
     assert found.headers["Nats-TTL"] == "60"
 
 
-# -- sweeps ----------------------------------------------------------------------------------------------
+# -- sweeps --------------------------------------------------------------------------------------------------
 
 
 def told(swept: list[Any]) -> list[tuple[Inconsistency, str, bool]]:
@@ -1012,7 +1012,7 @@ async def test_a_sweep_finds_a_key_group_whose_wake_up_was_lost(client: Client, 
 async def test_an_admitted_job_whose_canceller_died_is_put_on_the_queue_by_a_sweep(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """He had cancelled the one before, and nobody else comes into the line, or leaves it."""
+    """The canceller had cancelled the previous job, and no other job joins or leaves the key group."""
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
     await let_on(broker, "k")
 
@@ -1058,7 +1058,7 @@ async def test_a_sweep_releases_the_slot_of_a_finished_job(
     assert told(await client.admin.sweep(age=0)) == []
 
 
-# -- provision -------------------------------------------------------------------------------------------
+# -- provision -----------------------------------------------------------------------------------------------
 
 
 async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exist(
@@ -1076,7 +1076,7 @@ async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exis
     }
     found = await broker.jetstream.stream_info(subjects.streams.groups("mail"))
     assert found is not None
-    assert found["config"]["max_msgs"] == 8  # seven, and what stands before them
+    assert found["config"]["max_msgs"] == 8  # seven, and the message before them
 
     await broker.jetstream.call(f"CONSUMER.DELETE.{subjects.streams.group_state('mail')}.wakeups")
     wrong = [one for one in await client.admin.doctor() if one.severity == "error"]

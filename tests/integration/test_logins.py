@@ -1,4 +1,4 @@
-"""Each way to log in, on a real server: that it works, and what is said where it does not."""
+"""Every way to log in, on a real server: that it works, and which error a failure raises."""
 
 import time
 from pathlib import Path
@@ -22,7 +22,7 @@ async def works(url: str | Login) -> None:
 
 
 async def told(url: str | Login) -> str:
-    """What is said of a login that is refused: one line, soon."""
+    """The error of a refused login: one line, soon."""
     began = time.monotonic()
     with pytest.raises((BrokerError, UsageError)) as caught:
         await Client(url).connect()
@@ -37,7 +37,7 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "tls")
 
 
-# -- users, tokens, keys ---------------------------------------------------------------------------------
+# -- users, tokens, keys -------------------------------------------------------------------------------------
 
 
 async def test_login_with_a_user_and_a_password(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ async def test_login_with_roles_as_jwts(tmp_path: Path) -> None:
                 await web.queues.purge("mail")
 
 
-# -- TLS -------------------------------------------------------------------------------------------------
+# -- TLS -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_connection_with_tls(tmp_path: Path, authority: Authority) -> None:

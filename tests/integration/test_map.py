@@ -1,4 +1,4 @@
-"""`map`: the results of many calls, in order or as they come, over windows, errors and lost connections."""
+"""`map`: the results of many calls, ordered or unordered, over windows, errors and lost connections."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""NATS is out of reach for longer than the lease: no job whose worker lives counts as crashed for that."""
+"""NATS is unreachable for longer than the lease: no job of a live worker counts as crashed for that."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ outages = pytest.mark.parametrize("outage", [killed, halted])
 
 
 class Site:
-    """An app whose tasks note each begin, and wait for an event of the test."""
+    """An app whose tasks record each start, and wait for an event of the test."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -94,7 +94,7 @@ async def test_a_job_that_ends_during_an_outage_is_recorded_and_not_run_again(
             site.finish["a"].set()
             site.finish["b"].set()
             await until(lambda: len(site.ended) == 2)
-            await asyncio.sleep(2 * LEASE)  # the outage is what is tested
+            await asyncio.sleep(2 * LEASE)  # the outage is the subject of the test
         assert [await job.result(20) for job in jobs.values()] == ["a", "b"]
 
         assert site.begins == {"a": 1, "b": 1}
@@ -177,9 +177,9 @@ async def test_a_thread_that_runs_during_an_outage_keeps_its_job(
         other.task(hold)
         async with Site(other).worker():
             async with outage(own_server):
-                await asyncio.sleep(2 * LEASE)  # the outage is what is tested
+                await asyncio.sleep(2 * LEASE)  # the outage is the subject of the test
             await until(lambda: "lease regained" in caplog.text)
-            await asyncio.sleep(2 * LEASE)  # it is renewed, and no other worker takes over
+            await asyncio.sleep(2 * LEASE)  # the lease is renewed, and no other worker reclaims the job
             finish.set()
 
             assert await job.result(10) == 1

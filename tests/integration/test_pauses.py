@@ -1,4 +1,4 @@
-"""Paused queues, tasks and keys: none of their jobs begins, what runs goes on, and nothing undoes it."""
+"""Paused queues, tasks and keys: none of their jobs starts, running jobs continue, and nothing undoes it."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ WAIT = 60.0
 
 
 async def taken(broker: Broker, queue: str) -> int:
-    """How many deliveries of a queue are out."""
+    """The number of unsettled deliveries of a queue."""
     [stats] = await broker.queue_stats.read(queue)
     return stats.running
 
@@ -65,9 +65,9 @@ async def test_a_paused_queue_keeps_running_jobs_and_starts_no_others(
     async with working(), working():
         await until(lambda: begun)
         assert await client.queues.pause("mail") == Pause()
-        assert await client.queues.pause("mail") == Pause()  # twice is as good as once
+        assert await client.queues.pause("mail") == Pause()  # a second pause succeeds without effect
         second = await send.submit(2)
-        # Another queue's jobs go on, and so does the one that runs.
+        # The jobs of another queue continue, and so does the running one.
         await (await other.submit()).result(WAIT)
         go_on.set()
         assert await first.result(WAIT) == 1
@@ -169,7 +169,7 @@ async def test_a_job_of_a_paused_task_or_key_waits_on_the_server_and_resumes_at_
 
 
 def known(worker: Worker) -> bool:
-    """Whether a worker has learned of a hold on the default queue."""
+    """Whether a worker has learned of a pause on the default queue."""
     return bool(worker.dispatcher.limits.rules.is_paused("default"))
 
 
@@ -292,12 +292,12 @@ async def test_a_job_requeued_while_its_pause_ends_is_delivered_again(
             nonlocal looked
             looked += 1
 
-        # It does not learn that the hold was lifted before it puts the job aside.
+        # The worker does not learn that the pause ended before it requeues the job.
         monkeypatch.setattr(worker.dispatcher.limits.rules, "refresh", learn_nothing)
         await client.queues.resume("default", task="call")
         await until(lambda: looked == 1)
         job = await call.submit()
-        await until(lambda: looked == 2)  # it has found out itself, and brought the job back
+        await until(lambda: looked == 2)  # the worker found it out itself, and delivered the job again
         assert known(worker)
         monkeypatch.undo()
         worker.dispatcher.limits.rules.refresh_soon()
@@ -345,7 +345,7 @@ async def test_a_pause_set_before_a_worker_starts_applies_to_it(
         await job.result(WAIT)
 
 
-# -- RateLimited -----------------------------------------------------------------------------------------
+# -- RateLimited ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["a", None])
@@ -399,7 +399,7 @@ async def test_a_pause_by_rate_limited_is_written_again_after_a_crash(
             nonlocal tries
             tries += 1
             if tries == 1:
-                raise ConnectionAbortedError  # as if it had died between the record and the hold
+                raise ConnectionAbortedError  # as if the worker had died between the record and the pause
             await hold(*about)
 
         monkeypatch.setattr(worker.dispatcher.limits.rules, "pause", dies)
@@ -410,7 +410,7 @@ async def test_a_pause_by_rate_limited_is_written_again_after_a_crash(
     assert (await client.queues.pauses())["calls"][0].reason == "rate_limited"
 
 
-# -- what a queue is set to ------------------------------------------------------------------------------
+# -- settings of a queue -------------------------------------------------------------------------------------
 
 
 async def test_a_queue_is_updated_while_its_workers_run(
@@ -467,7 +467,7 @@ async def test_an_invalid_change_of_a_live_queue_is_refused_by_name(
     assert caught.value.value == changes[field]
 
 
-# -- bad inputs ------------------------------------------------------------------------------------------
+# -- bad inputs ----------------------------------------------------------------------------------------------
 
 
 async def test_a_missing_queue_raises_not_found(client: Client) -> None:
@@ -515,7 +515,7 @@ async def test_a_retried_pause_request_after_its_end_pauses_nothing(client: Clie
     with pytest.raises(WrongSequence):
         await publish_with_retry(broker.wire, subject, first.payload, {EXPECTED: first.headers[EXPECTED]})
 
-    # For as long as such a try may be on its way, there is something that it does not expect.
+    # As long as such a request may be in transit, there is a revision that it does not expect.
     stands = await broker.reads.last(bucket, subject, consistent=True)
     assert stands is not None
     assert int(stands.headers[TTL]) > 3_600

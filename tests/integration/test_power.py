@@ -1,7 +1,7 @@
-"""The power goes: what the server had acknowledged is there when it comes back.
+"""After a power failure, everything that the server had acknowledged is still there.
 
-The server keeps its streams on a file system in a file. Under load the server is halted and that file copied:
-the copy holds what had reached the disk, and nothing that only the system's memory held.
+The server keeps its streams on a file system in a file. Under load the server is halted and that file is
+copied. The copy holds the data that had reached the disk, and no data that only memory held.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ def mounted(image: Path, folder: Path) -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def loaded(server: EmbeddedServer, namespace: str, acknowledged: list[str]) -> AsyncIterator[None]:
-    """A load of submits; what is acknowledged is noted."""
+    """A load of submits. The acknowledged jobs are recorded."""
 
     async def pump(client: Client) -> None:
         while True:
@@ -70,7 +70,7 @@ async def loaded(server: EmbeddedServer, namespace: str, acknowledged: list[str]
 async def lost_with_the_power(
     tmp_path: Path, namespace: str, sync_interval: str, until: Until
 ) -> tuple[int, int]:
-    """How many jobs were acknowledged before the power went, and how many of them were lost."""
+    """How many jobs were acknowledged before the power failure, and how many of them were lost."""
     image, copy = tmp_path / "image", tmp_path / "copy"
     make_disk(image)
     acknowledged: list[str] = []

@@ -1,4 +1,4 @@
-"""Tasks in processes of their own: however a child ends, its job has one outcome and the worker lives."""
+"""Tasks in their own processes: however a child ends, its job has one outcome and the worker survives."""
 
 import asyncio
 import logging
@@ -19,12 +19,12 @@ from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
 WAIT = 60.0
-"""Seconds after which a test gives up: a child begins as a new interpreter."""
+"""Seconds after which a test fails: a child starts as a new interpreter."""
 
 
 @pytest.fixture
 async def app(server: EmbeddedServer, namespace: str) -> AsyncIterator[App]:
-    """An app of the test's own, with the tasks of `tests.apps.children`."""
+    """An app for one test, with the tasks of `tests.apps.children`."""
     async with App(server.url, namespace=namespace) as app:
         for task in children.app.tasks.values():
             declared = task.declaration
@@ -62,7 +62,7 @@ DEATHS = {
     "killed": "SIGKILL, as when the system is out of memory",
     "holding": "exit code 7",
 }
-"""How a child may end itself, and what its job is said to have failed of."""
+"""How a child may end itself, and the error of its job."""
 
 
 async def test_a_child_that_dies_is_one_failure_and_the_worker_survives(app: App, working: Working) -> None:
@@ -123,7 +123,7 @@ async def test_a_result_of_a_child_that_cannot_be_stored_fails_the_job(app: App,
 
 
 async def test_an_error_of_the_child_is_the_error_of_the_job(app: App, working: Working) -> None:
-    """An exception that cannot be pickled, arguments that do not fit, a checkpoint that is too large."""
+    """An exception that cannot be pickled, invalid arguments, and a checkpoint that is too large."""
     async with working():
         with pytest.raises(JobFailed, match="Unpicklable: cannot be sent") as caught:
             await ran(app, "raise_unpicklable")

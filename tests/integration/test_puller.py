@@ -13,7 +13,7 @@ async def test_a_request_before_a_puller_is_open_delays_no_delivery(client: Clie
     address = ConsumerAddress("default", broker.subjects.streams.ready("default"), "normal", lease=30.0)
     puller = Puller(broker.wire, address, PullHandlers(arrived.put_nowait, demand=lambda _: 10))
 
-    puller.request()  # a duty of the worker may find more room while its pullers are still opened
+    puller.request()  # a duty of the worker may find more room while its pullers are still being opened
     await puller.open()
 
     async with asyncio.timeout(5):

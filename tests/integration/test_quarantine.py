@@ -1,4 +1,4 @@
-"""Quarantine: a job that takes down workers goes on apart from the others, once, with its counts."""
+"""Quarantine: a job that crashes workers continues apart from the others, once, with its counts."""
 
 import asyncio
 from dataclasses import replace
@@ -33,7 +33,7 @@ def risky(app: App) -> App:
 
 
 async def crashed(job: JobHandle[Any], times: int) -> None:
-    """Write what a worker leaves that dies as it runs a job, so many times one after the other."""
+    """Write what workers leave that die one after another while they run a job."""
     log = (await job._connection.broker()).records
     for _ in range(times):
         last = await log.last(job.id, job.queue, consistent=True)
@@ -152,7 +152,7 @@ async def test_a_job_that_crashes_workers_of_the_quarantine_becomes_a_dead_lette
         await until(lambda: empty(client))
         [letter] = await client.dead_letters.list(queue="risky")
         assert letter.id == job.id
-    # A replay begins at home, with nothing held against it.
+    # A replay starts on the original queue, with its crashes reset.
     await client.dead_letters.retry(job.id)
     async with working():
         assert await job.result(60) == [1, True]
@@ -206,7 +206,7 @@ async def test_a_sweep_of_a_quarantine_repairs_only_the_inconsistencies_in_it(
         await until(lambda: all_moved(client, 2))
     await until(lambda: taken_over(client))
     assert await client.admin.sweep(age=0) == []
-    # Who cancelled it died before he removed its message.
+    # The client that cancelled it died before it removed the message.
     log = (await one._connection.broker()).records
     last = await log.last(one.id, one.queue, consistent=True)
     assert last is not None
@@ -219,13 +219,13 @@ async def test_a_sweep_of_a_quarantine_repairs_only_the_inconsistencies_in_it(
 
 
 async def taken_over(client: Client) -> bool:
-    """Whether the quarantine has taken over all that was due there."""
+    """Whether the quarantine has received all jobs that were due there."""
     [apart] = await client.queues.stats("apart")
     return apart.scheduled == 0
 
 
 async def all_moved(client: Client, count: int) -> bool:
-    """Whether so many jobs can be taken up in quarantine, and none is left at home."""
+    """Whether this number of jobs is available in quarantine, and none on the original queue."""
     [home], [apart] = [await client.queues.stats(queue) for queue in ("risky", "apart")]
     return apart.waiting["normal"] == count and home.running == sum(home.waiting.values()) == 0
 
@@ -234,7 +234,7 @@ async def all_moved(client: Client, count: int) -> bool:
 async def test_a_job_that_kills_processes_moves_to_quarantine(
     server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
-    """Whole worker processes, killed by the job itself: two at home, two in quarantine."""
+    """Whole worker processes, killed by the job itself: two on the queue, two in quarantine."""
     async with worker_processes(server.url, namespace, tmp_path) as workers:
         workers.env |= {"QUARANTINE": "apart", "CRASHES": "1"}
         await workers.start("--concurrency", "4", "--processes", "2", lease=1, known=2)

@@ -1,4 +1,4 @@
-"""Finding jobs: by what their records and their arguments say, and doing something with all that fit."""
+"""Jobs are found by their records and arguments, and operations apply to all matching jobs."""
 
 import asyncio
 import itertools

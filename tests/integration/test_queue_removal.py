@@ -1,4 +1,4 @@
-"""Queues that are removed: what goes, what stays, and what clients and workers notice."""
+"""Removal of queues: what is deleted, what remains, and what clients and workers notice."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ WAIT = 60.0
 
 
 async def streams_of(client: Client, queue: str) -> list[str]:
-    """The names of the streams that a queue has."""
+    """The names of the streams of a queue."""
     broker = await client.broker()
     names = broker.subjects.streams
     every = (names.ready(queue), names.scheduled(queue), names.groups(queue), names.group_state(queue))
@@ -104,11 +104,11 @@ async def test_a_job_submitted_while_its_queue_is_removed_is_not_lost(app: App, 
     for number in range(25):
         await client.admin.provision({"mail": settings})
         removing = asyncio.create_task(client.queues.remove("mail"))
-        for _ in range(number):  # later and later, by round trips
+        for _ in range(number):  # later each time, by round trips
             await broker.wire.flush()
         try:
             job = await task.submit(1)
-        except BrokerError:  # it was told so: then the job is not stored
+        except BrokerError:  # the error is certain: the job is not stored
             await removing
             return
         with contextlib.suppress(QueueNotEmpty):
@@ -153,7 +153,7 @@ async def test_a_worker_reports_a_removed_queue_and_serves_it_when_it_is_back(
         with pytest.raises(JobCancelled):
             await running.result(WAIT)
         await until(lambda: "queue removed" in caplog.messages)
-        for _ in range(3):  # it goes on with its other queue
+        for _ in range(3):  # it continues with its other queue
             assert await (await other.submit()).result(WAIT) == 2
 
         async def has_beaten() -> bool:

@@ -1,4 +1,4 @@
-"""The concurrency of a queue is a limit of the whole queue: of its priorities, workers and batches."""
+"""The concurrency of a queue limits the whole queue: all its priorities, workers and batches."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ WAIT = 25.0
 
 
 class Running:
-    """Counts the jobs that run at once. Tasks say when they begin and end."""
+    """Counts the jobs that run at the same time. Tasks report their start and end."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
@@ -56,12 +56,12 @@ async def slots_of(client: Client, queue: str) -> SlotTable:
 
 
 async def held(client: Client, queue: str) -> list[int]:
-    """How many slots each worker holds, in rising order."""
+    """The number of slots that each worker holds, in rising order."""
     return sorted(one.slots for one in (await slots_of(client, queue)).holders.values())
 
 
 def most_at_once(effects: list[Effect]) -> int:
-    """The most runs between their begin and their end at one moment. One without an end runs to the last."""
+    """The largest number of runs at one moment. A run without an end lasts to the last moment."""
     now = most = 0
     for effect in sorted(effects, key=lambda one: (one.at, one.word == "begin")):
         now += 1 if effect.word == "begin" else -1
@@ -69,7 +69,7 @@ def most_at_once(effects: list[Effect]) -> int:
     return most
 
 
-# -- the limit -------------------------------------------------------------------------------------------
+# -- the limit -----------------------------------------------------------------------------------------------
 
 
 async def test_one_job_at_a_time_runs_of_all_priorities_and_workers(
@@ -123,7 +123,7 @@ async def test_queue_slots_apply_to_batches_keys_threads_and_limited_rates(
 async def test_five_jobs_at_a_time_run_in_four_processes(
     workers: Workers, tasks: tuple[str, ...], least: int
 ) -> None:
-    """While a child process starts, its job has a slot and has not begun: so fewer may run at once."""
+    """While a child process starts, its job has a slot and does not run: so fewer may run at a time."""
     workers.env["LIMIT"] = "5"
     await asyncio.gather(*(workers.start(known=None) for _ in range(4)))
     jobs = [
@@ -159,7 +159,7 @@ async def test_a_function_that_continues_after_its_timeout_keeps_its_slot(
     assert running.most == 1
 
 
-# -- workers come and go ---------------------------------------------------------------------------------
+# -- workers start and stop ----------------------------------------------------------------------------------
 
 
 async def test_the_slots_of_a_killed_worker_are_free_after_its_lease(
@@ -228,7 +228,7 @@ async def test_jobs_whose_slots_were_lost_are_interrupted_and_run_again(
     assert begun == [1, 1]
 
 
-# -- who has them ----------------------------------------------------------------------------------------
+# -- distribution of slots -----------------------------------------------------------------------------------
 
 
 async def test_idle_slots_move_to_a_worker_with_waiting_jobs(
@@ -305,7 +305,7 @@ async def test_two_busy_workers_alternate_in_one_slot(
     assert running.most == 1
 
 
-# -- changes ---------------------------------------------------------------------------------------------
+# -- changes -------------------------------------------------------------------------------------------------
 
 
 async def test_the_limit_is_raised_lowered_and_removed_while_workers_run(

@@ -1,4 +1,4 @@
-"""What is told of queues: depth, the age of the oldest job, how fast jobs come and leave, and what stays."""
+"""Statistics of queues: depth, age of the oldest job, arrivals and departures per second, and stored data."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ WAIT = 60.0
 
 
 class Measured(Observer):
-    """Keeps what was measured of each queue last."""
+    """Stores the last measurements of each queue."""
 
     def __init__(self) -> None:
         self.stats: dict[str, QueueStats] = {}
@@ -33,7 +33,7 @@ class Measured(Observer):
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers beat and sample ten times a second."""
+    """Workers send heartbeats and samples ten times a second."""
     monkeypatch.setattr("jsq.worker.duties.heartbeat.BEAT", 0.1)
     monkeypatch.setattr("jsq.worker.duties.queue_sampling.BEAT", 0.1)
 
@@ -53,7 +53,7 @@ async def test_the_age_of_a_queue_is_that_of_its_oldest_waiting_job(
     async with working(concurrency=1, grace=0):
         await asyncio.wait_for(started.wait(), WAIT)
         [stats] = await client.queues.stats("default")
-        assert (stats.running, stats.oldest_job_age) == (1, None)  # what runs does not wait
+        assert (stats.running, stats.oldest_job_age) == (1, None)  # a running job does not wait
 
         await hold.options(priority="low").submit()
 
@@ -134,4 +134,4 @@ async def test_a_worker_without_metrics_only_samples(
 
         await until(is_measured)
     [stats] = await client.queues.stats("default")
-    assert stats.departures_per_second is None  # the worker has left, and nobody measures
+    assert stats.departures_per_second is None  # the worker has ended, and no worker measures

@@ -1,4 +1,4 @@
-"""Queues as they are declared: made, changed while they live, limited."""
+"""Declared queues: created, changed while in use, limited."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ async def test_a_declared_queue_gets_its_settings_while_it_is_in_use(
     assert any("max_ack_pending" in change.how for change in changes)
     [stats] = await client.queues.stats("mail")
     assert (stats.settings.lease, stats.settings.max_jobs, stats.settings.concurrency) == (7, 5, 3)
-    # One that knows less changes nothing.
+    # An app that declares less changes nothing.
     async with Client(server.url, namespace=client.namespace) as other:
         await other.task("any").options(queue="mail").submit()
         assert (await other.queues.stats("mail"))[0].settings.lease == 7

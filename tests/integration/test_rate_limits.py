@@ -1,4 +1,4 @@
-"""Rate limits: never more starts in a window than allowed, whatever dies, and nothing is lost by waiting."""
+"""Rate limits: never more starts in a window than allowed, whatever dies, and no waiting job is lost."""
 
 import asyncio
 import collections
@@ -49,7 +49,7 @@ async def test_all_workers_together_observe_the_rate_of_a_queue(app: App, workin
 
     assert len(starts) == 50
     assert most_in_a_window(starts, WINDOW) <= 20
-    # What waits for its queue's rate waits on its queue.
+    # Jobs that wait for the rate of their queue wait on the queue.
     [stats] = await app.client.queues.stats("mail")
     assert stats.scheduled == 0
     assert await states(app, jobs[-1].id, "mail") == ["running", "succeeded"]
@@ -137,7 +137,7 @@ async def test_a_token_bucket_admits_its_burst_at_once(app: App, working: Workin
             one.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
-    # One token of the burst is kept for how late a start may come.
+    # One token of the burst is reserved for the possible delay of a start.
     assert 5 <= len(done) <= 6
 
 
@@ -264,7 +264,7 @@ async def test_a_dead_worker_keeps_no_slot_of_its_queue(
     until: Until,
     processes: list[subprocess.Popen[bytes]],
 ) -> None:
-    """Those that come after it end only if two of them run at once."""
+    """The later ones end only if two of them run at the same time."""
     effects = tmp_path / "effects"
     effects.touch()
 

@@ -81,7 +81,7 @@ async def test_watch_shows_what_happens_on_a_queue(
 ) -> None:
     watcher = await bucket.watch("default.*")
     seen = [await watcher.updates()]  # type: ignore[no-untyped-call]  # nats-py gives it no types
-    assert seen == [None]  # nothing is there yet
+    assert seen == [None]  # the bucket is still empty
 
     async with working():
         job = await client.task("add").submit(1, 2)

@@ -21,7 +21,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 async def observer(server: EmbeddedServer, namespace: str) -> AsyncIterator[Client]:
-    """A client with a connection of its own."""
+    """A client with its own connection."""
     async with App(server.url, namespace=namespace) as app:
         yield app.client
 
@@ -48,7 +48,7 @@ async def test_an_acknowledged_job_is_never_missing(
             job = await quick.submit(n)
             handle, state = observer.jobs.handle(job.id), ""
             while state not in FINAL_STATES:
-                state = (await handle.status()).state  # raises `JobNotFound` for one that is missing
+                state = (await handle.status()).state  # raises `JobNotFound` for a missing job
                 states[state] = states.get(state, 0) + 1
 
     async with working(concurrency=50):
@@ -137,7 +137,7 @@ async def test_only_one_of_a_reschedule_of_a_retry_and_its_firing_happens(app: A
                 assert record.due - due > timedelta(seconds=HOUR / 2)
             else:
                 assert (record.state, record.attempt, runs[job.id]) == ("succeeded", 2, 2)
-        # The record of a job that was moved was rewritten, and its message names an earlier revision.
+        # The record of a moved job was rewritten, and its message names an earlier revision.
         for job in (job for job, later in zip(jobs, moved, strict=True) if later):
             await job.promote()
             assert await job.result(WAIT) == 2
@@ -215,7 +215,7 @@ async def test_a_cancel_confirmed_while_a_job_starts_ends_the_job(
 async def test_a_job_that_moves_while_messages_are_located_is_listed(
     client: Client, until: Until, monkeypatch: pytest.MonkeyPatch, requeued: bool, limit: int | None
 ) -> None:
-    """As one that a rate limit puts off, or lets on again: it has no record."""
+    """The job is like one that a rate limit requeues or admits: it has no record."""
     broker = await client.broker()
     subjects, fetch, page = broker.subjects, broker.reads.fetch, broker.reads.page
     ready, later = subjects.streams.ready("default"), subjects.streams.scheduled("default")

@@ -13,7 +13,7 @@ SHORT = WorkerTimings(start_ttl=2.0)
 async def test_an_attempt_that_outlives_the_ttl_of_its_record_is_recorded(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    """The plain job takes the straight path, the other one has stages, progress and checkpoints."""
+    """The plain job uses the short path; the other one has stages, progress and checkpoints."""
     runs: list[str] = []
     may_end = asyncio.Event()
 

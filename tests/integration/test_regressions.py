@@ -1,4 +1,4 @@
-"""Faults that once were there: what happens between two steps, and to what is met twice."""
+"""Faults of the past: events between two steps of an operation, and repeated operations."""
 
 import asyncio
 from dataclasses import replace
@@ -146,7 +146,7 @@ async def test_a_replay_removes_only_the_dead_letter_it_replays(
         await fail("new", job.previous_sequence)
         return made
 
-    monkeypatch.setattr(broker.job_writer, "schedule", and_fail_again)  # a job that is quicker than we
+    monkeypatch.setattr(broker.job_writer, "schedule", and_fail_again)  # a job that is faster than the test
     await client.dead_letters.retry(job.id)
     assert [letter.error for letter in await client.dead_letters.list()] == ["new"]
 
@@ -193,7 +193,7 @@ async def test_a_message_redelivered_to_the_worker_that_runs_it_is_not_run_twice
         job = await long.submit()
         await until(lambda: runs)
         [attempt] = worker.dispatcher.attempts.values()
-        # As a server does that was killed before it had written down that it delivered this.
+        # As a server does that was killed before it had stored that it delivered this message.
         worker.dispatcher.take(replace(attempt.delivery, reply=f"{attempt.delivery.reply}0"))
         assert list(worker.dispatcher.attempts.values()) == [attempt]
         assert worker.dispatcher.waiting.count == 0
@@ -296,7 +296,7 @@ def test_a_client_used_by_many_successive_event_loops_keeps_one_connection(
 
 
 async def tidily(client: Client) -> None:
-    """Submit, and close the socket itself but not the client, as a script does that just ends."""
+    """Submit, and close the socket but not the client, as a script does that just ends."""
     await client.task("any").submit()
     await (await client.broker()).wire.close()
 
@@ -349,10 +349,10 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
         if consistent or subject != broker.subjects.record(job.queue, job.id):
             return await last(stream, subject, consistent=consistent)
         asked.append(subject)
-        return stale  # as long as the replica has not heard of the end
+        return stale  # as long as the replica does not have the end
 
     monkeypatch.setattr(broker.reads, "last", behind)
-    await broker.job_writer.enqueue(order)  # the message once more, as after an acknowledgement that was lost
+    await broker.job_writer.enqueue(order)  # the message once more, as after a lost acknowledgement
     async with working():
         await until(lambda: settled(client))
 

@@ -1,4 +1,4 @@
-"""Moves: what is due later gets another moment, if it has not fired; of a move and its firing one happens."""
+"""Reschedule: a scheduled job gets another due time if it has not fired. Only one of the two happens."""
 
 import asyncio
 import time
@@ -239,7 +239,7 @@ async def test_only_one_of_a_reschedule_and_the_firing_happens(app: App, working
     jobs = [await note.options(at=due).submit() for _ in range(60)]
 
     async def move(job: JobHandle[Any], after: float) -> bool:
-        # So that some come just when the schedules fire.
+        # So that some calls arrive just when the schedules fire.
         await asyncio.sleep(max(0.0, due.timestamp() + after - time.time()))
         try:
             await job.reschedule(delay=HOUR)

@@ -1,4 +1,4 @@
-"""The server is killed and comes back: what was asked stays asked once, and what came out is not lost."""
+"""The server is killed and comes back: submits remain idempotent, and no result is lost."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ async def restarted(server: EmbeddedServer) -> None:
 
 
 async def subscriptions(server: EmbeddedServer) -> int:
-    """How many subscriptions all clients have on the server, as the server itself says."""
+    """The number of subscriptions of all clients, as the server reports it."""
 
     def ask() -> int:
         with urllib.request.urlopen(f"{server.monitor}/varz", timeout=5) as answer:

@@ -1,4 +1,4 @@
-"""What a task declares of its retries, and what a submit asks for, holds at the worker, wherever it runs."""
+"""Retry options of tasks and submits apply at the worker, in every executor."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ WAIT = 30.0
 
 
 class Down(ConnectionError):
-    """The other side is down."""
+    """The remote service is down."""
 
 
 async def failed(job: JobHandle[Any]) -> JobFailed:
@@ -41,14 +41,14 @@ async def failed(job: JobHandle[Any]) -> JobFailed:
 
 
 async def attempts(job: JobHandle[Any]) -> int:
-    """How many attempts of a job have begun."""
+    """The number of attempts of a job that have started."""
     return [event.state for event in await (await job._connection.broker()).records.history(job.id)].count(
         "running"
     )
 
 
 async def retries_wait(job: JobHandle[Any], *expected: float) -> bool:
-    """Whether a job was put off so many times, each time by so many seconds.
+    """Whether a job was retried this many times, each time after this many seconds.
 
     The worker counts them from the failure, and the event is stored up to a second later.
     """
@@ -241,7 +241,7 @@ async def test_no_attempt_starts_after_the_window_though_it_was_scheduled_within
     assert (await job.status()).attempt == 1
     [letter] = await app.client.dead_letters.list()
     assert (letter.id, letter.reason, letter.attempt) == (job.id, "overdue", 1)
-    # A new life has a new window.
+    # A replayed job has a new window.
     async with working():
         await job.retry()
         await until(lambda: len(ran) >= 3)
@@ -268,7 +268,7 @@ async def test_a_snooze_does_not_spend_the_window(app: App, working: Working) ->
 
 
 async def test_a_crash_does_not_move_the_window(app: App, working: Working, until: Until) -> None:
-    """The first start counts, which a worker made that is gone."""
+    """The first start counts, though its worker no longer exists."""
 
     @app.task(retries=5, backoff=[30], retry_for=60)
     async def down() -> None:
@@ -319,11 +319,11 @@ async def test_a_retry_raised_by_a_task_overrides_its_rules(app: App, working: W
     assert (await attempts(again), await attempts(never)) == (2, 1)
 
 
-# -- in a process of its own ---------------------------------------------------------------------------------
+# -- in a child process --------------------------------------------------------------------------------------
 
 
 async def test_retry_rules_apply_to_exceptions_of_a_child_process(server: Any, namespace: str) -> None:
-    """The classes are named by the worker, and no name is imported: neither by it, nor by the child."""
+    """The worker names the classes. Neither the worker nor the child imports a name."""
     async with App(server.url, namespace=namespace) as app:
         typed = app.task(
             name="typed",

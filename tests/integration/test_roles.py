@@ -36,7 +36,7 @@ USERS = (
 )
 NAMES = Subjects("jsq")
 PROMPT = 10.0
-"""Seconds within which a refusal is told: well below those of a request without an answer."""
+"""Seconds within which a refusal is reported: well below those of a request without a reply."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Place:
 
     @contextlib.asynccontextmanager
     async def raw(self, user: str, refused: list[str]) -> AsyncIterator[NatsClient]:
-        """A connection without jsq: what an intruder has."""
+        """A connection without jsq, as an intruder has it."""
 
         async def heard(error: Exception) -> None:
             refused.append(str(error))
@@ -82,7 +82,7 @@ def served(folder: Path) -> Iterator[Place]:
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    """A server of the test's own."""
+    """A server for one test."""
     with served(tmp_path) as place:
         async with place.client("jsq") as admin:
             await admin.admin.provision({"mail": QueueSettings(), "pay": QueueSettings()})
@@ -91,7 +91,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A server for those who may change nothing there; each queue has a job that waits, one that ended."""
+    """A server for roles that may change nothing there. Each queue has a waiting job and a finished one."""
 
     async def fill() -> None:
         async with held.client("jsq") as admin:
@@ -168,7 +168,7 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
             yield worker
 
 
-# -- what each may do ------------------------------------------------------------------------------------
+# -- what each role may do -----------------------------------------------------------------------------------
 
 
 async def test_a_submitter_submits_in_every_way_and_gets_the_results(place: Place) -> None:
@@ -216,7 +216,7 @@ async def test_keys_need_no_further_permissions_once_their_streams_exist(place: 
         async with working(place.login("hands"), "mail"):
             assert await waits[1].result(60) == "hello you"
 
-            # The message of the first, which its submitter may not remove, went the way of all.
+            # The message of the first job, which its submitter may not remove, was settled like all others.
             async def is_empty() -> bool:
                 [stats] = await web.queues.stats("mail")
                 return stats.bytes == 0
@@ -258,7 +258,7 @@ async def test_a_submitter_cancels_waiting_scheduled_and_running_jobs(place: Pla
             assert (await runs.cancel()).state == "cancelled"
             assert time.monotonic() - began < PROMPT
 
-            # The message of the first, which it may not remove, was settled without a run.
+            # The message of the first job, which it may not remove, was settled without a run.
             async def is_empty() -> bool:
                 [stats] = await web.queues.stats("mail")
                 return stats.bytes == 0
@@ -298,7 +298,7 @@ async def test_a_worker_receives_ticks_and_stores_the_schedules_of_its_app(
             broker = await admin.broker()
             subject = broker.subjects.next_tick("mail", "beat")
             await until(lambda: {"beat", "added"} <= set(ran))
-            # A tick of its own that is missing it finds too, though it may not list them.
+            # The worker finds a missing tick of its own, though it may not list the ticks.
             await broker.jetstream.purge(broker.subjects.streams.scheduled("mail"), subject)
             hands = await app.client.broker()
             await hands.ticks.repair_wakeups("mail", ["beat"])
@@ -342,7 +342,7 @@ async def test_a_worker_stores_checkpoints_and_steps(place: Place) -> None:
 
 async def test_a_worker_observes_rates_and_pauses_of_an_admin(place: Place, until: Until) -> None:
     async with place.client("jsq") as admin, place.client("web") as web:
-        await admin.admin.provision({"mail": QueueSettings(weights={"b": 2})})  # a queue with keys has lines
+        await admin.admin.provision({"mail": QueueSettings(weights={"b": 2})})  # so the queue has key groups
         await admin.queues.update("mail", rate="8/2s")
         async with working(place.login("hands"), "mail") as worker:
             jobs = [await web.task("rarely").options(queue="mail", key="a").submit() for _ in range(5)]
@@ -366,7 +366,7 @@ async def test_a_worker_observes_rates_and_pauses_of_an_admin(place: Place, unti
             await web.task("limited").options(queue="mail").submit()
             await until(admin.queues.pauses)
             assert (await admin.queues.pauses())["mail"][0].reason == "rate_limited"
-            # What a worker may hold, it sees to itself; the consumers are an admin's.
+            # A worker checks by itself how many jobs it may hold; the consumers belong to an admin.
             assert worker.dispatcher.limits.capacity("mail", 5) == 0
 
 
@@ -463,7 +463,7 @@ async def test_an_admin_does_everything(place: Place) -> None:
         assert not [finding for finding in await admin.admin.doctor() if finding.severity == "error"]
 
 
-# -- what each may not -----------------------------------------------------------------------------------
+# -- what each role may not do -------------------------------------------------------------------------------
 
 Act = Callable[[Client, dict[str, str]], Awaitable[object]]
 
@@ -590,7 +590,7 @@ async def test_a_worker_does_not_start_on_a_queue_it_may_not_serve(
     assert time.monotonic() - began < PROMPT
 
 
-# -- what an intruder may not, who has a user's password and no use for jsq ------------------------------
+# -- an intruder with the password of a user, and without jsq ------------------------------------------------
 
 OF_ADMINS = (
     *(f"$JS.API.STREAM.{act}.{stream}" for act in ("DELETE", "UPDATE", "CREATE", "MSG.DELETE", "RESTORE")
@@ -706,7 +706,7 @@ UNHEARD = (
 
 
 async def counted(place: Place) -> dict[str, int]:
-    """How much each stream holds."""
+    """The number of messages in each stream."""
     async with place.client("jsq") as admin:
         found = await (await admin.broker()).wire.api("STREAM.LIST")
         return {one["config"]["name"]: one["state"]["messages"] for one in found["streams"]}
@@ -764,7 +764,7 @@ async def test_a_header_cannot_empty_the_stored_jobs(place: Place, user: str) ->
 
 
 async def test_a_header_can_empty_only_the_delayed_jobs_of_the_own_queue(place: Place) -> None:
-    """What the roles do not prevent, as they say: the server cannot refuse it where it keeps schedules."""
+    """As documented, the roles do not prevent this: the server cannot refuse it where it keeps schedules."""
     async with place.client("jsq") as admin:
         for queue in ("mail", "pay"):
             await to(admin, queue, delay=60)
@@ -784,7 +784,7 @@ async def test_a_header_can_empty_only_the_delayed_jobs_of_the_own_queue(place: 
 
 @pytest.mark.parametrize("user", ["web", "hands"])
 async def test_a_reply_sent_to_another_subject_has_no_effect(place: Place, user: str, until: Until) -> None:
-    """NATS does not check where an answer goes: in one account this would purge and forge."""
+    """NATS does not check the reply subject. In one account this would purge streams and forge jobs."""
     async with place.client("jsq") as admin:
         await to(admin, "pay", id="pay-1")
     order = {"Jsq-Job": '{"v":1,"task":"evil"}'}
@@ -810,13 +810,13 @@ async def test_a_reply_sent_to_another_subject_has_no_effect(place: Place, user:
         return await counted(place) == before
 
     await until(is_so)
-    assert [text.split('"')[1] for text in refused] == [aim.lower() for aim in aims]  # the traces
+    assert [text.split('"')[1] for text in refused] == [aim.lower() for aim in aims]  # refused traces
 
 
 async def test_in_one_account_a_reply_sent_to_another_subject_has_an_effect(
     tmp_path: Path, until: Until
 ) -> None:
-    """Why there are accounts: should the server ever see to it, they may go."""
+    """The reason for the accounts: if the server ever checks reply subjects, they may be removed."""
     roles = Client("nats://nowhere").admin.roles("web=submitter:mail")
     subjects = json.dumps(list(roles.permissions(roles.users[0]).requests))
     conf = f"""
@@ -880,7 +880,7 @@ async def test_the_inbox_prefix_of_a_user_needs_no_configuration(place: Place) -
 
 
 async def test_a_submitter_submits_unique_jobs_in_every_way(place: Place, until: Until) -> None:
-    """It may not ask the leaders, and yet judges a key by what they know."""
+    """It may not read from the leaders, and yet decides about a key by their state."""
     async with place.client("web") as web:
         first = await to(web, "mail", unique="k")
         assert (await to(web, "mail", unique="k")).id == first.id
@@ -917,7 +917,7 @@ async def test_a_worker_submits_the_pending_duplicate_of_a_unique_job(place: Pla
 async def test_a_submitter_keeps_waiting_while_a_replica_does_not_have_the_end_of_a_job(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its key would count as held, and what is submitted next would be lost."""
+    """Otherwise its key would count as held, and the next submit would be lost."""
     logins = place.client("web"), place.client("jsq"), working(place.login("hands"), "mail")
     async with logins[0] as web, logins[1] as admin, logins[2]:
         first = await to(web, "mail", unique="k")

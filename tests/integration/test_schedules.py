@@ -1,4 +1,4 @@
-"""Schedules on a real server: their ticks, and what becomes of them whoever dies."""
+"""Schedules on a real server: their ticks, and the effect of workers that die."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ async def entry(client: Client, name: str) -> ScheduleEntry:
 
 
 async def held(client: Client, name: str, queue: str = "default") -> str:
-    """When the server is to wake a worker for a schedule, as it is told; empty where it holds nothing."""
+    """When the server is to wake a worker for a schedule, as stored; empty without a stored tick."""
     broker = await client.broker()
     found = await broker.reads.last(
         broker.subjects.streams.scheduled(queue), broker.subjects.next_tick(queue, name), consistent=True
@@ -50,7 +50,7 @@ async def held(client: Client, name: str, queue: str = "default") -> str:
 
 
 async def set_back(client: Client, name: str, done: datetime, **more: Any) -> None:
-    """Have a schedule be as if it had come no further than `done`, and wake a worker for it."""
+    """Reset a schedule to the tick `done`, and wake a worker for it."""
     broker = await client.broker()
     found = await broker.schedules.find(name)
     key = broker.subjects.schedule(found.queue, name)
@@ -62,11 +62,11 @@ async def set_back(client: Client, name: str, done: datetime, **more: Any) -> No
 
 
 async def ids(client: Client) -> list[str]:
-    """The jobs there are, by their id."""
+    """The ids of all jobs, sorted."""
     return sorted(job.id for job in await client.jobs.list(limit=None))
 
 
-# -- ticks --------------------------------------------------------------------------------------------------
+# -- ticks ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_declared_schedule_submits_a_job_at_each_tick(
@@ -178,7 +178,7 @@ async def test_a_tick_that_is_delivered_twice_submits_once(app: App, client: Cli
     assert sorted(await broker.job_reader.waiting_ids("default")) == [
         tick_id("beat", tick) for tick in turn.ticks
     ]
-    # One who died before he wrote how far it had come leaves what does the same jobs again.
+    # A worker that died before it stored its progress leaves a state that submits the same jobs again.
     key = broker.subjects.key("schedules", "default.beat")
     await broker.wire.publish(key, codec.encode(before.schedule, before.state))
     assert await broker.ticks.run("default", "beat", now.timestamp(), consistent) == turn
@@ -206,11 +206,11 @@ async def test_a_worker_without_its_lease_writes_no_tick(
 
 
 class Died(BaseException):
-    """What a process of its own would end by."""
+    """The exception with which a process would end."""
 
 
 def die_at(wire: Wire, point: int, *, before: bool) -> None:
-    """Have a connection die as it sends its n-th message: just before that, or just after."""
+    """Have a connection die at its n-th message: just before it is sent, or just after."""
     put, left = wire._nats.put, itertools.count(1)
 
     def put_or_die(command: bytes) -> None:
@@ -256,7 +256,7 @@ async def test_a_tick_of_a_killed_worker_is_completed_once_by_another(
     assert "next-tick" in died
 
 
-# -- what was missed ----------------------------------------------------------------------------------------
+# -- missed ticks --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("catch_up", "count"), [("latest", 1), ("all", 5), ("none", 0)])
@@ -308,7 +308,7 @@ async def test_all_missed_ticks_are_caught_up_in_several_parts(
     assert {tick_id("minutes", start - timedelta(minutes=n)) for n in range(250)} <= set(found)
 
 
-# -- overlap ------------------------------------------------------------------------------------------------
+# -- overlap -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("overlap", ["queue", "skip", "cancel"])
@@ -343,7 +343,7 @@ async def fired_again(client: Client) -> bool:
     return (await entry(client, "slow")).state.fired > 1
 
 
-# -- change -------------------------------------------------------------------------------------------------
+# -- changes -------------------------------------------------------------------------------------------------
 
 
 async def test_a_paused_schedule_submits_nothing_and_catches_up_nothing(
@@ -446,11 +446,11 @@ async def test_the_next_ticks_are_shown_in_the_zone_of_the_schedule(client: Clie
         await client.schedules.next("report", 0)
 
 
-# -- what the code declares ---------------------------------------------------------------------------------
+# -- declared schedules --------------------------------------------------------------------------------------
 
 
 def declaring(server: EmbeddedServer, namespace: str, **schedules: str) -> App:
-    """An App of a release that declares these schedules of one task, each every so often."""
+    """An App of a release that declares these schedules of one task, each with its interval."""
     app = App(server.url, namespace=namespace)
 
     @app.task
@@ -538,7 +538,7 @@ async def test_provision_reports_differences_and_repairs_them(client: Client, ap
         await client.schedules.add("beat", "beat", every=5)
 
 
-# -- what was left behind -----------------------------------------------------------------------------------
+# -- inconsistencies -----------------------------------------------------------------------------------------
 
 
 async def test_a_schedule_without_a_tick_is_found_and_repaired(
@@ -552,7 +552,7 @@ async def test_a_schedule_without_a_tick_is_found_and_repaired(
 
     await client.schedules.add("beat", note, every=1)
     broker = await client.broker()
-    # Who wrote it died before the tick was held.
+    # The client that wrote it died before the tick was stored.
     await broker.jetstream.purge(
         broker.subjects.streams.scheduled("default"), broker.subjects.next_tick("default", "beat")
     )

@@ -1,4 +1,4 @@
-"""A job that has ended runs again, from the arguments and options in its record."""
+"""A finished job runs again, with the arguments and options in its record."""
 
 import asyncio
 import contextlib
@@ -83,7 +83,7 @@ async def test_jobs_that_were_cancelled_or_expired_or_failed_run_again(
     cancelled = await work.options(delay=HOUR).submit("cancelled")
     await cancelled.cancel()
     unseen = await work.options(expires=0.001, queue="default").submit("unseen")
-    assert (await unseen.status()).state == "expired"  # nobody has recorded it
+    assert (await unseen.status()).state == "expired"  # no worker has recorded it
     await client.jobs.retry(unseen.id, again=True)
     allowed = True
     async with working():
@@ -197,7 +197,7 @@ async def test_a_sweep_completes_an_interrupted_second_run(
     broker = await client.broker()
     last = await broker.records.last(job.id)
     assert last is not None
-    # As `retry` leaves it that dies before it stores the message.
+    # As `retry` leaves it if the client dies before it stores the message.
     event = Event(
         "retrying",
         "add",

@@ -1,4 +1,4 @@
-"""The confs that jsq ships, read and run by nats-server: as they stand, and with each part turned on."""
+"""The confs that jsq ships, read and run by nats-server: unchanged, and with each section enabled."""
 
 import asyncio
 import contextlib
@@ -56,7 +56,7 @@ class Served:
 
 
 def awaited(find: Callable[[], T | None], *, limit: float = 20.0) -> T:
-    """What `find` finds, as soon as it finds it."""
+    """The first result of `find` that is not None."""
     end = time.monotonic() + limit
     while (found := find()) is None:
         assert time.monotonic() < end, f"not there after {limit} s"
@@ -65,12 +65,12 @@ def awaited(find: Callable[[], T | None], *, limit: float = 20.0) -> T:
 
 
 def parts(conf: Path) -> list[str]:
-    """The parts that are off, by the words of their headings."""
+    """The disabled sections, by the words of their headings."""
     return [part for part in re.findall(r"# --- (.+) ---", conf.read_text()) if part != "end"]
 
 
 def turned_on(conf: Path, *wanted: str) -> str:
-    """The text of a conf without the `#~` before the lines of some parts."""
+    """The text of a conf without the `#~` before the lines of some sections."""
     lines, part = [], ""
     for line in conf.read_text().splitlines():
         if heading := re.fullmatch(r"\s*# --- (.+) ---", line):
@@ -82,7 +82,7 @@ def turned_on(conf: Path, *wanted: str) -> str:
 def check(
     text: str, folder: Path, variables: Mapping[str, str] = VARIABLES
 ) -> subprocess.CompletedProcess[str]:
-    """What `nats-server -t` says of a conf."""
+    """The result of `nats-server -t` for a conf."""
     (folder / "nats.conf").write_text(text)
     return subprocess.run(
         [find_server(), "-t", "-c", "nats.conf"],
@@ -96,7 +96,7 @@ def check(
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """`serve(text)` runs a server in a folder of the test's own, on free ports; it is stopped at the end."""
+    """`serve(text)` runs a server in a new folder, on free ports. The server is stopped at the end."""
     with contextlib.ExitStack() as stack:
 
         def serve(text: str, folder: Path = tmp_path, **variables: str) -> Served:
@@ -121,7 +121,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 def ready(process: subprocess.Popen[bytes], folder: Path) -> Served | None:
     assert process.poll() is None, (folder / "log").read_text()
     file = folder / "ports" / f"nats-server_{process.pid}.ports"
-    with contextlib.suppress(OSError, ValueError):  # not there, or half written
+    with contextlib.suppress(OSError, ValueError):  # missing, or half written
         found = json.loads(file.read_text())
         address, monitor = (found[kind][0].partition("://")[2] for kind in ("nats", "monitoring"))
         return Served(address, monitor, partial(stop, process))
@@ -139,7 +139,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a throw-away certificate, which is its own CA, under all the names in the confs."""
+    """A folder with a temporary certificate, which is its own CA, for all names in the confs."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not on the PATH, and it is what makes the certificate")
@@ -164,11 +164,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def with_certificate(certificate: Path) -> Callable[[str], str]:
-    """Points a conf at the throw-away certificate."""
+    """Points a conf at the temporary certificate."""
     return lambda text: text.replace("./tls/", f"{certificate}/").replace("/etc/nats-tls/", f"{certificate}/")
 
 
-# -- as they stand ---------------------------------------------------------------------------------------
+# -- unchanged -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("conf", [SHIPPED, KUBERNETES], ids=["shipped", "kubernetes"])
@@ -213,7 +213,7 @@ async def test_the_shipped_conf_accepts_jobs(serve: Callable[..., Served], tmp_p
     assert any((tmp_path / "data" / "jetstream").iterdir())
 
 
-# -- with a part turned on -------------------------------------------------------------------------------
+# -- with a section enabled ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ SECRETS = ("a word of the arguments", "a word of the result", "a-word-of-the-id"
 
 
 async def keep_secrets(address: str) -> None:
-    """Have all that a job holds stored: in the queue, in the log, in what is due later."""
+    """Store every part of a job: on the queue, in the log and in the scheduled messages."""
     arguments, result, id, header = SECRETS
     app = App(f"nats://{address}")
 
@@ -272,7 +272,7 @@ async def keep_secrets(address: str) -> None:
 
 
 def readable(folder: Path) -> list[str]:
-    """Which of the secrets can be read in the files of a folder."""
+    """The secrets that can be read in the files of a folder."""
     files = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
     assert files
     return [word for word in SECRETS if any(word.encode() in file for file in files)]
@@ -362,7 +362,7 @@ async def test_with_tls_a_client_logs_in_by_its_certificate(
         await Client(Login(url=f"tls://{server.address}", ca=ca)).connect()
 
 
-# -- three servers ---------------------------------------------------------------------------------------
+# -- three servers -------------------------------------------------------------------------------------------
 
 
 def test_three_servers_with_the_conf_of_kubernetes_become_a_cluster(
@@ -382,7 +382,7 @@ def test_three_servers_with_the_conf_of_kubernetes_become_a_cluster(
 
     for server in servers:
         awaited(partial(follows_a_leader, server))
-        # What the startup and liveness probes ask for.
+        # The requests of the startup and liveness probes.
         assert server.get("/healthz?js-server-only=true")[0] == 200
         assert server.get("/healthz?js-enabled-only=true")[0] == 200
     assert {server.get("/varz")[1]["server_name"] for server in servers} == {"nats-0", "nats-1", "nats-2"}
@@ -390,14 +390,14 @@ def test_three_servers_with_the_conf_of_kubernetes_become_a_cluster(
 
 
 def follows_a_leader(server: Served) -> bool | None:
-    """What the readiness probe asks for; None for not yet."""
+    """The request of the readiness probe; None means not yet."""
     return server.get("/healthz?js-meta-only=true")[0] == 200 or None
 
 
 def free_addresses(number: int) -> list[str]:
-    """Addresses on loopback that were free just now. Routes must be known before the servers start.
+    """Addresses on loopback that are free at the time of the call. Routes must be known before the start.
 
-    They lie below those that the system gives to other tests' connections meanwhile.
+    They are below the ports that the system gives to connections of other tests meanwhile.
     """
     found: list[str] = []
     while len(found) < number:

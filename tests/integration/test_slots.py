@@ -1,4 +1,4 @@
-"""The slots of a worker: jobs that take several, and queues that share them by weights."""
+"""The slots of a worker: jobs that need several, and queues that share them by weight."""
 
 import asyncio
 import collections
@@ -70,7 +70,7 @@ async def test_small_jobs_do_not_start_before_a_waiting_big_job(
         await until(lambda: worker.dispatcher.waiting.count >= 2)
         held = worker.dispatcher.waiting.next()
         assert held is not None
-        # It is kept for longer than one that only has to wait for a slot.
+        # The delivery is kept for longer than one that only waits for a slot.
         await until(lambda: time.monotonic() - held.received > MAX_SLOT_WAIT + 2 * ROUND_INTERVAL)
         assert begun == ["first"]
         assert worker.dispatcher.waiting.next() is held
@@ -145,7 +145,7 @@ async def test_queues_share_the_starts_by_their_weights(app: App, concurrency: i
     async with running_worker(worker):
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
-    # While both wait: mail is through after 100 of its own and about 33 of the other.
+    # While both queues wait, mail finishes after 100 of its own jobs and about 33 of the other queue.
     assert collections.Counter(begun) == {"mail": 100, "default": 100}
     counted = collections.Counter(begun[:100])["mail"]
     assert abs(counted - 75) <= concurrency + 4

@@ -1,4 +1,4 @@
-"""Which stages a job has: a plain job none, any other only those of the features that it uses."""
+"""The stages of a job: a plain job has none, any other job has only those of the features that it uses."""
 
 import ast
 from pathlib import Path

@@ -16,7 +16,7 @@ WAIT = 15.0
 
 
 class Watched(Observer):
-    """Notes how many streams were missing."""
+    """Records how many streams were missing."""
 
     def __init__(self) -> None:
         self.missing: list[int] = []
@@ -78,7 +78,7 @@ async def test_a_stream_that_is_deleted_under_a_worker_is_created_again(
         assert (settings.max_jobs, settings.lease) == (1_000, 20)
 
     told = [one for one in caplog.records if one.message in ("stream missing", "stream restored")]
-    # The heartbeat may have created the stream before the watch looked: then its consumers were missing.
+    # The heartbeat may have created the stream before the watch checked it: then its consumers were missing.
     named = {(one.levelno, getattr(one, "stream", "").split(" ")[0]) for one in told}
     assert named >= {(logging.ERROR, stream), (logging.WARNING, stream)}
 

@@ -1,4 +1,4 @@
-"""Sweeps: what was left behind is found, and mended once, whoever sweeps and wherever he dies."""
+"""Sweeps: inconsistencies are found, and repaired once, whichever worker sweeps and wherever it dies."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ from tests.helpers.workers import Working
 
 
 async def known(client: Client, until: Until, id: str, state: str) -> None:
-    """Wait until the record of a job has come so far."""
+    """Wait until the record of a job has this state."""
     broker = await client.broker()
 
     async def recorded() -> bool:
@@ -40,7 +40,7 @@ async def known(client: Client, until: Until, id: str, state: str) -> None:
 
 
 async def fail(client: Client, order: Job) -> LoggedEvent:
-    """Have a job fail whose message stays where it is: its worker died before it settled the delivery."""
+    """Have a job fail whose message remains: its worker died before it settled the delivery."""
     broker = await client.broker()
     failed = Event("failed", order.task, attempt=1, reason="error", error="ValueError: no")
     letter = broker.dead_letters.message(order, failed)
@@ -67,7 +67,7 @@ def runs(app: App) -> Counter[str]:
     return runs
 
 
-# -- ghosts ----------------------------------------------------------------------------------------------
+# -- undeliverable messages ----------------------------------------------------------------------------------
 
 
 async def test_an_undeliverable_message_is_stored_again(
@@ -127,7 +127,7 @@ async def test_a_sweep_killed_before_it_removed_the_old_message_loses_no_job(
         with pytest.raises(MemoryError):
             await client.admin.sweep(age=0)
     async with working():
-        assert await job.result(60) == 1  # the worker does not leave it to the message that nobody gets
+        assert await job.result(60) == 1  # the worker does not leave it to the undeliverable message
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
     assert await on_queue(client) == []
     assert runs == {job.id: 1}
@@ -174,7 +174,7 @@ async def test_a_sweep_puts_due_jobs_on_their_queue_unless_it_is_full(
     broker = await client.broker()
     ready = await broker.jetstream.stream_info(broker.subjects.streams.ready(READY))
     assert ready is not None
-    apart = ready["config"] | {"sources": []}  # the queue takes nothing over any more
+    apart = ready["config"] | {"sources": []}  # the queue receives no scheduled messages any more
     await broker.wire.api(f"STREAM.UPDATE.{apart['name']}", apart)
     first = await client.task("count").submit()
     job = await client.task("count").options(delay=0.3).submit()
@@ -211,7 +211,7 @@ async def test_an_undeliverable_message_that_is_not_a_job_is_dead_lettered_by_a_
         await until(put_away)
 
 
-# -- messages, records, letters and ids that do not fit together -----------------------------------------
+# -- messages, records, dead letters and ids that are inconsistent -------------------------------------------
 
 
 async def test_the_message_of_a_finished_job_is_removed(client: Client) -> None:
@@ -239,7 +239,7 @@ async def test_a_message_that_a_replay_needs_is_stored_again(
     remove = broker.jetstream.delete_message
 
     async def remove_late(stream: str, sequence: int) -> bool:
-        await broker.dead_letters.retry(job.id)  # which finds a message of the job standing already
+        await broker.dead_letters.retry(job.id)  # this finds a message of the job that is already stored
         return await remove(stream, sequence)
 
     monkeypatch.setattr(broker.jetstream, "delete_message", remove_late)
@@ -374,7 +374,7 @@ async def test_the_dead_letter_of_a_replayed_job_is_removed(
 
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.STALE_DEAD_LETTER, job.id, True)]
     assert await client.dead_letters.list() == []
-    assert set(await on_queue(client)) == {job.id}  # what goes over is seen in both places for a moment
+    assert set(await on_queue(client)) == {job.id}  # while a message moves, it is in both places for a moment
 
 
 async def test_the_id_of_a_job_that_was_never_stored_is_released(client: Client) -> None:
@@ -413,7 +413,7 @@ async def test_a_worker_creates_a_consumer_that_was_removed(
         assert await (await client.task("count").submit()).result(60) == 1
 
 
-# -- what is let be --------------------------------------------------------------------------------------
+# -- entries that a sweep skips ------------------------------------------------------------------------------
 
 
 async def test_a_sweep_ignores_recent_messages(client: Client) -> None:
@@ -472,11 +472,11 @@ async def test_sweeps_do_not_disturb_work_in_progress(
     assert await client.admin.sweep(age=0) == []
 
 
-# -- one at a time ---------------------------------------------------------------------------------------
+# -- one sweep at a time -------------------------------------------------------------------------------------
 
 
 async def many_flaws(client: Client) -> set[str]:
-    """Twenty ghosts, and twenty messages of jobs that have ended."""
+    """Twenty undeliverable messages, and twenty messages of finished jobs."""
     broker = await client.broker()
     ghosts = [await client.task("count").submit() for _ in range(20)]
     await make_ghosts(client)
@@ -529,7 +529,7 @@ async def test_a_sweep_whose_lease_was_reclaimed_stops(
 
     async def slowly(repairs: Repairs, found: Any) -> bool:
         mended.append(found)
-        # As if this process had been halted: the key has expired, and another has made it.
+        # As if this process had been suspended: the key has expired, and another process has created it.
         await broker.jetstream.purge(
             broker.subjects.streams.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
         )
@@ -596,7 +596,7 @@ async def test_a_sweep_continues_where_the_last_one_stopped(
 
 @pytest.mark.proof
 async def test_a_sweep_does_not_block_the_event_loop(client: Client) -> None:
-    """Counted in time of the processor, which does not depend on what else the machine does."""
+    """Measured in processor time, which does not depend on the load of the machine."""
     task = client.task("note")
     await task.submit_many([(number,) for number in range(5_000)])
     await task.options(delay=600).submit_many([(number,) for number in range(1_000)])

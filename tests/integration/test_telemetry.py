@@ -1,4 +1,4 @@
-"""What a worker shows of itself: metrics, probes, log lines; and that it follows the code."""
+"""The output of a worker: metrics, probes and log lines; and the reload of changed code."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Shown:
-    """A worker process, what it has said on stderr, and what it serves."""
+    """A worker process, its output on stderr, and what it serves."""
 
     def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
         self.process = process
@@ -48,7 +48,7 @@ class Shown:
         return await asyncio.to_thread(ask)
 
     async def metric(self, name: str) -> float:
-        """The sum of a metric over what the pattern `name` matches."""
+        """The sum of a metric over all series that the pattern `name` matches."""
         _, text = await self.get("/metrics")
         return sum(float(value) for value in re.findall(rf"^{name} (\S+)$", text, re.MULTILINE))
 

@@ -1,4 +1,4 @@
-"""Unique jobs: one of a key at a time, whatever dies between its claim and its end."""
+"""Unique jobs: one job of a key at a time, whatever dies between its claim and its end."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ WAIT = 60.0
 
 
 class Gate:
-    """What the runs of a task were given, and whether they may end."""
+    """The arguments of the runs of a task, and a gate that lets them end."""
 
     def __init__(self) -> None:
         self.runs: list[int] = []
@@ -116,7 +116,7 @@ async def test_with_a_window_the_key_is_held_after_the_end_of_its_job(
 
 
 async def test_a_window_may_be_longer_than_the_records_of_its_job(app: App, gate: Gate) -> None:
-    """A record is kept for a week, and a job that waits has none."""
+    """A record is kept for a week, and a waiting job has none."""
     work = gate.declare(app)
     broker, month = await app.client.broker(), timedelta(days=30)
     first = await work.options(unique="k", throttle=month).submit(1)
@@ -168,7 +168,7 @@ async def test_a_retrying_job_holds_its_key(app: App, working: Working, until: U
 
         await until(is_retrying)
         second = await work.submit()
-    assert (second.id, second.duplicate) == (first.id, True)  # it has begun: it is not replaced
+    assert (second.id, second.duplicate) == (first.id, True)  # the job has started: it is not replaced
 
 
 async def test_an_expired_record_holds_no_key(app: App, working: Working, until: Until) -> None:
@@ -180,7 +180,7 @@ async def test_an_expired_record_holds_no_key(app: App, working: Working, until:
         first = await work.options(unique="k").submit()
         await first.result(WAIT)
     assert (await broker.unique.positions.find("default", first.id)).life is JobLife.ENDED
-    # As when its time has come: no revision outlives the last one.
+    # As if its time had passed: no revision remains after the last one.
     record = broker.subjects.record("default", first.id)
     await broker.jetstream.purge(broker.subjects.streams.records, record)
     assert (await broker.unique.positions.find("default", first.id)).life is JobLife.MISSING
@@ -188,7 +188,7 @@ async def test_an_expired_record_holds_no_key(app: App, working: Working, until:
     assert not (await work.options(unique="k").submit()).duplicate
 
 
-# -- what makes jobs the same --------------------------------------------------------------------------------
+# -- which jobs are duplicates -------------------------------------------------------------------------------
 
 
 async def test_a_key_is_made_of_all_arguments_or_some_or_by_a_function(app: App) -> None:
@@ -254,13 +254,13 @@ async def test_a_unique_job_has_the_other_options(
     gate.open.set()
     async with working():
         assert await first.result(WAIT) == 1
-        assert (await asked.submit(4)).duplicate  # its id is known, though the key is free
+        assert (await asked.submit(4)).duplicate  # its id is in use, though the key is free
         fourth = await work.options(unique="k", id="yours").submit(5)
         assert await fourth.result(WAIT) == 5
     assert gate.runs == [1, 5]
 
 
-# -- what a duplicate does -----------------------------------------------------------------------------------
+# -- policies for duplicates ---------------------------------------------------------------------------------
 
 
 async def test_raise_names_the_job_that_holds_the_key(app: App, gate: Gate) -> None:
@@ -499,11 +499,11 @@ async def test_a_sweep_submits_the_pending_duplicate_of_a_job_cancelled_between_
     assert ran == [1, 2]
 
 
-# -- what dies between a claim and its end -------------------------------------------------------------------
+# -- deaths between a claim and its end ----------------------------------------------------------------------
 
 
 async def claim_for_nothing(client: Client, **more: Any) -> str:
-    """Claim the key `k` of the task `work` as one who dies before he stores his job."""
+    """Claim the key `k` of the task `work` as a client that dies before it stores its job."""
     broker = await client.broker()
     await client.queues.list()
     value = {"job": "never", "queue": "default", "until": "finish", **more}
@@ -583,7 +583,7 @@ async def test_claims_survive_the_death_of_server_and_clients(own_server: Embedd
 
 
 async def test_a_debounce_replaces_a_job_only_if_it_did_not_change_meanwhile(app: App) -> None:
-    """The primitive: a job in the place of its schedule, by the sequence of that."""
+    """The primitive: a job replaces its schedule, by the sequence of that."""
     broker = await app.client.broker()
     due = datetime.now(UTC) + timedelta(minutes=5)
     job = await app.client.task("work").options(delay=60).submit(1)

@@ -1,4 +1,4 @@
-"""500 keys, raced by 12 submitters on loops of their own, while servers die: of each key one job, one run."""
+"""500 keys, raced by 12 submitters on their own event loops while servers die: one job of each key."""
 
 import asyncio
 import random
@@ -25,7 +25,7 @@ AT_ONCE = 20
 
 
 class Race:
-    """Who got which job for which key."""
+    """The jobs that the submitters received for each key."""
 
     def __init__(self, url: str, way: OnDuplicate = "return") -> None:
         self.url = url
@@ -37,7 +37,7 @@ class Race:
         """Nobody waits for the end any more: a thread cannot be cancelled."""
 
     async def run(self) -> None:
-        # Threads of our own: the loop's are fewer, and are needed to start servers again.
+        # These are separate threads: the event loop has fewer, and needs them to start servers again.
         threads, loop = ThreadPoolExecutor(SUBMITTERS), asyncio.get_running_loop()
         try:
             await asyncio.gather(
@@ -62,7 +62,7 @@ class Race:
             self.answers += 1
 
     async def until_stored(self, client: Client, key: int) -> str:
-        """Submit as one does who is told that it is not stored, or not known: again."""
+        """Submit again whenever an error reports that the job is not stored, or may not be stored."""
         while True:
             try:
                 asked = client.task("work").options(unique=f"key {key}", on_duplicate=self.way)
@@ -75,7 +75,7 @@ class Race:
                 self.again += 1
 
     def judge(self, waiting: Iterable[str]) -> None:
-        """Of each key exactly one job was told, and that one stands."""
+        """All submits of a key returned one job, and that job is stored."""
         told = [ids for ids in self.got.values() if len(ids) != 1]
         assert (len(self.got), self.answers, told) == (KEYS, KEYS * SUBMITTERS, [])
         jobs = list(waiting)
@@ -84,7 +84,7 @@ class Race:
 
 
 async def run_all(url: str, until: Until) -> None:
-    """Run all that waits: of each key one run."""
+    """Run all waiting jobs: one run for each key."""
     ran: Counter[int] = Counter()
     app = App(url)
 

@@ -1,4 +1,4 @@
-"""A worker that starts before its server waits for it; what cannot work ends it at once."""
+"""A worker that starts before its server waits for it. A permanent error ends it at once."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from tests.helpers.servers import nats_server
 
 @contextlib.asynccontextmanager
 async def starting(url: str, *, burst: bool = False) -> AsyncIterator[tuple[Worker, asyncio.Task[None]]]:
-    """A worker that runs, with a task `double`."""
+    """A running worker with a task `double`."""
     app = App(url)
 
     @app.task
