@@ -1,1 +1,1 @@
-"""Bytes: how arguments, results, jobs and events look on the wire. JSON throughout, never pickle."""
+"""Bytes: the encoding of arguments, results, jobs and records. Always JSON, never pickle."""

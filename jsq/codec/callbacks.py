@@ -42,5 +42,5 @@ def callback_arguments(job: Job) -> Any:
 
 
 def encode_failure(failure: Failure) -> bytes:
-    """Write a failure as the arguments of a callback."""
+    """Encode a failure as the arguments of a callback."""
     return to_json([[failure], {}], inf_nan_mode="constants")

@@ -1,20 +1,20 @@
-"""A job as a message: what to run goes into one header, the arguments are the body.
+"""A job as a message: one header has the order (what to run), and the body has the arguments.
 
-    Jsq-Job:   {"v":1,"task":"emails.send","retries":5}     what is left out, the task's declaration says
-    Jsq-Again: 1 0 4711                                     failures, crashes, and the event this builds on
-    Jsq-Home: emails 3                                      its own queue, and the crashes it left it for
-    Jsq-Deadline: +30                                       seconds from being put on the queue, or a moment
-    Jsq-Key: normal 1 "tenant-7"                            its priority, `per_key` (- for none), and its key
-    Jsq-Place: strict tenant-7 1795609959.772               its place, in the turn of which key, since when
-    Jsq-Expires: 2030-12-31T18:00:00.000Z                   it is to begin by then, or never
-    Jsq-Retry-Until: 2026-11-25T10:00:00.000Z               when the window of its retries closes
-    Jsq-Callback-Of: 06c5...                                the job that this one is a callback of
-    Jsq-Unique: 5f0c...                                     the key for which another may wait for its end
-    Jsq-Interrupted: 1                                      how many stopping workers handed it back
-    Jsq-Submitted: 1795609959772                            when, if this message is not the first of the job
+    Jsq-Job:   {"v":1,"task":"emails.send","retries":5}     the task and the options that the submit gave.
+    Jsq-Again: 1 0 4711                                     failures, crashes, and the revision it builds on.
+    Jsq-Home: emails 3                                      its own queue, and its crashes there.
+    Jsq-Deadline: +30                                       seconds from being put on the queue, or a time.
+    Jsq-Key: normal 1 "tenant-7"                            its priority, `per_key` (- for none), and its key.
+    Jsq-Place: strict tenant-7 1795609959.772               its slot, the token of its key, and since when.
+    Jsq-Expires: 2030-12-31T18:00:00.000Z                   the latest start.
+    Jsq-Retry-Until: 2026-11-25T10:00:00.000Z               when its retry window closes.
+    Jsq-Callback-Of: 06c5...                                the job that this one is a callback of.
+    Jsq-Unique: 5f0c...                                     the key for which another may wait for its end.
+    Jsq-Interrupted: 1                                      how many stopping workers handed it back.
+    Jsq-Submitted: 1795609959772                            when, if this message is not the first of the job.
 
-The id, the queue and the priority are in the subject. A reader passes over fields it does not know and
-refuses a higher version, so workers of two releases can run side by side.
+The id, the queue and the priority are in the subject. A reader ignores unknown fields and refuses a higher
+version, so workers of two releases can run side by side.
 """
 
 import contextlib
@@ -54,10 +54,10 @@ INTERRUPTIONS = "Jsq-Interrupted"
 SUBMITTED = "Jsq-Submitted"
 
 ORDER_OPTIONS = ENVELOPE_OPTIONS[2:]
-"""The terms besides headers and tags: each is written under its own name."""
+"""The options besides headers and tags: each is written under its own name."""
 
 RECORDED_OPTIONS = (*ORDER_OPTIONS, "per_key")
-"""The options of a submit that a record holds beside the fields it has for others."""
+"""The options of a submit that a record holds besides those with fields of their own."""
 
 _RARE = frozenset(
     {
@@ -74,10 +74,10 @@ _RARE = frozenset(
         SUBMITTED,
     }
 )
-"""Headers that most jobs do without."""
+"""Headers that most jobs do not have."""
 
 MAX_DIGITS = 18
-"""Digits of a number of the server's: it counts with 64 bits."""
+"""Maximum number of digits of a sequence: the server counts with 64 bits."""
 
 _since = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
 
@@ -109,7 +109,7 @@ def encode(job: Job) -> dict[str, str]:
 
 
 def attempt_headers(job: Job) -> dict[str, str]:
-    """What went before an attempt. Interruptions apart: the first release reads just three numbers."""
+    """The headers about earlier attempts. Interruptions are apart: the first release reads three numbers."""
     headers = {}
     if job.previous_sequence or job.failures or job.crashes:
         headers[ATTEMPTS] = f"{job.failures} {job.crashes} {job.previous_sequence}"
@@ -119,7 +119,7 @@ def attempt_headers(job: Job) -> dict[str, str]:
 
 
 def encode_order(job: Job) -> str:
-    """What to run, as JSON. Many jobs have the same order: it is written once for all of them."""
+    """The order as JSON. Many jobs have the same order, so it is encoded once for all of them."""
     if job.headers:
         return order_json(job)
     return _written_once(job.task, tuple(job.tags), _order_options_of(job))
@@ -140,12 +140,12 @@ def order_json(job: Job) -> str:
 
 
 def recorded_options(job: Job) -> dict[str, Any]:
-    """What a record holds of the options that a submit gave: as the order has them, by their names."""
+    """The options of a submit for the record, by their names, as in the order."""
     return given_options(job, RECORDED_OPTIONS)
 
 
 def recorded_job(found: LoggedEvent) -> Job:
-    """A job from a revision of its record that holds its arguments, as a new life of it begins.
+    """A job for a new run, from a revision of its record that holds its arguments.
 
     The job builds on that revision. Raises `ValueError`, `TypeError` or `BadOption` for options that this
     release cannot read.
@@ -175,12 +175,12 @@ def recorded_job(found: LoggedEvent) -> Job:
 
 
 def edited_order(found: LoggedEvent) -> Job:
-    """The order of a job that was edited, from the record of that alone."""
+    """The order of an edited job, from the record alone."""
     return edited_job(Job(found.job, found.event.task, found.queue), found)
 
 
 def edited_job(job: Job, found: LoggedEvent) -> Job:
-    """A job as its last edit has recorded it, from its older message."""
+    """A job as its last edit recorded it, from its older message."""
     event, known = found.event, recorded_job(found)
     deadline = event.options.get("deadline")
     return replace(
@@ -199,12 +199,12 @@ def edited_job(job: Job, found: LoggedEvent) -> Job:
 
 
 def read_priority(text: str) -> Priority:
-    """The priority that a record tells: it is left out if it is normal."""
+    """The priority in a record, which is left out if it is normal."""
     return text if text in PRIORITIES else "normal"
 
 
 def given_options(job: Job, names: Iterable[str]) -> dict[str, Any]:
-    """Those of some options that a submit gave, as JSON has them."""
+    """The options among `names` that a submit gave, as values for JSON."""
     given = ((name, getattr(job, name)) for name in names)
     return {
         name: backoff_fields(value) if isinstance(value, Backoff) else value
@@ -221,9 +221,9 @@ def decode(
     queue: str = DEFAULT_QUEUE,
     priority: Priority = "normal",
 ) -> Job:
-    """Read a job from the queue where its message stands.
+    """Decode a job from the queue of its message.
 
-    Raises `BadEnvelope` for what is none, `NewerEnvelope` for a later release's.
+    Raises `BadEnvelope` if it is not a job, `NewerEnvelope` if a later release encoded it.
     """
     try:
         found = headers or {}
@@ -243,7 +243,7 @@ def decode(
 
 
 def rare_fields(headers: Mapping[str, str], queue: str, priority: Priority) -> dict[str, Any]:
-    """The fields of a job that has less common headers. Raises what `decode` translates."""
+    """The fields of a job with rare headers. Raises errors that `decode` translates."""
     attempts = headers.get(ATTEMPTS)
     failures, crashes, previous = map(parse_count, attempts.split()) if attempts is not None else (0, 0, 0)
     origin, forgiven = parse_origin(headers.get(ORIGIN_QUEUE), queue)
@@ -271,17 +271,18 @@ def rare_fields(headers: Mapping[str, str], queue: str, priority: Priority) -> d
 
 @functools.lru_cache(maxsize=1024)
 def read_order(text: str) -> tuple[int, str, Options]:
-    """Version, task and options of an order; once for all jobs that have the same one.
+    """Version, task and options of an order, decoded once for all jobs that have the same one.
 
-    Of a later release's only the version is told. Raises what pydantic and `jsq.model.job` raise.
+    Of an order of a later release only the version is returned. Raises the errors of pydantic and
+    `jsq.model.job`.
     """
     order = from_json(text)
     version = order["v"]
     if version > ENVELOPE_VERSION:
         return version, "", Options()
     if isinstance(version, bool) or version < 1:
-        raise ValueError(f"there is no version {version!r}")
-    # What a submit would refuse is no job either: a worker could not run it.
+        raise ValueError(f"version must be a positive number, got {version!r}")
+    # Options that a submit would refuse are refused here too: a worker could not run the job.
     terms = {name: order[name] for name in ENVELOPE_OPTIONS if name in order}
     if "tags" in terms:
         terms["tags"] = tuple(terms["tags"])
@@ -291,7 +292,7 @@ def read_order(text: str) -> tuple[int, str, Options]:
 
 
 def own_options(options: Options) -> Mapping[str, Any]:
-    """The terms of one job. Orders are read once for many jobs: their headers are not to be one thing."""
+    """The options of one job. Orders are decoded once for many jobs, which must not share their headers."""
     return {**options.job_fields, "headers": dict(options.headers)} if options.headers else options.job_fields
 
 
@@ -309,54 +310,54 @@ def parse_deadline(text: str | None) -> float | datetime | None:
 
 def parse_unique_hash(text: str) -> str:
     if text and not text.isalnum():
-        raise ValueError(f"{text!r} is no hash of a key")
+        raise ValueError(f"unique must be the hash of a key, got {text!r}")
     return text
 
 
 def parse_count(digits: str) -> int:
     if not is_count(digits):
-        raise ValueError(f"{digits[:80]!r} is no count")
+        raise ValueError(f"a count must be digits, got {digits[:80]!r}")
     return int(digits)
 
 
 def is_count(digits: str) -> bool:
-    """Whether a text is a number that a log may come to."""
+    """Whether a text is a possible sequence number."""
     return digits.isdecimal() and len(digits) <= MAX_DIGITS
 
 
 def origin_queue(headers: Mapping[str, str], queue: str) -> str:
-    """The queue that a job was submitted to whose message stands on `queue`, which may be a quarantine."""
+    """The queue that a job was submitted to; its message is on `queue`, which may be a quarantine."""
     try:
         return parse_origin(headers.get(ORIGIN_QUEUE), queue)[0]
     except (BadName, ValueError):
         return queue
 
 
-def parse_origin(told: str | None, queue: str) -> tuple[str, int]:
-    """A job's own queue, and the crashes it was forgiven; by the header, or as it stands on a queue."""
-    if told is None:
+def parse_origin(header: str | None, queue: str) -> tuple[str, int]:
+    """A job's own queue, and its crashes there, from the header; without one, the queue of its message."""
+    if header is None:
         return queue, 0
-    home, forgiven = told.split()
-    return check_queue(home), parse_count(forgiven)
+    origin, forgiven = header.split()
+    return check_queue(origin), parse_count(forgiven)
 
 
 def parse_key(headers: Mapping[str, str]) -> tuple[str, int | None, Priority] | None:
-    """A job's key, how many of it may run, and its priority; None without a key. Raises `ValueError`."""
-    told = headers.get(KEY)
-    if told is None:
+    """A job's key, its `per_key`, and its priority; None without a key. Raises `ValueError`."""
+    header = headers.get(KEY)
+    if header is None:
         return None
-    level, most, text = told.split(" ", 2)
+    level, most, text = header.split(" ", 2)
     key = from_json(text)
     check_key(key)
     if key is None or level not in PRIORITIES:
-        raise ValueError(f"{told!r} is no key")
+        raise ValueError(f"a key must have a text and a priority, got {header!r}")
     return key, None if most == "-" else parse_count(most), level
 
 
 def parse_group_slot(headers: Mapping[str, str]) -> tuple[SlotKind | None, str, float]:
-    """The place that a job was given, what stands for its key, and since when it had waited.
+    """The kind of a job's slot, the token of its key, and since when the job had waited.
 
-    That is in seconds since the epoch, 0 where it is not known.
+    The time is in seconds since the epoch, 0 if it is not known.
     """
     place, _, rest = headers.get(GROUP_SLOT, "").partition(" ")
     token, _, since = rest.partition(" ")
@@ -366,13 +367,13 @@ def parse_group_slot(headers: Mapping[str, str]) -> tuple[SlotKind | None, str, 
 
 
 def previous_sequence(headers: Mapping[str, str]) -> int:
-    """The event that an attempt builds on; 0 for a first, or what is no job."""
+    """The revision that an attempt builds on; 0 for a first attempt, or for anything but a job."""
     last = headers.get(ATTEMPTS, "").rpartition(" ")[2]
     return int(last) if is_count(last) else 0
 
 
 def header_priority(headers: Mapping[str, str], subject: str) -> Priority:
-    """The priority of a message, by its key's header, or by the subject (where it stands, or is due)."""
+    """The priority of a message, by the header of its key, or by its subject (on a queue, or due later)."""
     with contextlib.suppress(ValueError, BadOption):
         if (keyed := parse_key(headers)) is not None:
             return keyed[2]
@@ -381,7 +382,7 @@ def header_priority(headers: Mapping[str, str], subject: str) -> Priority:
 
 
 def backoff_fields(backoff: Backoff) -> dict[str, Any]:
-    """A backoff for an order, as the first release wrote it, where it says nothing of chance."""
+    """A backoff for an order; without jitter in the form of the first release."""
     written = asdict(backoff)
     if backoff.jitter is None:
         del written["jitter"]
@@ -396,7 +397,7 @@ def parse_backoff(found: dict[str, Any] | None) -> Backoff | None:
 
 
 def ascii_json(text: bytes) -> str:
-    """JSON in ASCII, as a header wants it."""
+    """JSON in ASCII, as headers require."""
     return "".join(c if c < "\x7f" else _escape(c) for c in text.decode())
 
 
@@ -411,7 +412,7 @@ def _escape(character: str) -> str:
 _digits = "0123456789abcdefghijklmnopqrstuv"
 _pairs = [first + second for first in _digits for second in _digits]
 _random_digits = (_digits * 8).encode()
-"""The digit that each byte stands for, by its last five bits."""
+"""The digit for each byte, by its last five bits."""
 
 
 def new_id() -> str:
@@ -430,5 +431,5 @@ def new_ids(count: int) -> list[str]:
 
 @functools.lru_cache(maxsize=16)
 def _spelled(high: int) -> str:
-    """The digits of a moment but for the last two, which stand for about a second."""
+    """The digits of a time, without the last two, which count about a second."""
     return "".join([_pairs[high >> place & 1023] for place in (30, 20, 10, 0)])

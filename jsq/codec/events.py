@@ -1,7 +1,7 @@
-"""A revision of a job's record as JSON. What is empty is left out; times are those of the server.
+"""A revision of a job's record as JSON. Empty fields are left out; times are those of the server.
 
-A revision begins with its state, so that a listener can tell a final one without decoding it. The times of
-submit and start are milliseconds since the epoch: those are written for each job.
+A revision begins with its state, so that a subscriber can recognise a final one without decoding it. The
+times of submit and start are milliseconds since the epoch, because they are written for each job.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def encode(event: Event) -> bytes:
 
 
 def encode_running(job: Job, current: DeliveryInfo, submitted: int, started: int) -> bytes:
-    """The revision of an attempt that begins: what `encode` writes, at a fifth of its cost.
+    """The revision of an attempt that starts: the same as from `encode`, at a fifth of the cost.
 
     `submitted` and `started` are milliseconds since the epoch.
     """
@@ -85,7 +85,7 @@ def encode_running(job: Job, current: DeliveryInfo, submitted: int, started: int
 
 
 def running_format(job: Job, worker: str) -> bytes:
-    """What `encode_running` writes, with `%d` in place of the numbers that differ from job to job.
+    """The output of `encode_running`, with `%d` for the numbers that differ from job to job.
 
     They are the sequence of the message, the number of the delivery, and the times of submit and start.
     """
@@ -98,28 +98,28 @@ def running_format(job: Job, worker: str) -> bytes:
 
 
 def encode_succeeded(running: bytes, token: int, arguments: bytes, result: bytes) -> bytes:
-    """The revision of an attempt that began as `running` and succeeded.
+    """The revision of an attempt that started as `running` and succeeded.
 
     `arguments` are members as `argument_members` gives them. `result` is JSON of the form `{"result": ...}`,
-    or `RESULT_APART`; without it none is kept.
+    or `RESULT_APART`; if it is empty, no result is kept.
     """
     end = b',"has_result":true,' + result[1:] if result else b"}"
     return b'{"state":"succeeded",%b,"token":%d%b%b' % (running[_AFTER_STATE:-1], token, arguments, end)
 
 
 def encode_renewed(running: bytes, token: int) -> bytes:
-    """The revision that renews the record of an attempt which began as `running`, with that token."""
+    """The revision that renews the record of an attempt that started as `running`, with its token."""
     return b'%b,"token":%d}' % (running[:-1], token)
 
 
 RESULT_APART = b'{"result_apart":true}'
-"""What stands in place of a result that has a key of its own."""
+"""The placeholder of a result that has a key of its own."""
 
 _AFTER_STATE = len(b'{"state":"running",')
 
 
 def argument_members(arguments: bytes) -> bytes:
-    """What a final record holds of a job's arguments, which are valid JSON: members that follow others."""
+    """The members for a job's arguments in a final record; the arguments must be valid JSON."""
     if len(arguments) <= _SURELY_FLAT or (
         len(arguments) <= MAX_RECORD_ARGUMENTS and not is_nested_too_deep(arguments)
     ):
@@ -131,11 +131,11 @@ def argument_members(arguments: bytes) -> bytes:
 
 
 _SURELY_FLAT = 256
-"""Bytes of JSON that cannot be nested so deep that the record which holds it cannot be read."""
+"""Bytes of JSON up to which it cannot be nested too deep for a record."""
 
 
 def is_nested_too_deep(arguments: bytes) -> bool:
-    """Whether JSON can be read alone, and not as a member of a record, which nests it by one level more."""
+    """Whether JSON can be read alone, but not as a member of a record, one level deeper."""
     try:
         from_json(b"[%b]" % arguments)
     except ValueError:
@@ -144,7 +144,7 @@ def is_nested_too_deep(arguments: bytes) -> bool:
 
 
 def option_member(options: Mapping[str, Any]) -> bytes:
-    """What a final record holds of the options of a job's submit: a member that follows others."""
+    """The member for the options of a job's submit in a final record."""
     return b',"options":' + to_json(options) if options else b""
 
 
@@ -156,7 +156,7 @@ def without_arguments(event: Event) -> Event:
 def with_arguments(event: Event, arguments: bytes) -> Event:
     """A final revision with a job's arguments; with their size and hash, if they are large or not JSON.
 
-    So are those which are nested too deep for a record.
+    Arguments that are nested too deep for a record are treated in the same way.
     """
     if len(arguments) <= MAX_RECORD_ARGUMENTS:
         with contextlib.suppress(ValueError):
@@ -166,7 +166,7 @@ def with_arguments(event: Event, arguments: bytes) -> Event:
 
 
 def with_whole_arguments(event: Event, arguments: bytes) -> Event:
-    """A revision with a job's arguments, however large they are. Raises `ValueError` if they are too deep."""
+    """A revision with a job's arguments, of any size. Raises `ValueError` if they are nested too deep."""
     (value,) = from_json(b"[%b]" % arguments)
     return replace(event, has_arguments=True, arguments=value)
 
@@ -197,17 +197,17 @@ def decode(payload: bytes) -> Event:
 
 
 def format_time(at: datetime) -> str:
-    """A moment in UTC to the millisecond, as schedules and events write it."""
+    """A time in UTC to the millisecond, in the form of schedules and records."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_time(text: str) -> datetime:
-    """Read a moment of the server's or of an event's (which may have nine digits of a second)."""
+    """Parse a time of the server or of a record, which may have nine digits of a second."""
     return datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00").astimezone(UTC)
 
 
 def moment_of(stamp: int) -> datetime:
-    """A moment in UTC from milliseconds since the epoch."""
+    """A time in UTC from milliseconds since the epoch."""
     return datetime.fromtimestamp(stamp / 1000, UTC)
 
 

@@ -1,4 +1,4 @@
-"""A key's turn as JSON: who was let on, by the id, and how long each keeps its place."""
+"""The state of a key group as JSON: the admitted jobs by id, with the kinds of their slots."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def encode(turn: GroupState) -> bytes:
 
 
 def decode(payload: bytes) -> GroupState:
-    """Read a turn. Raises `BadEnvelope`."""
+    """Decode the state of a key group. Raises `BadEnvelope`."""
     try:
         found = from_json(payload)
         holders = tuple(
@@ -29,4 +29,4 @@ def decode(payload: bytes) -> GroupState:
         moving = tuple(str(id) for id in found.get("admitting", ()))
         return GroupState(holders, moving, int(found["admitted_up_to"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadEnvelope(f"not the turn of a key: {error}") from error
+        raise BadEnvelope(f"not the state of a key group: {error}") from error

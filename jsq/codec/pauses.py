@@ -22,7 +22,7 @@ def encode_pauses(pauses: PauseSet) -> bytes:
 
 
 def decode_pauses(body: bytes) -> PauseSet:
-    """Read pauses; a body that cannot be read holds none."""
+    """Decode pauses; an unreadable body has none."""
     try:
         found = [decode_pause(one) for one in json.loads(body)]
     except (ValueError, KeyError, TypeError, AttributeError):

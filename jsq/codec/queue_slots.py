@@ -5,11 +5,11 @@ import json
 from jsq.model.queue_slots import SlotHolding, SlotTable
 
 DECIMALS = 3
-"""Digits of a moment: milliseconds."""
+"""Decimals of a time in seconds: milliseconds."""
 
 
 def encode_slots(table: SlotTable) -> bytes:
-    """Write a table: for each worker its slots, how many it wants, since when, and until when."""
+    """Encode a table: for each worker its slots, how many it wants, since when, and until when."""
     written = {
         name: [one.slots, one.wanted, round(one.since, DECIMALS), round(one.until, DECIMALS)]
         for name, one in table.holders.items()
@@ -18,7 +18,7 @@ def encode_slots(table: SlotTable) -> bytes:
 
 
 def decode_slots(body: bytes) -> SlotTable:
-    """Read a table; one that cannot be read is empty."""
+    """Decode a table; an unreadable table is empty."""
     try:
         return SlotTable(
             {

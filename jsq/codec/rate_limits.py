@@ -8,7 +8,7 @@ from jsq.model.rate_limit import Rate, RateLimitState, convert_state, read_rate
 
 
 def encode_state(state: RateLimitState, rate: Rate) -> bytes:
-    """Write a state, with the rate that it was calculated with."""
+    """Encode a state, with the rate that it was calculated with."""
     base = state.slices[0][0] if state.slices else 0
     written: dict[str, Any] = {
         "rate": str(rate),
@@ -22,9 +22,9 @@ def encode_state(state: RateLimitState, rate: Rate) -> bytes:
 
 
 def decode_state(body: bytes, rate: Rate, now: float) -> RateLimitState:
-    """Read a state, converted to `rate` if it was calculated with another.
+    """Decode a state, converted to `rate` if it was calculated with another rate.
 
-    A body that cannot be read is an empty state.
+    An unreadable body is an empty state.
     """
     try:
         fields = json.loads(body)
@@ -38,5 +38,5 @@ def decode_state(body: bytes, rate: Rate, now: float) -> RateLimitState:
         before = read_rate("rate", fields["rate"]) or rate
     except (ValueError, KeyError, TypeError, BadOption):
         return RateLimitState()
-    # By their texts: a bucket that names no burst is written with the burst that it has.
+    # Compared as text: a bucket without a burst is encoded with its actual burst.
     return state if fields["rate"] == str(rate) else convert_state(state, before, rate, now)

@@ -1,6 +1,6 @@
-"""A schedule as its key in the bucket holds it: what its jobs are, when they come, and how far it has come.
+"""A schedule as stored under its key in the bucket: the pattern of its jobs, its times, and its progress.
 
-The pattern of its jobs is sealed as a job's message is, so whatever a job may carry, a schedule carries too.
+The pattern is encoded in the same way as a job's message, so a schedule can have everything that a job has.
 """
 
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ _state_fields = ("paused", "last", "fired", "skipped")
 
 
 def encode(schedule: Schedule, progress: ScheduleState) -> bytes:
-    """Write a schedule; its name and its queue are in the key."""
+    """Encode a schedule; its name and its queue are in the key."""
     job = schedule.job
     return to_json(
         {
@@ -41,30 +41,30 @@ def encode(schedule: Schedule, progress: ScheduleState) -> bytes:
 
 
 def decode(payload: bytes, *, name: str, queue: str) -> tuple[Schedule, ScheduleState]:
-    """Read a schedule. Raises `BadEnvelope` for what is none, `NewerEnvelope` for a later release's."""
+    """Decode a schedule. Raises `BadEnvelope`, or `NewerEnvelope` if a later release encoded it."""
     try:
-        told: dict[str, Any] = from_json(payload)
-        if told["v"] > SCHEDULE_VERSION:
+        fields: dict[str, Any] = from_json(payload)
+        if fields["v"] > SCHEDULE_VERSION:
             raise NewerEnvelope(
-                f"schedule {name} has version {told['v']}; this release reads up to {SCHEDULE_VERSION}"
+                f"schedule {name} has version {fields['v']}; this release reads up to {SCHEDULE_VERSION}"
             )
         job = envelope.decode(
-            told["headers"], told["arguments"].encode(), id="", queue=queue, priority=told["priority"]
+            fields["headers"], fields["arguments"].encode(), id="", queue=queue, priority=fields["priority"]
         )
         times: dict[str, Any] = {
-            field: parse_time(told[field]) for field in ("start", "end") if field in told
+            field: parse_time(fields[field]) for field in ("start", "end") if field in fields
         }
         schedule = Schedule(
-            name, job, **{field: told[field] for field in _schedule_fields if field in told}, **times
+            name, job, **{field: fields[field] for field in _schedule_fields if field in fields}, **times
         )
-        counts = {field: told[field] for field in _state_fields if field in told}
-        return schedule, ScheduleState(parse_time(told["decided_until"]), **counts)
+        counts = {field: fields[field] for field in _state_fields if field in fields}
+        return schedule, ScheduleState(parse_time(fields["decided_until"]), **counts)
     except (KeyError, ValueError, TypeError, AttributeError, BadName, BadOption, BadEnvelope) as error:
         raise BadEnvelope(
-            f"what stands for schedule {name} is none: {type(error).__name__} {error}"
+            f"the value of schedule {name} is not a schedule: {type(error).__name__} {error}"
         ) from error
 
 
 def format_exact(at: datetime) -> str:
-    """A moment in UTC, to the microsecond."""
+    """A time in UTC, to the microsecond."""
     return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

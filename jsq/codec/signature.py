@@ -1,8 +1,8 @@
-"""What a task takes and gives, compiled once from its annotations.
+"""The parameters and the result of a task, compiled once from its annotations.
 
-A value either comes back from JSON as it went in, or it is refused by name: nothing is changed in silence.
-Two things are changed, and documented: where no annotation says otherwise a tuple comes back as a list, and
-what pydantic coerces (a numeric string for an `int`) is coerced before it is sent.
+A value either comes back from JSON unchanged, or it is refused by name: no value is changed silently. There
+are two documented exceptions: without an annotation a tuple comes back as a list, and values that pydantic
+coerces (a numeric string for an `int`) are coerced before they are sent.
 """
 
 import inspect
@@ -19,10 +19,10 @@ from jsq.model.options import misplaced_option_hint
 
 _exact = (int, str, bool, float, type(None))
 _surely = 4_000
-"""Bytes of JSON that hold no number too long to be read again (Python and pydantic stop at 4,300 digits)."""
+"""Bytes of JSON up to which no number is too long to be parsed (Python and pydantic take 4,300 digits)."""
 
 MAX_DEPTH = 198
-"""Levels of lists and dictionaries in an argument or a result which are sure to be read again."""
+"""Levels of lists and dictionaries in an argument or a result that can certainly be parsed."""
 
 _deep = re.compile("recursion limit exceeded|depth exceeded")
 
@@ -30,7 +30,7 @@ _refusals = (ValueError, TypeError, RecursionError, OverflowError)
 
 
 class Signature:
-    """The parameters and the result of a task's function, without the `Context` it may begin with."""
+    """The parameters and the result of a task's function, without a leading `Context`."""
 
     def __init__(self, function: Callable[..., object], *, skip: int = 0) -> None:
         self.name = getattr(function, "__qualname__", repr(function))
@@ -47,7 +47,7 @@ class Signature:
         self._exact = all(is_exact(kind) for kind in fields.values())
 
     def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
-        """Check arguments and write them as JSON. Raises `BadArguments`."""
+        """Check arguments and encode them as JSON. Raises `BadArguments`."""
         try:
             values = self._values(args, named)
             checked = self._arguments.validate_python(values)
@@ -69,7 +69,7 @@ class Signature:
         return [] if takes_any else [name for name in named if name not in self.shape.parameters]
 
     def _values(self, args: Sequence[object], named: Mapping[str, object]) -> Mapping[str, object]:
-        """Arguments by their names; raises what a call with them would."""
+        """Arguments by their names; raises the errors of a call with them."""
         if self._plain is not None:
             if not named and len(args) == len(self._plain):
                 return dict(zip(self._plain, args, strict=True))
@@ -79,7 +79,7 @@ class Signature:
         return {field_name(self.shape.parameters[key]): value for key, value in bound.arguments.items()}
 
     def filled(self, packed: bytes) -> bytes:
-        """Packed arguments with the defaults of those that were left out, where these can be written."""
+        """Encoded arguments, with the defaults of missing ones if these can be encoded."""
         values = from_json(packed)
         for name, parameter in self.shape.parameters.items():
             if name not in values and parameter.default is not inspect.Parameter.empty:
@@ -87,7 +87,7 @@ class Signature:
         return to_json(values, inf_nan_mode="constants", fallback=repr)
 
     def unpack(self, packed: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """Read arguments and check them. Raises `BadArguments`."""
+        """Decode arguments and check them. Raises `BadArguments`."""
         try:
             if packed[:1] == b"[":
                 packed = self._name(packed)
@@ -97,7 +97,7 @@ class Signature:
         return self._call(values)
 
     def pack_result(self, value: object) -> bytes:
-        """Check a result and write it as `{"result": ...}`. Raises `BadResult`."""
+        """Check a result and encode it as `{"result": ...}`. Raises `BadResult`."""
         try:
             checked = self._result.validate_python({"result": value})
             packed: bytes = self._result.dump_json(checked)
@@ -105,14 +105,16 @@ class Signature:
             if surely or same_value(checked, self._result.validate_json(packed)):
                 return packed
         except _refusals as error:
-            raise BadResult(f"{self.name} returned what cannot be kept: {explain_refusal(error)}") from error
+            raise BadResult(
+                f"the result of {self.name} cannot be stored: {explain_refusal(error)}"
+            ) from error
         raise BadResult(
             f"{self.name} returned {shorten(type(value).__name__)}, which would not come back from JSON as "
             "it is; annotate the function with the type it returns"
         )
 
     def unpack_result(self, value: object) -> Any:
-        """A result as its annotation says, from the JSON value. Raises `BadResult`."""
+        """A result of its annotated type, from the JSON value. Raises `BadResult`."""
         try:
             return self._result.validate_json(to_json({"result": value}, inf_nan_mode="constants"))["result"]
         except _refusals as error:
@@ -129,7 +131,7 @@ class Signature:
             extra="forbid", ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
         )
         try:
-            shape = TypedDict(what, dict(fields))  # type: ignore[misc]  # noqa: UP013 -- made at run time
+            shape = TypedDict(what, dict(fields))  # type: ignore[misc]  # noqa: UP013 -- built at run time
             shape.__pydantic_config__ = config  # type: ignore[attr-defined]  # pydantic's own name for it
             # A TypedDict's config does not reach its serializer; an adapter's does, but takes no TypedDict.
             return TypeAdapter(NewType("Fields", shape), config=config)  # type: ignore[arg-type]  # run time
@@ -140,7 +142,7 @@ class Signature:
             ) from error
 
     def _name(self, packed: bytes) -> bytes:
-        """Arguments sent by one who knew no names, `[positional, named]`, by their names."""
+        """Arguments of a client without the task's code, `[positional, named]`, by their names."""
         args, named = from_json(packed)
         bound = self.shape.bind(*args, **named)
         return to_json(
@@ -172,7 +174,7 @@ class Signature:
 
 
 def pack_call(args: Sequence[object], named: Mapping[str, object]) -> bytes:
-    """Write arguments for a task whose code is not here: `[positional, named]`. Raises `BadArguments`."""
+    """Encode arguments for a task without its code: `[positional, named]`. Raises `BadArguments`."""
     try:
         packed = to_json([args, named], inf_nan_mode="constants")
         sent, back = named_arguments(args, named), named_arguments(*from_json(packed))
@@ -186,7 +188,7 @@ def pack_call(args: Sequence[object], named: Mapping[str, object]) -> bytes:
 
 
 def pack_value(field: str, value: object, largest: int) -> bytes:
-    """Write a value as JSON of so many bytes at most. Raises `BadOption`, which names the field."""
+    """Encode a value as JSON of `largest` bytes at most. Raises `BadOption` with the name of the field."""
     kind = f"a value of type {shorten(type(value).__name__)}"
     try:
         packed = to_json(value, inf_nan_mode="constants")
@@ -235,20 +237,20 @@ def field_type(shape: inspect.Signature, key: str, kind: Any) -> Any:
 
 
 def positional_names(shape: inspect.Signature) -> tuple[str, ...] | None:
-    """The parameters' names, where each may be given by place or by name; None where one may not."""
+    """The names of the parameters, if each may be given by position and by name; else None."""
     kinds = {parameter.kind for parameter in shape.parameters.values()}
     return tuple(shape.parameters) if kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD} else None
 
 
 def is_exact(kind: Any) -> bool:
-    """Whether values of this type always come back from JSON as they went in."""
+    """Whether values of this type always come back from JSON unchanged."""
     return kind in _exact or (
         typing.get_origin(kind) is list and all(is_exact(inner) for inner in typing.get_args(kind))
     )
 
 
 def same_value(sent: object, back: object) -> bool:
-    """Whether a value came back as it went in; a tuple may come back as a list, and NaN is NaN."""
+    """Whether a value came back unchanged; a tuple may come back as a list, and NaN equals NaN."""
     if type(sent) is not type(back) and not (type(sent) is tuple and type(back) is list):
         return False
     if isinstance(sent, list | tuple) and isinstance(back, list | tuple):
@@ -259,7 +261,7 @@ def same_value(sent: object, back: object) -> bool:
 
 
 def first_difference(sent: Any, back: Any, path: str = "") -> str:
-    """Where `sent` and what came `back` first differ, for the message."""
+    """The path of the first difference between `sent` and `back`, for the message."""
     pairs: list[tuple[str, Any, Any]] = []
     if isinstance(sent, dict) and isinstance(back, dict) and sent.keys() == back.keys():
         pairs = [(f"{path}.{key}" if path else str(key), sent[key], back[key]) for key in sent]
@@ -272,7 +274,7 @@ def first_difference(sent: Any, back: Any, path: str = "") -> str:
 
 
 def explain_refusal(error: BaseException) -> str:
-    """A refusal in one line, without the values: they may be secret, or large."""
+    """A refusal in one line, without the values, which may be secret or large."""
     why = error_text(error)
     if isinstance(error, RecursionError) or _deep.search(why):
         return f"nested too deep: more than {MAX_DEPTH} levels"
@@ -280,7 +282,7 @@ def explain_refusal(error: BaseException) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says of itself, shortened."""
+    """The message of an error, shortened."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = shorten(".".join(str(part) for part in first["loc"]))

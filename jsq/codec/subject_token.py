@@ -1,8 +1,8 @@
 """Any text as one token of a NATS subject, and back: `user:123` is `user=3A123`.
 
-Letters, digits, `_` and `-` stand for themselves, so that usual ids stay readable in subjects. Any other
-character is written as its UTF-8 bytes, each as `=` and two hexadecimal digits. A key of a KV bucket may hold
-every character of such a token.
+Letters, digits, `_` and `-` are not changed, so that usual ids stay readable in subjects. Any other character
+is written as its UTF-8 bytes, each as `=` and two hexadecimal digits. A key of a KV bucket may hold every
+character of such a token.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The attempts of a job, as the history of its record tells them."""
+"""The attempts of a job, derived from the history of its record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +12,9 @@ class JobAttempt:
     """One attempt of a job, from its start to its end.
 
     `number` is that of `Context.attempt`: an attempt that was snoozed or interrupted shares it with the next
-    one. `state` is the state of the job after the attempt; `running` while it lasts, and `crashed` for one
-    whose worker died or fell silent. Times are those of the server. A crashed attempt has ended when another
-    worker took the job over.
+    one. `state` is the state of the job after the attempt; `running` while it lasts, and `crashed` if its
+    worker died or stalled. Times are those of the server. A crashed attempt ends when another worker reclaims
+    the job.
     """
 
     number: int
@@ -38,10 +38,10 @@ CRASHED = "crashed"
 
 
 def attempts_of(revisions: Sequence[LoggedEvent]) -> list[JobAttempt]:
-    """The attempts that the revisions of one record tell, oldest first.
+    """The attempts in the revisions of one record, oldest first.
 
-    Revisions that end no attempt are skipped: a reschedule, an edit, a replay, and the end of a job that was
-    not running. Where the start of an attempt is not among the revisions any more, its end tells it.
+    Revisions that end no attempt are skipped: a reschedule, an edit, a retry by an operator, and the end of a
+    job that was not running. If the start of an attempt is not kept any more, it is derived from its end.
     """
     found: list[JobAttempt] = []
     open_token = 0
@@ -63,7 +63,7 @@ def attempts_of(revisions: Sequence[LoggedEvent]) -> list[JobAttempt]:
 
 
 def begun(event: Event) -> JobAttempt:
-    """The attempt that an event belongs to, as it began."""
+    """The attempt that an event belongs to, at its start."""
     return JobAttempt(event.attempt, event.worker, event.started)
 
 

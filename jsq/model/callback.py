@@ -1,9 +1,9 @@
-"""Callbacks: jobs that a worker submits when an attempt of another job has failed, or when that is dead.
+"""Callbacks: jobs that a worker submits when an attempt of another job has failed, or when the job is dead.
 
-They are jobs like any other. A worker submits them after it has recorded the failure, and before it settles
-the delivery, each under an id that follows from the failure: a crash in between brings the delivery back, the
-same is submitted again under the same ids, and a job that has run is not run again. A callback whose own
-attempt fails calls nobody, so there is no endless chain; its fallback it has like any other job.
+They are ordinary jobs. A worker submits them after it has recorded the failure, and before it settles the
+delivery, each under an id that is derived from the failure. After a crash in between, the delivery is
+repeated and submits the same ids again, so a callback that has run does not run again. A failed callback
+submits no callbacks, so there is no endless chain; it may have a fallback, as any other job.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ CallbackKind = Literal["failed", "dead", "fallback"]
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """The tasks, by name, that a task calls: after an attempt that failed, when it is dead, in its place."""
+    """The names of the tasks that a task submits: after a failed attempt, when a job is dead, as fallback."""
 
     on_failure: str = ""
     on_dead: str = ""
@@ -28,18 +28,18 @@ class Callbacks:
 
     @property
     def task_names(self) -> dict[str, str]:
-        """The names that are given, by their option."""
+        """The given names, by their options."""
         return {option: name for option, name in asdict(self).items() if name}
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a callback is told, as its one argument: which attempt of which job failed, and how.
+    """The one argument of a callback: which attempt of which job failed, and how.
 
-    `error` is the type and message of the exception as text. A job that is dead has a `reason`, one of
-    `jsq.model.event.REASONS`, and where it was handed over the id of its `fallback` job; one that is tried
-    again has the moment at which that is `due`. `arguments` are the job's own as JSON: an object of named
-    ones, or a list `[positional, named]`; None where they take more than 64 KiB, or cannot be read.
+    `error` is the type and message of the exception as text. A dead job has a `reason`, one of
+    `jsq.model.event.REASONS`, and the id of its `fallback` job, if one was submitted. A job that is retried
+    has the time when it is `due`. `arguments` are the job's own as JSON: an object of named arguments, or a
+    list `[positional, named]`; None if they take more than 64 KiB, or cannot be read.
     """
 
     job: str
@@ -54,23 +54,23 @@ class Failure:
     tags: tuple[str, ...] = ()
     arguments: Any = None
 
-    __pydantic_config__ = {"extra": "ignore"}  # noqa: RUF012 -- what a later release tells is passed over
+    __pydantic_config__ = {"extra": "ignore"}  # noqa: RUF012 -- fields of a later release are ignored
 
     @property
     def dead(self) -> bool:
-        """Whether the job will not be tried again by itself."""
+        """Whether the job will not be retried automatically."""
         return bool(self.reason)
 
 
 def with_pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Event:
-    """An event that is about to be recorded, with what is owed after it."""
+    """An event that is about to be recorded, with its pending callbacks."""
     if event.state == "failed" and callbacks.fallback:
         event = replace(event, fallback=callback_id(job.id, "fallback", event.token))
     return replace(event, callbacks_pending=any(pending_callbacks(event, job, callbacks)))
 
 
 def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[tuple[CallbackKind, str]]:
-    """What is to be submitted after an event of a job: which kind of callback, and the name of its task."""
+    """The callbacks to submit after an event of a job: the kind of each, and the name of its task."""
     if callbacks.on_failure and not job.callback_of and is_failed_attempt(event):
         yield "failed", callbacks.on_failure
     if event.state == "failed" and callbacks.on_dead and not job.callback_of:
@@ -80,17 +80,17 @@ def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[
 
 
 def is_failed_attempt(event: Event) -> bool:
-    """Whether an event tells of an attempt that failed: not of a crash, a replay or a move."""
+    """Whether an event is that of a failed attempt: not a crash, an operator's retry or a reschedule."""
     if event.state == "retrying":
         return event.token > 0 and event.reason not in ("quarantined", "replayed")
     return event.state == "failed" and event.reason not in ("crashed", "overdue")
 
 
 def callback_id(job: str, kind: CallbackKind, token: int) -> str:
-    """The id of a callback: another for each failure of a job, the same whenever that is told again.
+    """The id of a callback: different for each failure of a job, the same when it is submitted again.
 
-    `token` is the sequence of the attempt's start in the log, which no other attempt has, of another life of
-    the job neither.
+    `token` is the sequence of the attempt's start, which no other attempt has, even after a retry by an
+    operator.
     """
     id = f"{job}-{kind}-{token}"
     return (

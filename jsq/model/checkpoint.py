@@ -1,10 +1,11 @@
-"""What a job keeps between its attempts: its last checkpoint, and the steps it has taken once.
+"""The values that a job stores between its attempts: its last checkpoint, and its once-steps.
 
-Each is one message in the stream of the event log, on a subject of its own, which the log takes only from the
-attempt that the log's last word belongs to. So it disturbs no event, and none who fell silent can write it.
+Each value is one message in the stream of the records, on a subject of its own. The server accepts it only
+from the attempt that wrote the last revision. So it does not change the record, and a stalled attempt cannot
+write it.
 
-A step is claimed before its effect and done after it. A claim that was not followed by anything is what a
-crash between the two leaves: nobody can know then whether the effect happened.
+A step is claimed before its effect and marked as done after it. A crash between the two leaves a claim only:
+then nobody can know whether the effect happened.
 """
 
 from dataclasses import dataclass
@@ -14,29 +15,29 @@ from jsq.errors import BadOption
 from jsq.model.job import check_text
 
 CHECKPOINT = "checkpoint"
-"""The place of a job's last checkpoint among what it keeps."""
+"""The key of a job's last checkpoint among its stored values."""
 
 ALL_STEPS = "once.>"
-"""The places of all steps."""
+"""The pattern of the keys of all steps."""
 
 MAX_STEP_LENGTH = 128
 
 MAX_VALUE_BYTES = 65_536
-"""Bytes of JSON that one kept value may take."""
+"""Maximum size of one stored value, in bytes of JSON."""
 
 MAX_STEPS = 256
-"""Steps that one job may take."""
+"""Maximum number of steps of one job."""
 
 OnUnknownStep = Literal["raise", "run", "skip"]
-"""What to do with a step that was begun and of which no end is known."""
+"""The handling of a step that was started and has no known end."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """What is known of a step: begun by an `attempt`, and `done` with a `value` perhaps.
+    """The stored state of a step: started by an `attempt`, and possibly `done` with a `value`.
 
-    `not_executed` is one whose effect has certainly not happened; `error` is what another raised. `number` is
-    how many steps the job had begun when this was written.
+    `not_executed` is true if its effect has certainly not happened; `error` is the exception of a failed
+    step. `number` is how many steps the job had started when this was written.
     """
 
     attempt: int

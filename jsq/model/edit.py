@@ -1,4 +1,4 @@
-"""The edit of a job that has not begun: other arguments, options, priority or queue."""
+"""The edit of a job that has not started: other arguments, options, priority or queue."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from jsq.model.retry import BackoffOption
 
 
 class JobChanges(TypedDict, total=False):
-    """The options that an edit may change; see `SubmitOptions`. What is left out stays as it is.
+    """The options that an edit may change; see `SubmitOptions`. An option that is left out does not change.
 
     `deadline` and `expires` count from the edit. `priority` moves the job to the end of that priority.
     """
@@ -36,7 +36,7 @@ class JobChanges(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class JobEdit:
-    """What an edit changes: `arguments` as they travel, `options`, and the queue; None for what stays."""
+    """The changes of an edit: encoded `arguments`, `options`, and the queue; None for no change."""
 
     options: Options
     arguments: bytes | None = None
@@ -73,7 +73,7 @@ def check_changes(written: Mapping[str, object]) -> None:
 
 
 def absolute_deadline(deadline: float | datetime, due: datetime | None, now: datetime) -> datetime:
-    """The moment of a deadline that is given at `now`. Raises `BadOption` for one before the job is due."""
+    """The time of a deadline that is given at `now`. Raises `BadOption` if it is before the due time."""
     moment = deadline if isinstance(deadline, datetime) else now + timedelta(seconds=deadline)
     if due is not None and moment <= due:
         raise BadOption("deadline", deadline, "must be after the start of the job")
@@ -81,5 +81,5 @@ def absolute_deadline(deadline: float | datetime, due: datetime | None, now: dat
 
 
 def is_edited(found: LoggedEvent) -> bool:
-    """Whether a record is that of a job that was edited, and has not begun since."""
+    """Whether the record is that of a job that was edited, and has not started since."""
     return found.event.reason == EDITED and found.state in SUBMITTED_STATES

@@ -16,10 +16,10 @@ SUBMITTED_STATES = ("queued", "scheduled")
 """States of a job without a record, derived from its message."""
 
 OPEN_STATES = ("running", "retrying", "snoozed", "interrupted")
-"""States workers write which are not the last."""
+"""States that workers write and that are not final."""
 
 FINAL_STATES = ("succeeded", "failed", "cancelled", "expired")
-"""States after which nothing follows by itself."""
+"""States that do not change without a request."""
 
 TRANSITIONS: Mapping[str, frozenset[str]] = {
     "queued": frozenset({"queued", "running", "cancelled", "failed", "expired"}),
@@ -35,11 +35,11 @@ TRANSITIONS: Mapping[str, frozenset[str]] = {
     "cancelled": frozenset({"retrying"}),
     "expired": frozenset({"retrying"}),
 }
-"""What may follow each state. A state of waiting after itself is another due time, or an edit of a job that
-has not begun. `running` after `running` is a crash: the worker fell silent and another took over.
-`retrying` after a final state is an operator's replay: of a failed job, or of another that is to run again.
-`failed` without a run is a job nobody could run. `expired` is one whose deadline came before its success, or
-which nobody began by when it `expires`."""
+"""The states that may follow each state. A waiting state after itself is another due time, or an edit of a
+job that has not started. `running` after `running` is a crash: the worker died or stalled, and another one
+reclaimed the job. `retrying` after a final state is a retry by an operator. `failed` without a run is a job
+that no worker could run. `expired` is a job that did not succeed before its deadline, or did not start before
+it `expires`."""
 
 REASONS = (
     "error",
@@ -54,34 +54,34 @@ REASONS = (
     "step_unknown",
     "overdue",
 )
-"""Why a job failed for good. `overdue`: the window of its retries closed before a worker came to the next."""
+"""Why a job failed for good. `overdue`: the window of its retries closed before the next attempt."""
 
 EDITED = "edited"
-"""The reason of a revision that holds the changed order of a job that has not begun; see `jsq.model.edit`."""
+"""The reason of a revision with the changed order of a job that has not started; see `jsq.model.edit`."""
 
 MAX_EVENT_HEADER_BYTES = 2_048
-"""Bytes that the headers in a record take: each revision of the job carries them."""
+"""Maximum size of the headers in a record, in bytes: each revision of the job carries them."""
 
 MAX_RECORD_ARGUMENTS = 8_192
-"""Bytes of arguments that a final record holds; of larger ones it holds the size and the hash."""
+"""Maximum size of the arguments in a final record; larger ones are replaced by their size and hash."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change of a job.
+    """One revision of the record of a job.
 
-    `message` and `delivery` name the handing-over that a `running` event stands for: the sequence of the
-    message on its queue, and how often it had been delivered. `token` is the sequence of the `running` event
-    that an outcome belongs to. `due` is when a scheduled, retrying or snoozed job may start. `quarantine` is
-    the queue where the message stands, if not on the job's own; `forgiven_crashes` counts the crashes that
-    led there. `key` is whose job it is. `expires` is the moment by which the job was to begin; see
-    `jsq.model.expiry`. `headers` are the submitter's. `retry_until` is when the window of its retries closes.
-    `callbacks_pending` tells that callbacks are submitted after this event, and before the delivery is
-    settled; `fallback` is the job that a failed one is handed over to. `priority` is empty for normal.
-    `submitted` is when the server stored the first message, `started` when the attempt began. A final event
-    has the job's arguments as a JSON value, or the size and SHA-256 of larger ones. `result_apart` says that
-    the result has a key of its own. `options` are those of the job's submit that change how it runs, by their
-    names: of a job that has ended, or has not begun.
+    `message` and `delivery` identify the delivery of a `running` revision: the sequence of the message on its
+    queue, and how often it had been delivered. `token` is the sequence of the `running` revision that an
+    outcome belongs to. `due` is when a scheduled, retrying or snoozed job may start. `quarantine` is the
+    queue of the message, if it is not the job's own; `forgiven_crashes` counts the crashes that led there.
+    `key` is the job's key. `expires` is the time by which the job had to start; see `jsq.model.expiry`.
+    `headers` are the submitter's. `retry_until` is when the retry window closes. `callbacks_pending` is true
+    if callbacks are submitted after this revision, and before the delivery is settled; `fallback` is the job
+    that runs instead of a failed one. `priority` is empty for normal. `submitted` is when the server stored
+    the first message, `started` when the attempt started. A final revision has the job's arguments as a JSON
+    value, or the size and SHA-256 of larger ones. `result_apart` is true if the result has a key of its own.
+    `options` are those options of the submit that change how the job runs, by their names, if the job has
+    ended or has not started.
     """
 
     state: str
@@ -138,33 +138,33 @@ class LoggedEvent:
 
     @property
     def current_queue(self) -> str:
-        """The queue where the job's messages stand."""
+        """The queue of the job's messages."""
         return self.event.quarantine or self.queue
 
     @property
     def may_wait_for_key(self) -> bool:
-        """Whether the job's message may stand in a key's line: who tells no task, tells no key either."""
+        """Whether the job's message may be in a key group: a revision without a task has no key either."""
         return bool(self.event.key) or not self.event.task
 
 
 class StartVerdict(Enum):
-    """What a delivery is to do, after the log refused its start."""
+    """The verdict on a delivery whose start was refused by the record."""
 
-    START = "start"  # no worker runs it: start after the last event
-    RECLAIM = "reclaim"  # the lease of the worker that ran it has expired: a crash
-    RESTART = "restart"  # the worker that ran it lives, and had to end it: start again, and count no crash
+    START = "start"  # No worker runs it: start after the last revision.
+    RECLAIM = "reclaim"  # The lease of the worker that ran it has expired: a crash.
+    RESTART = "restart"  # Its worker is alive, and had to end it: start again, and count no crash.
     ENSURE_NEXT_ATTEMPT = (
-        "ensure next attempt"  # its next attempt is recorded: ensure that it is scheduled, then settle
+        "ensure next attempt"  # Its next attempt is recorded: ensure that it is scheduled, then settle.
     )
-    SETTLE = "settle"  # the job has ended: settle without running
-    DROP = "drop"  # another message of the same job runs it: settle this delivery
-    ABANDON = "abandon"  # a newer delivery of this message exists: only that one may settle
-    RESUME = "resume"  # this delivery wrote the start, and the reply was lost: go on
+    SETTLE = "settle"  # The job has ended: settle without running.
+    DROP = "drop"  # Another message of the job is in use: settle this delivery.
+    ABANDON = "abandon"  # A newer delivery of this message exists, and only that one may settle.
+    RESUME = "resume"  # This delivery wrote the start, and the reply was lost: continue.
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryInfo:
-    """A delivery: its worker, the sequence of its message (in a quarantine), and the count of deliveries.
+    """A delivery: its worker, the sequence of its message (in a quarantine), and the number of deliveries.
 
     `previous` is the revision that the message's attempt builds on, 0 for a first attempt.
     """
@@ -177,9 +177,9 @@ class DeliveryInfo:
 
 
 def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits: bool) -> StartVerdict:
-    """Decide what a delivery does whose start was refused because the log says `last`.
+    """Judge a delivery whose start was refused because the last revision is `last`.
 
-    `other_waits` tells whether the message that `last` names still stands on the queue.
+    `other_waits` is true if the message that `last` names is still on the queue.
     """
     if last is None:
         return StartVerdict.START
@@ -192,15 +192,15 @@ def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits:
         next_attempt = current.previous > event.token
         return StartVerdict.START if next_attempt else StartVerdict.ENSURE_NEXT_ATTEMPT
     if event.quarantine and event.quarantine != current.quarantine:
-        return StartVerdict.DROP  # it has begun in a quarantine: its message stands there
+        return StartVerdict.DROP  # it has started in a quarantine: its message is there
     same = (event.quarantine, event.message) == (current.quarantine, current.message)
     if event.state == "interrupted" and same:
-        # A server that was killed may have forgotten the last delivery, and give its number again.
+        # A server that was killed may have forgotten the last delivery, and use its number again.
         return StartVerdict.START if current.delivery >= event.delivery else StartVerdict.ABANDON
     if event.state in (*SUBMITTED_STATES, "interrupted"):
         return StartVerdict.START
     if event.state != "running":
-        return StartVerdict.ABANDON  # a later release wrote it, and will know
+        return StartVerdict.ABANDON  # a later release wrote it, and can handle it
     if not same:
         return StartVerdict.DROP if other_waits else StartVerdict.RECLAIM
     if event.delivery == current.delivery and event.worker == current.worker:
@@ -209,7 +209,7 @@ def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits:
 
 
 def first_event(job: Job, state: str, due: datetime | None = None) -> Event:
-    """The revision of a job before its first attempt, or before the first one after a replay."""
+    """The revision of a job before its first attempt, or before the first one after an operator's retry."""
     return Event(
         state,
         job.task,
@@ -224,30 +224,30 @@ def first_event(job: Job, state: str, due: datetime | None = None) -> Event:
 
 
 def event_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """The headers that the events of a job carry: the first `MAX_EVENT_HEADER_BYTES` of them."""
-    told: dict[str, str] = {}
+    """The headers in the revisions of a job: the first `MAX_EVENT_HEADER_BYTES` of them."""
+    carried: dict[str, str] = {}
     room = MAX_EVENT_HEADER_BYTES
     for name, value in headers.items():
-        room -= len(name) + len(value.encode()) + 6  # what JSON sets round them
+        room -= len(name) + len(value.encode()) + 6  # quotes and separators of JSON
         if room < 0:
             break
-        told[name] = value
-    return told
+        carried[name] = value
+    return carried
 
 
 def record_fields(found: LoggedEvent) -> Mapping[str, Any]:
-    """The fields of a `JobRecord` that an event tells."""
+    """The fields of a `JobRecord`, from the last revision."""
     event = found.event
     return {
         "id": found.job,
         "queue": found.queue,
         "sequence": found.sequence,
         "at": found.at,
-        **{name: getattr(event, name) for name in _told},
+        **{name: getattr(event, name) for name in _RECORD_FIELDS},
     }
 
 
-_told = (
+_RECORD_FIELDS = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
     *("due", "progress", "text", "tags", "has_result", "result", "quarantine", "key", "expires", "headers"),
     *("fallback", "interruptions", "submitted", "started", "arguments", "arguments_size", "arguments_hash"),

@@ -1,8 +1,8 @@
-"""Expiry: a job that has not begun by a moment never begins, and has expired from that moment on.
+"""Expiry: a job that has not started by its expiry never starts, and is expired from then on.
 
-The moment travels with the job's message and with its events. Who reads them judges by it and by the server's
-clock, so that a job expires also where nobody lives to say so. That it was begun in time is told by when the
-server stored the start: both the worker and who reads judge by that, and so never differ.
+The message and the revisions of a job contain the time. Every reader compares it with the server's clock, so
+a job expires even if no worker is alive to record it. A start was in time if the server stored it in time.
+Workers and readers both judge by that, so they never differ.
 """
 
 from dataclasses import replace
@@ -11,15 +11,15 @@ from datetime import UTC, datetime, timedelta
 from jsq.errors import BadOption
 from jsq.model.event import SUBMITTED_STATES, LoggedEvent
 
-NOT_STARTED = "nobody began it before it expired"
-"""What the record of such a job says."""
+NOT_STARTED = "no worker started it before it expired"
+"""The error in the record of such a job."""
 
 UNKNOWN_TASK = "unknown_task"
-"""Why a job was put off that no worker knew the task of: it has not begun."""
+"""The reason of a snoozed job whose task the worker did not know: it has not started."""
 
 
 def has_not_started(found: LoggedEvent) -> bool:
-    """Whether a job that expires has yet to begin, by its last event: a start that was too late is none."""
+    """Whether a job that expires has not started, by its last event; a start that was too late is none."""
     event = found.event
     if event.expires is None:
         return False
@@ -32,13 +32,13 @@ def has_not_started(found: LoggedEvent) -> bool:
 
 
 def has_expired(found: LoggedEvent, now: datetime) -> bool:
-    """Whether a job has expired by its last event, be that recorded or not."""
+    """Whether a job has expired by its last event, recorded or not."""
     expires = found.event.expires
     return expires is not None and now >= expires and has_not_started(found)
 
 
 def apply_expiry(found: LoggedEvent, now: datetime) -> LoggedEvent:
-    """A job's last event as it reads now: that of one which has expired says so."""
+    """The last event of a job as of `now`: with the state `expired` if the job has expired."""
     expires = found.event.expires
     if expires is None or not has_expired(found, now):
         return found
@@ -47,14 +47,14 @@ def apply_expiry(found: LoggedEvent, now: datetime) -> LoggedEvent:
 
 
 def expiry_time(expires: float | datetime, due: datetime | None, now: datetime) -> datetime:
-    """The moment that a submit at `now` asks for, in UTC to the millisecond, as it travels.
+    """The expiry time of a submit at `now`, in UTC, to the millisecond.
 
-    Raises `BadOption` for one that has passed, or before which the job may not start.
+    Raises `BadOption` if it has passed, or if the job may only start later.
     """
     asked = expires if isinstance(expires, datetime) else now + timedelta(seconds=expires)
     if asked <= now:
         raise BadOption("expires", expires, "must be in the future")
     if due is not None and due >= asked:
         raise BadOption("expires", expires, "must be after the start of the job")
-    told = asked.astimezone(UTC)
-    return told.replace(microsecond=told.microsecond // 1000 * 1000)
+    moment = asked.astimezone(UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)

@@ -1,7 +1,7 @@
 """A job: one submitted call of a task, and the names it may carry.
 
-`Job` is the order, as it travels. `JobRecord` is what is known of a job, as the log tells it.
-The receipt that a submitter holds is `jsq.client.handle.JobHandle`.
+`Job` is the order, as it is sent. `JobRecord` is the stored state of a job. A submitter holds a
+`jsq.client.handle.JobHandle`.
 """
 
 import re
@@ -16,7 +16,7 @@ from jsq.model.retry import Backoff
 
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-"""Priorities, the one served first first."""
+"""Priorities, the highest first."""
 
 DEFAULT_QUEUE = "default"
 RESERVED_QUEUES = frozenset({"dead", "dlq", "events", "jobs", "ids", "workers"})
@@ -30,20 +30,20 @@ _namespace = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it travels: what to run, and how.
+    """A job as it is sent: what to run, and how.
 
     `arguments` is JSON: an object of named arguments, or a list `[positional, named]`. `failures`, `crashes`
-    and `interruptions` count what went before; `previous_sequence` is the log's sequence that this attempt
-    builds on, 0 for a first. `quarantine` is the queue where the job's messages stand since it took down too
-    many workers of its own, which were `forgiven_crashes` in number; its log stays that of its own queue.
-    `deadline` is a moment, or seconds from when the server puts the job on its queue. `key`, `per_key` and
-    `group_slot` say in whose line it waits, how many of that may run, and how long it keeps the place it has.
-    One that has not begun by `expires` never begins; it is None from when the job has. `retry_for` is the
-    window of its retries in seconds from its first start, `retry_until` the end of that, once it is known.
-    `callback_of` is the job that this one is a callback of. `unique` is the hash of a key for which another
-    job may wait for the end of this one. `slots` is how many of its worker's slots it takes. `submitted` is
-    when it was submitted, in milliseconds since the epoch, if its message is not the first one; else 0.
-    `keep_arguments` is False for a job whose record must not hold its arguments.
+    and `interruptions` count those of earlier attempts; `previous_sequence` is the revision that this attempt
+    builds on, 0 for a first attempt. `quarantine` is the queue of the job's messages after it crashed too
+    many workers of its own queue (`forgiven_crashes`); its record stays under its own queue. `deadline` is a
+    datetime, or seconds from when the server puts the job on its queue. `key`, `per_key` and `group_slot` are
+    its key group, how many jobs of the group may run, and how long the job keeps its slot there. A job that
+    has not started by `expires` never starts; it is None once the job has started. `retry_for` is the retry
+    window in seconds from the first start, `retry_until` its end, once that is known. `callback_of` is the
+    job that this one is a callback of. `unique` is the hash of a key for which another job may wait for the
+    end of this one. `slots` is how many slots of its worker it takes. `submitted` is when it was submitted,
+    in milliseconds since the epoch, if its message is not the first one; else 0. `keep_arguments` is False
+    for a job whose record must not hold its arguments.
     """
 
     id: str
@@ -78,40 +78,41 @@ class Job:
 
     @property
     def waits_for_key(self) -> bool:
-        """Whether it has to wait in its key's line; in a quarantine there are none."""
+        """Whether the job must wait in its key group; a quarantine has no key groups."""
         return bool(self.key) and self.group_slot is None and not self.quarantine
 
     @property
     def key_token(self) -> str:
-        """Its key as part of a subject."""
+        """The key as a token of a subject."""
         return key_token(self.key)
 
     @property
     def current_queue(self) -> str:
-        """The queue where its messages stand."""
+        """The queue of the job's messages."""
         return self.quarantine or self.queue
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, from 1. One that was snoozed or interrupted spends no number."""
+        """The number of this attempt, from 1. A snoozed or interrupted attempt uses no number."""
         return 1 + self.failures + self.crashes
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """What is known of a job: its last event, with the moment (UTC) the server stored it.
+    """The stored state of a job: its last event, and the time (UTC) when the server stored it.
 
-    `sequence` is the event's place in the log; that of a `running` event is the attempt's fencing token.
-    `failures` counts the attempts that failed and were to be tried again, `crashes` the workers that died or
-    fell silent, `interruptions` those that were told to stop.
-    `result` is the JSON value a task returned, None where there is none (yet). `quarantine` is the queue
-    where it runs since it took down too many workers of its own. `expires` is the moment by which it is to
-    begin, as long as it has not; `headers` are those it was submitted with, as far as a record has room.
-    `fallback` is the job that a failed one was handed over to. `submitted` and `started` (of the last
-    attempt) are moments by the server's clock. A job that has ended has its `arguments`, a JSON value: an
-    object of named ones, or a list `[positional, named]`; of more than 8 KiB, their size in bytes and their
-    SHA-256. `has_arguments` tells null from none. `options` are those of its submit that change how it runs
-    (retries, timeout and so on), by their names, of a job that waits for its first attempt or has ended.
+    `sequence` is the number of the event on the server; for a `running` event it is the fencing token of the
+    attempt. `failures` counts the failed attempts that were retried, `crashes` the workers that died or
+    stalled, `interruptions` the workers that stopped.
+    `result` is the JSON value that the task returned, None if there is none (yet). `quarantine` is the queue
+    where the job runs after it crashed too many workers of its own. `expires` is the time by which it must
+    start, as long as it has not; `headers` are those of the submit, as far as a record has room. `fallback`
+    is the job that was submitted instead of a failed one. `submitted` and `started` (of the last attempt) are
+    times of the server's clock. A job that has ended has its `arguments`, a JSON value: an object of named
+    arguments, or a list `[positional, named]`; instead of more than 8 KiB, their size in bytes and their
+    SHA-256. `has_arguments` distinguishes null from none. `options` are those options of the submit that
+    change how the job runs (retries, timeout and so on), by their names, if the job waits for its first
+    attempt or has ended.
     """
 
     id: str
@@ -188,7 +189,7 @@ def check_queue(name: str) -> str:
 
 
 def check_text(kind: str, text: object, longest: int) -> str:
-    """A name that is any printable text of some length; subjects hold its token. Raises `BadName`."""
+    """Check a name that may be any printable text; subjects hold its token. Raises `BadName`."""
     if not isinstance(text, str) or not 1 <= len(text) <= longest or not text.isprintable():
         raise BadName(kind, text, text_rule(longest))
     return text
@@ -199,7 +200,7 @@ def text_rule(longest: int) -> str:
 
 
 def check_id(id: object) -> str:
-    """An id: any printable text of some length. Raises `BadName`."""
+    """Check an id: any printable text of up to `MAX_ID_LENGTH` characters. Raises `BadName`."""
     return check_text("job", id, MAX_ID_LENGTH)
 
 

@@ -1,4 +1,4 @@
-"""A choice of jobs: what is said of them goes together, and what is not said leaves it open."""
+"""Filters of jobs: a job must match all given criteria."""
 
 import json
 import re
@@ -25,12 +25,12 @@ _missing = object()
 
 
 class JobFilter(TypedDict, total=False):
-    """What may be said of jobs that are looked for; what is said goes together.
+    """Criteria for jobs. A job must match all of them.
 
-    `queue`: the one they were submitted to.
-    `task`, `state`: one, or several of which a job has one.
-    `tag`: one, or several of which a job has all.
-    `since`, `until`: when what their records tell came about, as aware moments; the second is not included.
+    `queue`: the queue that the jobs were submitted to.
+    `task`, `state`: one value, or several of which a job must have one.
+    `tag`: one tag, or several, all of which a job must have.
+    `since`, `until`: limits for the time of the last event, aware; `until` is not included.
     `arg`: values of their arguments by dotted paths: `{"user.id": 5}`. Jobs that ended with
     more than 8 KiB of arguments are not found by them, unless they failed.
     """
@@ -46,7 +46,7 @@ class JobFilter(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class JobCriteria:
-    """Which jobs, as it was read and checked; see `JobFilter`."""
+    """The checked criteria of a filter; see `JobFilter`."""
 
     queue: str | None = None
     tasks: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class JobCriteria:
     args: tuple[tuple[tuple[str, ...], Any], ...] = ()
 
     def matches(self, found: LoggedEvent) -> bool:
-        """Whether a job is one of those, by its record: of its arguments that knows nothing."""
+        """Whether a job matches by its record, which does not include the arguments."""
         event = found.event
         return (
             self.queue in (None, found.queue)
@@ -69,7 +69,7 @@ class JobCriteria:
         )
 
     def matches_arguments(self, payload: bytes) -> bool:
-        """Whether a job is one of those, by its arguments as they travel."""
+        """Whether a job matches by its encoded arguments."""
         try:
             arguments = json.loads(payload)
         except (ValueError, RecursionError):
@@ -77,16 +77,17 @@ class JobCriteria:
         return self.matches_values(arguments)
 
     def matches_values(self, arguments: Any) -> bool:
-        """Whether a job is one of those, by its decoded arguments."""
+        """Whether a job matches by its decoded arguments."""
         return all(same_json(value_at(arguments, path), value) for path, value in self.args)
 
 
 def read_criteria(
     among: Sequence[str] = ALL_STATES, *, named: bool = False, why: str = "", **which: Unpack[JobFilter]
 ) -> JobCriteria:
-    """A choice as a user wrote it, of jobs in one of the states `among`.
+    """Read a filter of jobs in one of the states `among`.
 
-    With `named`, something is to be said. `why` tells of the other states. Raises `BadOption`, `BadName`.
+    With `named`, it needs at least one criterion. `why` explains why other states are refused. Raises
+    `BadOption`, `BadName`.
     """
     said = {name: value for name, value in which.items() if value is not None}
     check_known(said, [*JobFilter.__annotations__], NO_TERMS)
@@ -111,7 +112,7 @@ def read_criteria(
 
 
 def read_texts(name: str, asked: str | Iterable[str] | None) -> tuple[str, ...]:
-    """One or several texts. Raises `BadOption` for none, and for what is no text."""
+    """One or several texts. Raises `BadOption` for an empty list, and for anything but text."""
     if asked is None:
         return ()
     if not isinstance(asked, Iterable):
@@ -123,7 +124,7 @@ def read_texts(name: str, asked: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 def read_args(asked: Mapping[str, Any] | None) -> tuple[tuple[tuple[str, ...], Any], ...]:
-    """Values by the parts of their paths. Raises `BadOption`."""
+    """The values, by the parts of their paths. Raises `BadOption`."""
     if asked is None:
         return ()
     if not isinstance(asked, Mapping) or not asked:
@@ -147,7 +148,7 @@ def check_json(path: str, value: Any) -> Any:
 
 
 def value_at(arguments: Any, path: Sequence[str]) -> Any:
-    """What stands at a path of packed arguments, named ones or `[positional, named]`; else `_missing`."""
+    """The value at a path of decoded arguments, named ones or `[positional, named]`; else `_missing`."""
     if isinstance(arguments, list) and len(arguments) == 2 and isinstance(arguments[1], dict):
         positional, named = arguments
         arguments = positional if _index.fullmatch(path[0]) else named

@@ -1,10 +1,10 @@
-"""A line: the jobs of one key wait in it, and are let onto their queue in turn. Pure: it asks nobody.
+"""A key group: the jobs of one key wait in it, and are admitted to their queue in order. Pure: no I/O.
 
-Who was let on has a place in the key's turn, and who may be next is decided here. With `per_key`, a job keeps
-its place to its end, so that no more than so many of the key's run at once; with `per_key=1` over its retries
-too, so that they run in the order in which they came. Without it a job keeps its place until it begins: so
-each key has a few jobs (`READY_PER_KEY` times its weight) among those that wait on the queue, and keys take
-turns.
+An admitted job has a slot of the group, and this module decides which job is next. With `per_key`, a job
+keeps its slot to its end, so that no more than that many jobs of the key run at once. With `per_key=1` it
+keeps the slot over its retries too, so that the jobs run in the order of their submits. Without `per_key` a
+job keeps its slot until it starts: each key has a few jobs (`READY_PER_KEY` times its weight) on the queue,
+and keys take turns.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from jsq.errors import BadOption
 
 MAX_KEY_LENGTH = 256
 READY_PER_KEY = 4
-"""Jobs of a key that wait on the queue together: with one, a key alone would wait for each to be let on."""
+"""Jobs of a key on the queue at once: with one, a single key would wait for each admission."""
 
 MAX_PER_KEY = 1_000
 MAX_WEIGHT = 1_000
 MAX_WEIGHTS = 1_000
 
 SlotKind = Literal["job", "attempt", "start"]
-"""How long a job keeps its place: to its end, over its retries too; for an attempt; until it begins."""
+"""How long a job keeps its slot: to its end, including retries; for an attempt; until it starts."""
 
 SLOT_KINDS: tuple[SlotKind, ...] = get_args(SlotKind)
 
@@ -33,7 +33,7 @@ _token = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """What a queue says of its keys: the default of `per_key`, and the weights of some (of the others: 1)."""
+    """The limits of the keys of a queue: the default of `per_key`, and the weights of some keys (else 1)."""
 
     per_key: int | None = None
     weights: Mapping[str, int] | None = None
@@ -41,10 +41,10 @@ class GroupLimits:
 
 @dataclass(frozen=True, slots=True)
 class WaitingJob:
-    """A job that waits in a line, at a `sequence` of it: what decides whether it may be let on.
+    """A job that waits in a key group: its `sequence` there, and the values that decide its admission.
 
-    `previous_sequence` is the log's sequence that its next attempt builds on: it rises each time that it
-    comes back.
+    `previous_sequence` is the revision that its next attempt builds on. It rises each time that the job
+    returns.
     """
 
     id: str
@@ -55,10 +55,10 @@ class WaitingJob:
 
 
 class SlotHolder(NamedTuple):
-    """One who was let on: the id of a job, its place, and what the attempt builds on that it was let on for.
+    """An admitted job: its id, its slot, and the revision that its attempt builds on.
 
-    By this `previous_sequence` a place is told from the one that the same job had before, so that who is late
-    to give that one up does not give up this one.
+    This `previous_sequence` distinguishes the slot from an earlier one of the same job, so that a late
+    release of the earlier slot does not release this one.
     """
 
     id: str
@@ -68,10 +68,10 @@ class SlotHolder(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """Who of a key was let on.
+    """The admitted jobs of a key.
 
-    Those in `admitting` were let on last, and may still have to be put on the queue. `admitted_up_to` is how
-    far the line was let on; what still waits stands behind.
+    Those in `admitting` were admitted last, and may not be on the queue yet. `admitted_up_to` is the last
+    sequence of the group that was admitted; waiting jobs have higher sequences.
     """
 
     slots: tuple[SlotHolder, ...] = ()
@@ -79,26 +79,26 @@ class GroupState:
     admitted_up_to: int = 0
 
     def slot_of(self, id: str) -> SlotHolder | None:
-        """What a job holds, None where that is nothing."""
+        """The slot of a job; None if it has none."""
         return next((one for one in self.slots if one.id == id), None)
 
     def without(self, leaving: Mapping[str, int]) -> "GroupState":
-        """The turn when some jobs have left it whose attempts on top of a sequence, or less, are over."""
+        """The state without the slots of jobs whose attempts on a revision, or an earlier one, are over."""
         left = tuple(one for one in self.slots if one.previous_sequence > leaving.get(one.id, -1))
         stay = {one.id for one in left}
         return replace(self, slots=left, admitting=tuple(id for id in self.admitting if id in stay))
 
     def without_admitting(self) -> "GroupState":
-        """The turn when all who were let on stand on the queue."""
+        """The state when all admitted jobs are on the queue."""
         return replace(self, admitting=())
 
     def already_admitted(self, waiter: WaitingJob) -> bool:
-        """Whether it was let on already, and still stands in the line."""
+        """Whether a job was admitted already, and its message is still in the group."""
         found = self.slot_of(waiter.id)
         return found is not None and waiter.previous_sequence <= found.previous_sequence
 
     def has_room_for(self, waiter: WaitingJob, rule: GroupLimits) -> bool:
-        """Whether there is room for who is next. One that came back waits until it has left."""
+        """Whether there is a slot for the next job. A returned job waits until its old slot is released."""
         if self.slot_of(waiter.id) is not None:
             return False
         place, limit = slot_for(waiter, rule)
@@ -107,13 +107,13 @@ class GroupState:
         return len(self.slots) < limit
 
     def with_slot_for(self, waiter: WaitingJob, rule: GroupLimits) -> "GroupState":
-        """The turn when one more was let on."""
+        """The state with one more admitted job."""
         holders = (*self.slots, SlotHolder(waiter.id, slot_for(waiter, rule)[0], waiter.previous_sequence))
         return GroupState(holders, (*self.admitting, waiter.id), max(self.admitted_up_to, waiter.sequence))
 
 
 def slot_for(waiter: WaitingJob, rule: GroupLimits) -> tuple[SlotKind, int]:
-    """The kind of place that a job is given, and how many of its key may have one."""
+    """The kind of slot that a job gets, and how many jobs of its key may have one."""
     most = waiter.per_key or rule.per_key
     if most is None:
         return "start", READY_PER_KEY * (rule.weights or {}).get(waiter.key, 1)
@@ -121,7 +121,7 @@ def slot_for(waiter: WaitingJob, rule: GroupLimits) -> tuple[SlotKind, int]:
 
 
 def key_token(key: str) -> str:
-    """A key as part of a subject: itself where it can be, else what stands for it."""
+    """A key as a token of a subject: the key itself if possible, else its hash."""
     if _token.fullmatch(key):
         return key
     return "~" + hashlib.sha256(key.encode()).hexdigest()[:40]

@@ -1,7 +1,7 @@
-"""What one submit may ask for: each option is declared here, once.
+"""The options of a submit: each option is declared here, once.
 
-`SubmitOptions` is how users write them, `Options` what was read and checked of it. A new option is a line in
-each, and a field of `Job` where it travels with the job (`ENVELOPE_OPTIONS`).
+`SubmitOptions` are the options that users write, `Options` is their checked form. A new option is a line in
+each, and a field of `Job` if it is sent with the job (`ENVELOPE_OPTIONS`).
 """
 
 import difflib
@@ -28,32 +28,31 @@ ENVELOPE_OPTIONS = (
     *("headers", "tags", "backoff", "retries", "timeout", "keep_result", "retry_for", "slots"),
     "keep_arguments",
 )
-"""The options that travel with a job as they were asked: `Job` has a field of the same name for each."""
+"""The options that are sent with a job unchanged: `Job` has a field of the same name for each."""
 
 KEY_OPTIONS = ("key", "per_key")
-"""Those that travel apart from the others, for they differ from job to job: fields of `Job` as well."""
+"""Options that are sent apart from the others, because they differ from job to job; also fields of `Job`."""
 
 _header = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
 
 class JobOptions(TypedDict, total=False):
-    """What may be written for jobs; None, like what is left out, leaves it to the task's declaration.
+    """The options of jobs. None, or an option that is left out, means the declaration of the task.
 
-    Durations are seconds, a `timedelta`, or text such as `"5m"`; moments are aware `datetime`s.
-
-    `queue`, `priority`: where the job waits, and whether before others (high, normal, low).
-    `headers`, `tags`: what travels with it for the task and for who looks for it.
-    `retries`, `backoff`: how often it is tried again, and after which waits; see `App.task`.
-    `retry_for`: from its first start, or until a moment: no failure is tried again after that.
-    `timeout`: for each attempt.
-    `keep_result`: from its end; 0 keeps the outcome without the result.
-    `keep_arguments`: whether the job's record holds its arguments once it has ended [yes]. False where the
-    task or the queue says False.
-    `deadline`: from the submit, or a moment: by then the job is to have ended, else it ends as `expired`.
-    `key`: whose job it is, 1 to 256 characters: the keys of a queue take turns, however many jobs each has.
-    `per_key`: how many jobs of its key run at once; with 1 one after the other, in the order of the submits.
-    Without a key it says nothing.
-    `slots`: how many of its worker's slots it takes [1]; one that needs more than there are runs alone.
+    Durations are seconds, a `timedelta`, or text such as `"5m"`; times are aware `datetime`s.
+    `queue`, `priority`: where the job waits, and before which others (high, normal, low).
+    `headers`, `tags`: data for the task, and labels by which jobs are found.
+    `retries`, `backoff`: how often the job is retried, and after which waits; see `App.task`.
+    `retry_for`: the time for retries from the first start, or until a datetime. A later failure is final.
+    `timeout`: the limit of each attempt.
+    `keep_result`: how long the result is kept after the end; 0 keeps the outcome without the result.
+    `keep_arguments`: whether the record of the ended job holds its arguments [yes]; False if the task or the
+    queue has False.
+    `deadline`: seconds from the submit, or a datetime; a job that has not ended by then ends as `expired`.
+    `key`: the owner of the job, 1 to 256 characters; the keys of a queue take turns.
+    `per_key`: how many jobs of the key run at once; with 1 one after the other, in the order of the submits.
+    It has no effect without a key.
+    `slots`: how many slots of its worker the job takes [1]; a job that needs more than there are runs alone.
     """
 
     queue: str | None
@@ -73,25 +72,27 @@ class JobOptions(TypedDict, total=False):
 
 
 class SubmitOptions(JobOptions, total=False):
-    """What may be written for one submit: this, and what `JobOptions` tells.
+    """The options of one submit: these, and those of `JobOptions`.
 
-    `delay` or `at`: it starts no earlier.
-    `expires`: from the submit, or a moment: a job that has not begun by then never does, and is `expired`.
-    `id`: the caller's own, any printable text of 1 to 128 characters: the same id gives the same job back,
-    marked as duplicate.
-    `wait_for_room`: a submit that finds the queue or the server full is tried again for so long, under the
-    same id, before it raises `QueueFull` or `BrokerFull`. A bulk counts it anew whenever some was stored.
-    `backoff_max`, `jitter`: the longest wait, and the share of each that is left to chance (0 to 1): of the
-    backoff that is given here, or else declared.
+    `delay` or `at`: the earliest start.
+    `expires`: seconds from the submit, or a datetime; a job that has not started by then never starts, and is
+    `expired`.
+    `id`: the caller's own id, any printable text of 1 to 128 characters. A second submit with the same id
+    returns the first job, marked as duplicate.
+    `wait_for_room`: how long a submit to a full queue or server is retried, under the same id, before it
+    raises `QueueFull` or `BrokerFull`. For a bulk submit the time starts again whenever a job was stored.
+    `backoff_max`, `jitter`: the longest wait, and the random share of each wait (0 to 1), of the given or the
+    declared backoff.
     `unique`: a key (text or bytes of any size), or True for all arguments: while one job of the task has it,
-    no other is stored. False where the task's declaration is not to hold.
-    `unique_until`: the key is held to the job's `finish`, or to its `start`; or `unique_for` so long from its
-    submit, whatever becomes of it (a second at least).
-    `on_duplicate`: a submit that meets the key's holder is to `return` that (marked as duplicate), to `raise`
-    `DuplicateJob`, to `replace` it if it has not begun, or to `keep_last`: to wait for its end, in the place
-    of any other that does.
-    `debounce`: starts so long after the last submit of its key, with the arguments of that one.
-    `throttle`: of the submits of its key within so long only the first is stored.
+    no other is stored. False overrides the task's declaration.
+    `unique_until`: the job holds the key until its `finish`, or until its `start`; or `unique_for`: for this
+    time from its submit, whatever happens to the job (a second at least).
+    `on_duplicate`: if another job holds the key, a submit can `return` that job (marked as duplicate),
+    `raise`
+    `DuplicateJob`, `replace` the job if it has not started, or `keep_last`: wait for its end, instead of any
+    other job that waits.
+    `debounce`: start this long after the last submit of the key, with the arguments of that submit.
+    `throttle`: store only the first submit of the key within this time.
     """
 
     delay: Duration | None
@@ -111,9 +112,9 @@ class SubmitOptions(JobOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How one job is to be submitted and run, durations in seconds; see `SubmitOptions`.
+    """The checked options of one submit, durations in seconds; see `SubmitOptions`.
 
-    `job_fields` holds those of `ENVELOPE_OPTIONS` and `KEY_OPTIONS` that were given: the fields of its `Job`.
+    `job_fields` holds the given options of `ENVELOPE_OPTIONS` and `KEY_OPTIONS`: the fields of the `Job`.
     """
 
     queue: str | None = None
@@ -184,16 +185,16 @@ class Options:
         object.__setattr__(self, "job_fields", given)
 
     def due(self, now: datetime) -> datetime | None:
-        """The moment the job may start, or None for at once."""
+        """The time when the job may start, or None for at once."""
         if self.at is not None:
             return self.at.astimezone(UTC) if self.at > now else None
         wait = self.delay or (self.debounce if self.unique else None)
         return now + timedelta(seconds=wait) if wait else None
 
     def deadline_at_start(self, due: datetime | None, now: datetime) -> float | datetime | None:
-        """The deadline as it travels: a moment, or seconds from when the job may start.
+        """The deadline as it is sent: a datetime, or seconds from when the job may start.
 
-        Raises `BadOption` for one before that.
+        Raises `BadOption` if it is before the start.
         """
         start = due or now
         if isinstance(self.deadline, datetime):
@@ -215,20 +216,20 @@ _DURATIONS = {
     **dict.fromkeys(("timeout", "deadline", "expires", "retry_for", "debounce"), 0.001),
     **dict.fromkeys(("delay", "keep_result", "wait_for_room", "unique_for", "throttle"), 0.0),
 }
-"""The options that are durations, and the least seconds of each."""
+"""The options that are durations, with the least number of seconds of each."""
 
 _NAMES = (*SubmitOptions.__annotations__,)
 
 
 def read_options(now: datetime, /, **written: Any) -> Options:
-    """Options of one submit as a user wrote them (`SubmitOptions`). Raises `BadOption`, `BadName`."""
+    """Read the options of one submit (`SubmitOptions`). Raises `BadOption`, `BadName`."""
     options = parse_options(**written)
     check_moments(options, now)
     return options
 
 
 def parse_options(**written: Any) -> Options:
-    """Options as a user wrote them, whatever the time. Raises `BadOption`, `BadName`."""
+    """Read options without checks against the time. Raises `BadOption`, `BadName`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _NAMES)
     for name, least in _DURATIONS.items():
@@ -250,7 +251,7 @@ def parse_options(**written: Any) -> Options:
 
 
 def check_key_given(options: Options) -> None:
-    """Raises `BadOption` for a number of jobs of no key, where no task says it for those that have one."""
+    """Raises `BadOption` for `per_key` without a key, if no declaration can use it."""
     if options.per_key is not None and options.key is None:
         raise BadOption("per_key", options.per_key, "must be used together with key")
 
@@ -268,7 +269,7 @@ def check_known(written: Mapping[str, object], known: Sequence[str], terms: Peer
 
 
 def misplaced_option_hint(names: Iterable[str]) -> str:
-    """How to write an option that was given among the arguments of a task; empty if none of the names is one.
+    """How to write an option that was given as an argument of a task; empty if no name is an option.
 
     Several task queues take options and arguments in one call; jsq keeps them apart.
     """
@@ -288,12 +289,12 @@ def near_hint(name: str, known: Sequence[str]) -> str:
 
 
 def read_tags(tags: Iterable[str]) -> Sequence[str]:
-    """Tags as a tuple. A text is left whole, to be refused: it is one tag, not many of one letter."""
+    """Tags as a tuple. A text is not split into letters, but returned to be refused later."""
     return tags if isinstance(tags, str) else tuple(tags)
 
 
 def check_moments(options: Options, now: datetime) -> None:
-    """Raises `BadOption` for a moment too far ahead, or for an end that has passed."""
+    """Raises `BadOption` for a time too far ahead, or for an end that has passed."""
     ends = {"deadline": options.deadline, "expires": options.expires, "retry_for": options.retry_until}
     for name, end in ends.items():
         if isinstance(end, datetime):
@@ -310,7 +311,7 @@ def check_not_too_far(name: str, moment: datetime, now: datetime) -> None:
 
 
 def check_start(options: Options) -> None:
-    """Raises `BadOption` where a moment to start at, or an id, is given to a job that has others' in view."""
+    """Raises `BadOption` for a start time or an id that contradicts the unique options."""
     starts = {"delay": options.delay, "at": options.at}
     for name, value in starts.items():
         if value and options.unique and options.debounce is not None:
@@ -332,7 +333,7 @@ def check_start(options: Options) -> None:
 
 
 def check_end(name: str, end: float | datetime | None) -> None:
-    """Raises `BadOption` for an end that is neither a duration nor a moment with a time zone."""
+    """Raises `BadOption` for an end that is neither a duration nor an aware datetime."""
     if isinstance(end, datetime):
         check_moment(name, end)
     else:
@@ -347,7 +348,7 @@ def check_slots(slots: int | None) -> None:
 
 
 def check_keep_arguments(keep: bool | None) -> None:
-    """Raises `BadOption` for what is neither a flag nor left out."""
+    """Raises `BadOption` for anything but a bool or None."""
     if keep is not None and not isinstance(keep, bool):
         raise BadOption("keep_arguments", keep, "must be true or false")
 
@@ -364,7 +365,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise BadName("header", name, "a name that does not start with Nats- or Jsq-, which are reserved")
         if not isinstance(value, str) or not value.isprintable() or not is_utf8(value):
             raise BadOption(f"header {name}", value, "must be printable text of one line")
-    size = len(json.dumps(dict(headers))) if headers else 0  # as they travel: in ASCII, escaped
+    size = len(json.dumps(dict(headers))) if headers else 0  # as they are sent: in ASCII, escaped
     if size > MAX_HEADER_BYTES:
         raise BadOption("headers", f"{size} bytes", f"must take {MAX_HEADER_BYTES} bytes at most")
 

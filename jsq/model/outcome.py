@@ -1,4 +1,4 @@
-"""What an attempt came to, and how it is judged."""
+"""The outcomes of attempts, and how an exception becomes an outcome."""
 
 import traceback
 from collections.abc import Callable
@@ -13,7 +13,7 @@ CALLER_PACKAGES = (__name__.partition(".")[0], "asyncio")
 """The packages whose functions call a task's function: jsq, and the runner of a coroutine in a process."""
 
 RATE_LIMITED = "rate_limited"
-"""The reason of a job that was put off by `RateLimited`."""
+"""The reason of a job that was snoozed by `RateLimited`."""
 
 MAX_ERROR_LENGTH = 2_000
 MAX_TRACEBACK_LENGTH = 12_000
@@ -29,14 +29,14 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The task returned; `result` is what it returned, as JSON."""
+    """The task returned; `result` is the returned value as JSON."""
 
     result: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No other attempt is made by itself. `reason` is one of `jsq.model.event.REASONS`."""
+    """The job failed for good. `reason` is one of `jsq.model.event.REASONS`."""
 
     reason: str
     fault: Fault
@@ -44,10 +44,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """Another attempt after `delay` seconds. One that does not count spends no retry.
+    """Another attempt follows after `delay` seconds. If this one does not count as a failure, it uses no
+    retry.
 
-    `reason` and `text` go into the job's record as they are. `final_reason` is the reason with which the job
-    fails where there is no time for another attempt.
+    `reason` and `text` are copied into the job's record. `final_reason` is the reason of the failure if there
+    is no time for another attempt.
     """
 
     delay: float
@@ -60,24 +61,24 @@ class TryAgain:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """Someone asked for the job to be cancelled, and the attempt has ended."""
+    """A cancel was requested, and the attempt has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """The job's deadline came before its success; what it did last, `cause` tells."""
+    """The job did not succeed before its deadline; `cause` is its last error."""
 
     cause: Fault
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The worker is stopping: the job is handed back, and spends no attempt."""
+    """The worker is stopping: the job is handed back, and uses no attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """The job took down too many workers: it goes on in a quarantine, a queue with workers of its own."""
+    """The job crashed too many workers: it moves to a quarantine, a queue with workers of its own."""
 
     queue: str
     fault: Fault
@@ -91,7 +92,7 @@ class TaskTimeout(TimeoutError):
 
 
 class ChildDied(Exception):
-    """The process that ran an attempt ended under it: by `os._exit`, a signal, or for want of memory."""
+    """The child process of an attempt ended: by `os._exit`, a signal, or lack of memory."""
 
 
 REASON_OF: dict[type[BaseException], str] = {TaskTimeout: "timeout", ChildDied: "child_died"}
@@ -106,7 +107,7 @@ def judge_outcome(
     pick: Callable[[float, float], float],
     attempt: int | None = None,
 ) -> Outcome:
-    """What an exception that a task raised comes to.
+    """The outcome of an exception that a task raised.
 
     `failures` counts the failures before this one, `attempt` is the number of the attempt. `pick` chooses the
     wait within the jitter of the backoff, as `random.uniform` does.
@@ -140,32 +141,32 @@ def judge_outcome(
 
 
 def ask_predicate(when: Predicate, error: BaseException, attempt: int, fault: Fault) -> tuple[bool, Fault]:
-    """What a user's predicate says. One that raises says nothing, and the job's record tells of it."""
+    """The answer of a user's predicate. If it raises, that counts as no answer, and is recorded."""
     try:
         return bool(when(error, attempt)), fault
     except Exception as second:  # a user's function may raise anything
-        told = f"{fault.error} (its retry_if raised {describe_error(second).error})"
-        return True, replace(fault, error=shorten(told, MAX_ERROR_LENGTH))
+        text = f"{fault.error} (its retry_if raised {describe_error(second).error})"
+        return True, replace(fault, error=shorten(text, MAX_ERROR_LENGTH))
 
 
 def apply_deadline(outcome: Outcome, left: float | None, window: float | None = None) -> Outcome:
-    """An outcome, with so many seconds left for the job, and for its retries.
+    """The outcome, given the seconds left until the deadline, and in the retry window.
 
-    It is not tried again at its deadline or after, nor after a failure when the window of its retries has
-    closed: at the deadline it expires, without retries it fails.
+    A job is not retried at its deadline or after, and not after a failure outside its retry window. At the
+    deadline it expires; outside the retry window it fails.
     """
     match outcome:
         case TryAgain(delay=delay, fault=fault, counts_as_failure=counts):
             if counts and window is not None and delay >= window and (left is None or window < left):
                 return Failed(outcome.final_reason, fault)
             if left is not None and delay >= left:
-                told = f"its deadline comes before another attempt; the last: {fault.error or 'put off'}"
-                return Expired(Fault(shorten(told, MAX_ERROR_LENGTH), fault.traceback))
+                text = f"its deadline is before the next attempt; the last: {fault.error or 'snoozed'}"
+                return Expired(Fault(shorten(text, MAX_ERROR_LENGTH), fault.traceback))
     return outcome
 
 
 def requested_delay(signal: Retry | Snooze) -> float | None:
-    """The delay that a signal asks for; None for one that a subclass has set to what is none."""
+    """The delay that a signal requests; None if a subclass has set an invalid one."""
     try:
         return seconds("delay", signal.delay)
     except BadOption:
@@ -173,23 +174,23 @@ def requested_delay(signal: Retry | Snooze) -> float | None:
 
 
 def describe_error(error: BaseException) -> Fault:
-    """An exception as text, cut to a bearable length. An exception that cannot be told is still named."""
+    """An exception as text, shortened. If its message raises, the text has the name of its type."""
     name = type(error).__name__
     try:
         text = str(error)
     except BaseException as second:  # a user's __str__ may raise anything
         text = f"<its message raised {type(second).__name__}>"
-    told = f"{name}: {text}" if text else name
+    full = f"{name}: {text}" if text else name
     return Fault(
-        replace_surrogates(shorten(told, MAX_ERROR_LENGTH)), replace_surrogates(format_traceback(error))
+        replace_surrogates(shorten(full, MAX_ERROR_LENGTH)), replace_surrogates(format_traceback(error))
     )
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback, the innermost frames kept where it is too long."""
+    """The traceback; if it is too long, its innermost frames."""
     try:
         text = "".join(traceback.format_tb(user_frames(error.__traceback__)))
-    except Exception:  # a traceback is a help, never a reason to fail
+    except Exception:  # a missing traceback must not fail the job
         return ""
     return text if len(text) <= MAX_TRACEBACK_LENGTH else "...\n" + text[-MAX_TRACEBACK_LENGTH:]
 
@@ -203,7 +204,7 @@ def user_frames(trace: TracebackType | None) -> TracebackType | None:
 
 
 def is_caller_frame(trace: TracebackType) -> bool:
-    """Whether the frame runs code of jsq or asyncio, by its module: a path may be another project's too."""
+    """Whether the frame runs code of jsq or asyncio, by its module, because paths are ambiguous."""
     return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in CALLER_PACKAGES
 
 

@@ -1,6 +1,6 @@
-"""What is held back on a queue: by a pause, or for a while by `RateLimited`. Pure: it asks nobody.
+"""The pauses of a queue: by an operator, or for some time by `RateLimited`. Pure: no I/O.
 
-A hold is on the whole queue, on one task, or on one key. It ends by itself at its moment, or it is lifted.
+A pause applies to the whole queue, to one task, or to one key. It ends at its end time, or by a resume.
 """
 
 import math
@@ -14,18 +14,18 @@ from jsq.errors import MAX_DURATION, BadOption, Duration, check_moment, seconds
 PauseReason = Literal["paused", "rate_limited"]
 
 WHOLE_QUEUE = "queue"
-"""The place of a hold on a whole queue."""
+"""The scope of a pause of a whole queue."""
 
 MAX_PAUSES = 1_000
-"""Tasks and keys of a queue that are held at once."""
+"""Maximum number of pauses of a queue."""
 
 FOREVER = datetime(2200, 1, 1, tzinfo=UTC)
-"""Where the server needs a moment for what has no end."""
+"""The time that the server gets for a pause without an end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A hold on a queue, or on a `task` or a `key` of it; `until` a moment (UTC), None without end.
+    """A pause of a queue, or of a `task` or a `key` of it; `until` a time (UTC), None without end.
 
     `reason` is `paused` or `rate_limited`.
     """
@@ -37,7 +37,7 @@ class Pause:
 
     @property
     def scope(self) -> str:
-        """What it is on, as a text: of each place there is one hold."""
+        """The scope of the pause, as text: each scope has one pause at most."""
         return pause_scope(self.task, self.key)
 
     @property
@@ -54,7 +54,7 @@ def pause_scope(task: str = "", key: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class PauseSet:
-    """All that is held on a queue, by its place."""
+    """All pauses of a queue, by their scope."""
 
     pauses: Mapping[str, Pause] = field(default_factory=dict)
 
@@ -62,21 +62,21 @@ class PauseSet:
         return bool(self.pauses)
 
     def of_queue(self, now: datetime) -> Pause | None:
-        """The hold on the whole queue, if there is one now."""
+        """The pause of the whole queue, if there is one now."""
         return self._at(WHOLE_QUEUE, now)
 
     def of_job(self, task: str, key: str, now: datetime) -> Pause | None:
-        """The hold on a job's task or key that lasts longest, if there is one now."""
+        """The longest pause of a job's task or key, if there is one now."""
         places = [pause_scope(task=task)] + ([pause_scope(key=key)] if key else [])
         found = [pause for place in places if (pause := self._at(place, now)) is not None]
         return max(found, key=lambda pause: pause.end, default=None)
 
     def active(self, now: datetime) -> "PauseSet":
-        """Those that have not ended."""
+        """The pauses that have not ended."""
         return PauseSet({place: pause for place, pause in self.pauses.items() if pause.is_active(now)})
 
     def with_pause(self, pause: Pause, now: datetime) -> "PauseSet":
-        """These with one more. What is rate limited never ends earlier for that; a pause takes its place.
+        """These pauses with one more. A hold by `RateLimited` is never shortened; a pause replaces another.
 
         Raises `BadOption` for more than `MAX_PAUSES`.
         """
@@ -102,7 +102,7 @@ class PauseSet:
 
 
 def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime | None:
-    """The end of a pause as a moment: such a one, or so many seconds from now. Raises `BadOption`."""
+    """The end of a pause, from a datetime or a duration from now. Raises `BadOption`."""
     if until is None:
         return None
     if not isinstance(until, datetime):
@@ -118,13 +118,13 @@ def read_pause_end(until: Duration | datetime | None, now: datetime) -> datetime
 
 
 def ends_earlier(before: PauseSet, after: PauseSet, place: str) -> bool:
-    """Whether what was put aside for a hold may come back earlier than it was to."""
+    """Whether jobs that were requeued because of a pause may return earlier than planned."""
     old, new = before.pauses.get(place), after.pauses.get(place)
     return old is not None and (new is None or new.end < old.end)
 
 
 def pauses_ttl(pauses: PauseSet, now: datetime) -> float | None:
-    """Seconds after which none of them lasts; None where one has no end."""
+    """Seconds until all pauses have ended; None if one has no end."""
     if any(pause.until is None for pause in pauses.pauses.values()):
         return None
     ends = [pause.end for pause in pauses.pauses.values()]
@@ -132,5 +132,5 @@ def pauses_ttl(pauses: PauseSet, now: datetime) -> float | None:
 
 
 def rate_limit_pause(pause: Pause, delay: float, now: datetime) -> Pause:
-    """The hold for so many seconds that `RateLimited` asks for."""
+    """The pause for `delay` seconds that `RateLimited` requests."""
     return replace(pause, until=now + timedelta(seconds=delay), reason="rate_limited")

@@ -4,7 +4,7 @@ A queue with a `concurrency` has one table of its slots, which its workers chang
 worker holds slots for the length of a lease, and starts no more jobs than it holds slots. So the limit costs
 nothing per job, and it holds when workers die: their slots are free when their lease is over.
 
-The table says as well how many slots each worker could use. Where there are fewer slots than that, each
+The table also contains how many slots each worker could use. Where there are fewer slots than that, each
 worker has its share by max-min fairness. If there are fewer slots than workers, they take turns.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 LAPSE_MARGIN = 0.3
-"""Seconds after its end that a lease is taken for over by the other workers.
+"""Seconds after its end from which other workers treat a lease as over.
 
 The holder ends its jobs at the end of the lease, by its own clock, and notices that up to 0.2 s late.
 """
 
 TURN_SECONDS = 2.0
-"""Seconds after which a busy worker gives up its slots to one that has none. Two writes for each turn."""
+"""Seconds after which a busy worker releases its slots to one that has none. A turn costs two writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ NO_HOLDING = SlotHolding()
 class SlotUse:
     """How a worker uses its slots: `running` jobs, and how many slots it could use now (`wanted`).
 
-    `backlog` says that jobs wait which it could start. `least` is what it keeps when no other worker needs
-    slots, because it has used them a moment ago.
+    `backlog` is true if jobs wait that it could start. `least` is the number it keeps when no other worker
+    needs slots, because it has just used them.
     """
 
     running: int = 0
@@ -74,9 +74,9 @@ class SlotTable:
         return SlotTable({name: one for name, one in self.holders.items() if now < one.until + LAPSE_MARGIN})
 
     def shares(self, limit: int) -> dict[str, int]:
-        """How many of `limit` slots each worker may have: no more than it wants, and else as many as others.
+        """How many of `limit` slots each worker may have: at most as many as it wants, in equal shares.
 
-        What cannot be divided goes to the workers that hold it already, then to those that wait longest.
+        A remainder goes to the workers that hold it already, then to those that wait longest.
         """
         level, left = self._fair_level(limit)
         shares = {name: min(one.wanted, level) for name, one in self.holders.items()}
@@ -87,7 +87,7 @@ class SlotTable:
         return shares
 
     def level(self, limit: int) -> int:
-        """How many slots every worker may have that wants so many; 0 if they have to take turns."""
+        """How many slots each worker may have if it wants as many; 0 if the workers take turns."""
         return self._fair_level(limit)[0]
 
     def missing(self, worker: str, limit: int) -> int:
@@ -105,7 +105,7 @@ class SlotTable:
     # -- changes -----------------------------------------------------------------------------------------
 
     def claim(self, worker: str, wanted: int, limit: int, *, now: float, until: float) -> "SlotTable":
-        """Take what is free of a worker's share. It is in the table even if it got nothing."""
+        """Claim the free slots of a worker's share. The worker is in the table even if it gets none."""
         before = self.of(worker)
         waits_since = before.since if worker in self.holders else now
         asked = self.put(worker, SlotHolding(before.slots, wanted, waits_since, until))
@@ -114,7 +114,7 @@ class SlotTable:
         return self.put(worker, SlotHolding(before.slots + more, wanted, since, until))
 
     def give_back(self, worker: str, slots: int, wanted: int, *, now: float, until: float) -> "SlotTable":
-        """Keep so many slots, and free the others of a worker."""
+        """Keep `slots` slots of a worker, and free its others."""
         before = self.of(worker)
         kept = min(slots, before.slots)
         since = now if before.slots and not kept else before.since
@@ -140,7 +140,7 @@ class SlotTable:
 def fair_level(wants: list[int], limit: int) -> tuple[int, int]:
     """The level to which `limit` slots fill all `wants`, which are in rising order; and what is left.
 
-    Nobody gets more than it wants, and whoever wants more than the level gets the level.
+    No worker gets more than it wants; a worker that wants more than the level gets the level.
     """
     level, left = 0, limit
     for place, want in enumerate(wants):
@@ -155,7 +155,7 @@ def fair_level(wants: list[int], limit: int) -> tuple[int, int]:
 def settle_slots(
     table: SlotTable, worker: str, use: SlotUse, limit: int, *, now: float, until: float
 ) -> SlotTable:
-    """The table after what a worker does next: it claims slots, gives some back, or waits for others.
+    """The table after a worker's next change: it claims slots, releases some, or waits for others.
 
     The same table if there is nothing to do. `until` is the end of its lease if it is renewed.
     """
@@ -188,7 +188,7 @@ def slots_to_keep(live: SlotTable, worker: str, use: SlotUse, limit: int, now: f
 
 
 def is_turn_over(live: SlotTable, worker: str, use: SlotUse, limit: int, now: float) -> bool:
-    """Whether a busy worker has had its slots for so long that one which has none is next."""
+    """Whether a busy worker has had its slots so long that a worker without slots is next."""
     mine = live.of(worker)
     return (
         use.backlog
@@ -206,7 +206,7 @@ def usable_slots(live: SlotTable, worker: str, use: SlotUse, limit: int, now: fl
 
 
 def may_grow(live: SlotTable, worker: str, most: int, limit: int) -> bool:
-    """Whether it is of use that a worker asks for more slots, of which it could use `most`."""
+    """Whether a worker that could use `most` slots may get more of them."""
     mine = live.of(worker)
     if mine.slots >= limit:
         return False

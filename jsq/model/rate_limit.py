@@ -1,10 +1,10 @@
 """Rate limits: how often jobs may start, and when the next one may.
 
-A limiter is a small state on the server which all workers share, and `reserve` is the only way to change it:
-it gives each job that asks the moment at which it may start. What is later than `Rate.margin` after its
-moment asks anew, and how late a start may be is part of the reckoning, so the limit holds for the starts
-themselves and not only for the moments. Moments are given out for the near future only; who would wait for
-longer is told when to come back, in the order of asking.
+A limiter is a small state on the server that all workers share, and only `reserve` changes it: it gives each
+job the time at which it may start. A job that starts more than `Rate.margin` after its time must reserve
+again. The margin is part of the calculation, so the limit holds for actual starts, not only for reserved
+times. Times are reserved for the near future only. A job that would wait longer gets the time at which to ask
+again, in the order of the requests.
 """
 
 import bisect
@@ -19,13 +19,13 @@ from jsq.errors import MAX_DURATION, BadOption
 RateKind = Literal["sliding", "bucket"]
 
 RESERVE_AHEAD = 0.3
-"""Seconds ahead for which moments are given out. Who has one waits for it at the worker."""
+"""Seconds ahead for which times are reserved. A job with a reserved time waits for it in its worker."""
 
 SLICES = 200
-"""Parts of a sliding window, in which its starts are counted."""
+"""Number of slices of a sliding window, in which its starts are counted."""
 
 BURST_RATE = 500.0
-"""Starts a second that a sliding window lets through in a burst: what is due at one instant starts late."""
+"""Starts per second in a burst of a sliding window: jobs that are due at one instant start late."""
 
 MAX_COUNT = 1_000_000
 MAX_SLACK = 1.0
@@ -41,8 +41,8 @@ _text = re.compile(r"(\d{1,9})/(\d{1,9}(?:\.\d{1,3})?)?([smhd])(?: burst (\d{1,9
 class Rate:
     """No more than `count` starts in any `per` seconds, over all workers.
 
-    `sliding` holds that in every window of that length. `bucket` is a token bucket: it fills at that rate and
-    holds `burst` starts (by default `count`), so a window may see `burst` more. Raises `BadOption`.
+    `sliding` keeps the limit in every window of that length. `bucket` is a token bucket: it fills at that
+    rate and holds `burst` starts (by default `count`), so a window may have `burst` more. Raises `BadOption`.
     """
 
     count: int
@@ -74,21 +74,21 @@ class Rate:
 
     @property
     def spacing(self) -> float:
-        """Seconds between two starts where they come evenly, at the most of the limit that is used."""
+        """Seconds between two starts if they are even, at the highest rate that the limit allows."""
         return (
             self.slices_per_window * self.slice_seconds if self.kind == "sliding" else self.per
         ) / self.count
 
     @property
     def slack(self) -> float:
-        """Seconds by which a start may come after its moment without breaking the limit."""
+        """Seconds by which a start may follow its reserved time without breaking the limit."""
         if self.kind == "sliding":
             return min(MAX_SLACK, 0.035 * self.per)
         return min(MAX_SLACK, max(0.05, 0.035 * (self.burst or self.count) * self.per / self.count))
 
     @property
     def margin(self) -> float:
-        """Seconds after its moment from which a job asks anew: it takes a little until its function runs."""
+        """Seconds after its reserved time from which a job reserves again: starting a function takes time."""
         return min(MAX_MARGIN, 0.4 * self.slack)
 
     @property
@@ -98,9 +98,7 @@ class Rate:
 
     @property
     def slices_per_window(self) -> int:
-        """Slices that may hold `count` moments: more than a window, by the slice that it cuts in two, and by
-        how late a start may come.
-        """
+        """Slices that may hold `count` starts: those of a window, one that it cuts, and the slack."""
         return SLICES + 1 + math.ceil(self.slack / self.slice_seconds - 1e-9)
 
 
@@ -110,7 +108,7 @@ def check_count(field: str, value: object, most: int) -> None:
 
 
 def read_rate(field: str, value: object) -> Rate | None:
-    """A rate as a user wrote it. Raises `BadOption`, which names the field."""
+    """Read a rate. Raises `BadOption` with the name of the field."""
     if value is None or isinstance(value, Rate):
         return value
     found = _text.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -130,11 +128,11 @@ def read_rate(field: str, value: object) -> Rate | None:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitState:
-    """What a limiter knows. Moments are seconds since the epoch, by the server's clock.
+    """The state of a limiter. Times are seconds since the epoch, by the server's clock.
 
-    `slices` has the slices of a sliding window in which jobs start, and how many; `full_at` is when a bucket
-    will be full. `deferred_until` is the moment up to which jobs were told to come back, `last_return` when
-    one last did.
+    `slices` has the slices of a sliding window with the number of starts in each; `full_at` is when a bucket
+    will be full. `deferred_until` is the latest time at which a deferred job was asked to return,
+    `last_return` the time of the last return.
     """
 
     slices: tuple[tuple[int, int], ...] = ()
@@ -145,10 +143,10 @@ class RateLimitState:
 
 @dataclass(frozen=True, slots=True)
 class RateRequest:
-    """A job that wants to start, at `earliest` or after; `deferred` if it has waited for its turn already.
+    """A request to start at `earliest` or later; `deferred` if the job has waited for its turn already.
 
-    `returned_moment` is a moment that it was given before and has not used. One who starts `simultaneous`
-    with others, in one call, is not spread over time as those are who only happen to be due at one instant.
+    `returned_moment` is a time that the job reserved before and has not used. Jobs that start `simultaneous`,
+    in one call, are not spread over time as jobs are that only happen to be due at one instant.
     """
 
     earliest: float = 0.0
@@ -160,17 +158,17 @@ class RateRequest:
 
 @dataclass(frozen=True, slots=True)
 class RateReply:
-    """When a job may start; one that is not `reserved` is to come back then and ask again."""
+    """The time when a job may start; if it is not `reserved`, the job must ask again at that time."""
 
     moment: float
     reserved: bool
 
 
 class StartCounter(Protocol):
-    """Where starts are counted."""
+    """A counter of starts."""
 
     def find(self, earliest: float, together: bool = False) -> float:
-        """The first moment that has room."""
+        """The first time that has room."""
         ...
 
     def add(self, moment: float) -> None: ...
@@ -183,13 +181,13 @@ class StartCounter(Protocol):
 def reserve(
     state: RateLimitState, rate: Rate, now: float, asks: Sequence[RateRequest]
 ) -> tuple[RateLimitState, list[RateReply]]:
-    """Give each who asks a moment, or tell when to come back; returns the state after it."""
+    """Reserve a time for each request, or answer when to ask again; returns the new state."""
     places: StartCounter = (
         SlidingWindow(state, rate, now) if rate.kind == "sliding" else TokenBucket(state, rate)
     )
     line, seen = state.deferred_until, state.last_return
     if line > now and now > seen + 2 * rate.slices_per_window * rate.slice_seconds + ABANDONED:
-        line = 0.0  # none of those who were told to come back has: they were cancelled, or wait for workers
+        line = 0.0  # no deferred job has returned: they were cancelled, or wait for workers
     answers = []
     for ask in asks:
         if ask.returned_moment is not None:
@@ -250,13 +248,14 @@ class SlidingWindow:
         return replace(state, slices=tuple((part, self._taken[part]) for part in self._order))
 
     def _slice(self, moment: float) -> int:
-        # The beginning of a slice, as a product of large numbers, may come out a little before it.
+        # The start of a slice, as a product of large numbers, may be rounded to a little before it.
         return math.floor(moment / self._width + 1e-3)
 
     def _blocked(self, part: int, together: bool) -> int | None:
         """None if one more may start in a slice; else the next slice that may have room.
 
-        Looks at every stretch of `span` slices that holds this one and begins with a start, the last first.
+        Checks every range of `span` slices that contains this one and begins with a start, the last range
+        first.
         """
         if self._taken.get(part, 0) >= self._most and not together:
             return part + 1
@@ -278,12 +277,12 @@ class SlidingWindow:
 
 
 class TokenBucket:
-    """A token bucket, by the moment at which it will be full (a generic cell rate algorithm)."""
+    """A token bucket, by the time at which it will be full (a generic cell rate algorithm)."""
 
     def __init__(self, state: RateLimitState, rate: Rate) -> None:
         self._full = state.full_at
         self._each = rate.per / rate.count
-        # How late a start may come counts against the burst, as far as there is one.
+        # The slack of a start reduces the burst, if there is one.
         burst = max(1.0, (rate.burst or rate.count) - rate.slack / self._each)
         self._slack = (burst - 1) * self._each
 
@@ -301,19 +300,19 @@ class TokenBucket:
 
 
 def convert_state(state: RateLimitState, before: Rate, rate: Rate, now: float) -> RateLimitState:
-    """What a limiter knows after its rate has changed: its starts; nobody waits in line any more."""
+    """The state of a limiter after its rate has changed: its starts, without the deferred jobs."""
     if before.kind != rate.kind or rate.kind == "bucket":
         ahead = min(max(0.0, state.full_at - now), rate.per)
         return RateLimitState(full_at=now + ahead if before.kind == rate.kind else 0.0)
     counts: dict[int, int] = {}
     for part, count in state.slices:
-        # By its end: no start is thought to be older than it is.
+        # By the end of the slice, so that no start counts as older than it is.
         moved = math.floor(((part + 1) * before.slice_seconds + before.slack) / rate.slice_seconds)
         counts[moved] = counts.get(moved, 0) + count
     return RateLimitState(tuple(sorted(counts.items())))
 
 
 def state_ttl(state: RateLimitState, rate: Rate, now: float) -> float:
-    """Seconds after which a state tells no more than an empty one."""
+    """Seconds after which a state equals an empty one."""
     window = 2 * rate.slices_per_window * rate.slice_seconds + ABANDONED
     return max(state.full_at, state.deferred_until, state.last_return, now) - now + window

@@ -2,7 +2,7 @@
 
 A server that dies or fills its disk, a worker killed between two writes, a consumer that gives up: each may
 leave a message, a record or a dead letter without its counterpart. A scan skips recent entries, because work
-in progress looks the same.
+in progress has the same appearance.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ DESCRIPTIONS: Mapping[Inconsistency, str] = {
     Inconsistency.NO_CONSUMER: "the consumer of this priority is missing: its jobs are not delivered",
     Inconsistency.UNDELIVERABLE: "a message that the server will not deliver any more",
     Inconsistency.LEFTOVER_MESSAGE: "a message of a job that has ended",
-    Inconsistency.UNRECORDED_EXPIRY: "a job that expired before it began, and whose record does not say so",
+    Inconsistency.UNRECORDED_EXPIRY: "a job that expired before it started, without an expired record",
     Inconsistency.STALE_SCHEDULE_RECORD: "a rescheduled job whose record shows its previous due time",
     Inconsistency.INCOMPLETE_RETRY: "a retry or an edit of a job that stopped half way",
     Inconsistency.STALE_DEAD_LETTER: "a dead letter of a job that was submitted or retried again",
@@ -49,9 +49,9 @@ DESCRIPTIONS: Mapping[Inconsistency, str] = {
     Inconsistency.STALLED_KEY_GROUP: "a key group with a free slot and a waiting job that nothing admits",
     Inconsistency.LEAKED_SLOT: "a slot of a key group held by a job that has ended or has no message",
     Inconsistency.ORPHANED_SUCCESSOR: "a unique job that waits for the end of another, which has ended",
-    Inconsistency.MISSING_MESSAGE: "a job that was started and has no message any more: it cannot go on",
+    Inconsistency.MISSING_MESSAGE: "a job that was started and has no message any more: it cannot continue",
 }
-"""What each inconsistency is, in a line."""
+"""The description of each inconsistency."""
 
 REPAIR_DESCRIPTIONS: Mapping[Inconsistency, str] = {
     Inconsistency.NO_CONSUMER: "created again",
@@ -66,7 +66,7 @@ REPAIR_DESCRIPTIONS: Mapping[Inconsistency, str] = {
     Inconsistency.LEAKED_SLOT: "released",
     Inconsistency.ORPHANED_SUCCESSOR: "submitted",
 }
-"""How each is repaired. The others are only reported: what they lack does not exist anywhere."""
+"""How each is repaired. The others are only reported: the missing data does not exist any more."""
 
 HARMLESS = frozenset(
     {
@@ -85,7 +85,8 @@ class FoundInconsistency:
     """An inconsistency and where it is: the queue, the job, and the stream and sequence that show it.
 
     The job of `NO_CONSUMER` is the priority; `STALLED_KEY_GROUP` has none. `origin_queue` is the queue that
-    the job was submitted to, if its message is in quarantine on this one. `key_token` stands for its key.
+    the job was submitted to, if its message is in quarantine on this one. `key_token` is the token of its
+    key.
     """
 
     kind: Inconsistency
@@ -98,13 +99,13 @@ class FoundInconsistency:
 
     @property
     def log_queue(self) -> str:
-        """The queue that has the job's log."""
+        """The queue under which the job's record is stored."""
         return self.origin_queue or self.queue
 
 
 @dataclass(frozen=True, slots=True)
 class RepairResult:
-    """What a sweep did about an inconsistency; `repaired` is False if it had gone, or cannot be repaired."""
+    """The result of a repair; `repaired` is False if the inconsistency was gone, or cannot be repaired."""
 
     kind: Inconsistency
     queue: str
@@ -114,11 +115,11 @@ class RepairResult:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message that stands on a queue or is due later. `undeliverable` if the server will not deliver it.
+    """A message that is on a queue or due later. `undeliverable` if the server will not deliver it.
 
-    `queue` is the one that the job was submitted to; its message may stand in quarantine on another. `due` is
-    when its schedule fires, None if that need not be what its record says. `expires` is when it expires if it
-    has not begun.
+    `queue` is the queue that the job was submitted to; its message may be in quarantine on another. `due` is
+    when its schedule fires, None if the record may have another time. `expires` is when the job expires if
+    it has not started.
     """
 
     queue: str
@@ -132,16 +133,16 @@ class StoredMessage:
 
 
 def is_older(at: datetime, now: datetime, age: float) -> bool:
-    """Whether something has stood for `age` seconds: no work under way will change it."""
+    """Whether an entry is at least `age` seconds old, so that no work in progress will change it."""
     return now - at >= timedelta(seconds=age)
 
 
 def judge_message(
     message: StoredMessage, last: LoggedEvent | None, *, expired_before: datetime = LONG_AGO
 ) -> Inconsistency | None:
-    """What is wrong with a message that has stood for long, by the record of its job; None without one.
+    """The inconsistency of an old message, by the record of its job; None if there is none.
 
-    A job that has not begun by when it expired is judged as such if that was `expired_before` a moment.
+    An expired job without a start is inconsistent if it `expired_before` a certain time.
     """
     if last is not None and last.state in FINAL_STATES:
         return Inconsistency.LEFTOVER_MESSAGE
@@ -157,17 +158,17 @@ def judge_message(
 
 
 def has_stale_due(message: StoredMessage, last: LoggedEvent) -> bool:
-    """Whether a job's record tells another moment than that at which its schedule fires."""
-    told = last.event.due
-    if message.due is None or told is None or last.state not in DELAYED_STATES:
+    """Whether the due time in a job's record differs from the time at which its schedule fires."""
+    recorded = last.event.due
+    if message.due is None or recorded is None or last.state not in DELAYED_STATES:
         return False
-    return abs(message.due - told) >= DUE_TOLERANCE
+    return abs(message.due - recorded) >= DUE_TOLERANCE
 
 
 def judge_slot(last: LoggedEvent | None, *, has_message: bool, is_old: bool) -> Inconsistency | None:
-    """What is wrong with a place in a turn, by the last event of the job that has it and whether that is old.
+    """The inconsistency of a key group's slot, by the last event of its job and whether that is old.
 
-    Who has ended has left it long since; so has one whose message stands nowhere on its queue.
+    A job that has ended should have released its slot, and so should a job without a message on its queue.
     """
     if last is None:
         return None if has_message else Inconsistency.LEAKED_SLOT
@@ -175,10 +176,9 @@ def judge_slot(last: LoggedEvent | None, *, has_message: bool, is_old: bool) -> 
 
 
 def judge_record(last: LoggedEvent, *, knows_order: bool) -> Inconsistency | None:
-    """What is wrong with a job that has had no message for long, by its record.
+    """The inconsistency of a job that has had no message for long, by its record.
 
-    A job that is to run again, whose order is known from its record or from a closed dead letter, is a retry
-    that broke off.
+    A retrying job whose order is in its record or in a closed dead letter is an incomplete retry.
     """
     if last.state in FINAL_STATES:
         return None
@@ -190,7 +190,7 @@ def judge_record(last: LoggedEvent, *, knows_order: bool) -> Inconsistency | Non
 
 
 def judge_dead_letter(at: datetime, last: LoggedEvent | None, *, has_message: bool) -> Inconsistency | None:
-    """What is wrong with a letter of long ago. Without a record it is well: that expires earlier."""
+    """The inconsistency of an old dead letter. Without a record there is none: records expire earlier."""
     if last is None or last.state == "failed" or last.at < at:
         return None
     return Inconsistency.STALE_DEAD_LETTER if has_message or last.state in FINAL_STATES else None

@@ -1,4 +1,4 @@
-"""When a failed job is tried again."""
+"""Retries: whether and when a failed job is retried."""
 
 import inspect
 import sys
@@ -18,14 +18,14 @@ CHILD_MAIN = "__jsq_main__"
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before the n-th retry, at most.
+    """The longest wait before the n-th retry.
 
     `none`: no wait. `linear`: n * `base`. `exponential`: `base * factor**(n-1)`. All in seconds, never more
-    than `ceiling`. `steps`, where given, are the waits themselves, the last one repeated.
+    than `ceiling`. `steps`, if given, are the waits themselves, the last one repeated.
 
-    `jitter` is the share of each wait that is left to chance: 0 (or False) none of it, 1 (or True) all of
-    it, 0.2 the last fifth. Left out, it is 1 for `exponential`, which is full jitter (M. Brooker,
-    "Exponential Backoff and Jitter", 2015), and 0 for the others.
+    `jitter` is the random share of each wait: 0 (or False) none of it, 1 (or True) all of it, 0.2 the last
+    fifth. The default is 1 for `exponential`, which is full jitter (M. Brooker, "Exponential Backoff and
+    Jitter", 2015), and 0 for the others.
     """
 
     shape: Shape = "exponential"
@@ -48,7 +48,7 @@ class Backoff:
         check_jitter(self.jitter)
 
     def delay(self, retry: int, pick: Callable[[float, float], float]) -> float:
-        """Seconds before retry number `retry`, which counts from 1. `pick` is as `random.uniform`."""
+        """Seconds before retry number `retry`, from 1. `pick` works as `random.uniform`."""
         longest, chance = self._longest(retry), self._chance()
         return pick(longest * (1 - chance), longest) if chance else longest
 
@@ -83,22 +83,22 @@ def check_jitter(jitter: float | None) -> None:
 BackoffOption: TypeAlias = (
     Shape | Sequence[float | timedelta] | list[str] | list[Duration] | tuple[Duration, ...] | Backoff
 )
-"""What a user may write for `backoff`: a shape's name, a list of seconds, or a `Backoff`."""
+"""The values of the option `backoff`: the name of a shape, a list of seconds, or a `Backoff`."""
 
 ExceptionTypes: TypeAlias = type[BaseException] | Iterable[type[BaseException]]
-"""What a user may write where types of exceptions are asked for: one, or several."""
+"""The values of options that take exception types: one type, or several."""
 
 Predicate: TypeAlias = Callable[[BaseException, int], bool]
-"""Whether a job is tried again, by what it raised and the number of the attempt, which counts from 1."""
+"""Whether a job is retried, by its exception and the number of the attempt, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often a job is tried again for one type of exception, and after which waits.
+    """How often a job is retried for one type of exception, and after which waits.
 
-    `retry={ConnectionError: Retries(10, backoff="exponential", backoff_max=60)}`. The failures of a job are
-    counted together, whatever it raised: with 10, this exception is tried again as long as the job has not
-    failed more than ten times in all. Raises `BadOption`.
+    `retry={ConnectionError: Retries(10, backoff="exponential", backoff_max=60)}`. All failures of a job are
+    counted together: with 10, this exception is retried as long as the job has not failed more than ten times
+    in all. Raises `BadOption`.
     """
 
     retries: int = 3
@@ -115,13 +115,12 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a job that failed is tried again, when, and after what.
+    """How often a failed job is retried, when, and after which exceptions.
 
-    Types of exceptions are kept by their full names (`type_name`): so a policy reaches a child process
-    without one of a user's classes being pickled, or imported by a name. `retry_on` are those that are tried
-    again (empty: all), `no_retry_on` those that are not, `by_type` those with a policy of their own;
-    `retry_if` is asked last. With `retries` None, only the window of `retry_for` seconds from the first start
-    ends it.
+    Exception types are stored by their full names (`type_name`): so a policy reaches a child process without
+    pickling or importing classes of a user. `retry_on` are the types that are retried (empty: all),
+    `no_retry_on` those that are not, `by_type` those with a policy of their own; `retry_if` is called last.
+    With `retries` None, only the window of `retry_for` seconds from the first start ends the retries.
     """
 
     retries: int | None = 3
@@ -137,14 +136,14 @@ class RetryPolicy:
             check_retries(self.retries)
 
     def allows(self, failures: int) -> bool:
-        """Whether there is another try after this many failures."""
+        """Whether there is a retry after this many failures."""
         return self.retries is None or failures <= self.retries
 
     def policy_for(self, error: BaseException) -> "RetryPolicy | None":
-        """The policy for what was raised; None for what is not tried again.
+        """The policy for an exception; None if it is not retried.
 
-        Of all types that are named, the one nearest to the error's own decides, as in a list of `except`
-        that is in good order. A `Retry` is asked for by the task itself, so only `each` has a say in it.
+        Of all named types, the closest base class of the exception decides. A `Retry` is requested by the
+        task itself, so only `by_type` applies to it.
         """
         each, asked_for = dict(self.by_type), isinstance(error, Retry)
         for kind in type_names(type(error)):
@@ -159,7 +158,7 @@ class RetryPolicy:
     def with_submit_options(
         self, retries: int | None, backoff: Backoff | None, retry_for: float | None
     ) -> "RetryPolicy":
-        """The same with what a submitter asked for, which holds for every type of exception."""
+        """The policy with the options of a submit, which apply to every type of exception."""
         each = tuple(
             (kind, policy.with_submit_options(retries, backoff, None)) for kind, policy in self.by_type
         )
@@ -181,7 +180,7 @@ def check_retries(retries: int | None) -> int:
 def build_backoff(
     option: BackoffOption, most: Duration | None = None, jitter: float | None = None
 ) -> Backoff:
-    """Read what a user wrote for `backoff`, `backoff_max` and `jitter`. Raises `BadOption`."""
+    """Read the options `backoff`, `backoff_max` and `jitter`. Raises `BadOption`."""
     check_jitter(jitter)
     longest = seconds("backoff_max", most, least=0.001)
     read = _shaped(option)
@@ -191,7 +190,7 @@ def build_backoff(
 
 
 def cap_backoff(backoff: Backoff, most: float, *, own_base: bool) -> Backoff:
-    """A backoff that never waits longer than `most` seconds. Raises `BadOption` where its own base does."""
+    """A backoff that never waits longer than `most` seconds. Raises `BadOption` if its base is longer."""
     if own_base and not backoff.steps and most < backoff.base:
         raise BadOption("backoff_max", most, f"must not be below the base of the backoff, {backoff.base:g} s")
     steps = tuple(min(step, most) for step in backoff.steps)
@@ -227,7 +226,7 @@ def build_policy(
     retry_if: Predicate | None = None,
     retry: Mapping[type[BaseException], Retries] | None = None,
 ) -> RetryPolicy:
-    """Read what a user wrote of how a task is tried again. Raises `BadOption`."""
+    """Read the retry options of a task. Raises `BadOption`."""
     window = seconds("retry_for", retry_for, least=0.001)
     if retries is None and window is None:
         raise BadOption("retries", None, "must be a number unless retry_for ends the retries")
@@ -253,7 +252,7 @@ def build_policy(
 
 
 def read_exception_types(field: str, option: ExceptionTypes) -> tuple[type[BaseException], ...]:
-    """Types of exceptions as a user wrote them. Raises `BadOption`."""
+    """Read exception types. Raises `BadOption`."""
     several = (option,) if isinstance(option, type) or not isinstance(option, Iterable) else tuple(option)
     if not several:
         raise BadOption(field, option, "must be an exception type, or a list of at least one")
@@ -272,7 +271,7 @@ def check_exception_type(field: str, error: object) -> None:
 def read_policies(
     option: Mapping[type[BaseException], Retries],
 ) -> tuple[tuple[type[BaseException], Retries], ...]:
-    """Policies by types of exceptions, as a user wrote them. Raises `BadOption`."""
+    """Read policies by exception types. Raises `BadOption`."""
     if not isinstance(option, Mapping) or not option:
         raise BadOption("retry", option, "must map exception types to Retries(...)")
     for error, retries in option.items():
@@ -283,7 +282,7 @@ def read_policies(
 
 
 def check_predicate(predicate: object) -> None:
-    """Raises `BadOption` for what cannot be asked with an exception and a number."""
+    """Raises `BadOption` for anything that cannot be called with an exception and a number."""
     rule = "must be a plain function of two arguments, the exception and the number of the attempt"
     if not callable(predicate) or inspect.iscoroutinefunction(predicate):
         raise BadOption("retry_if", predicate, rule)
@@ -291,17 +290,17 @@ def check_predicate(predicate: object) -> None:
         inspect.signature(predicate).bind(Exception(), 1)
     except TypeError as error:
         raise BadOption("retry_if", predicate, f"{rule}; {error}") from error
-    except ValueError:  # a builtin that does not tell what it takes
+    except ValueError:  # a builtin without a signature
         return
 
 
 def type_names(error: type[BaseException]) -> Iterator[str]:
-    """The full names of a type of exceptions and of what it is derived from, the nearest first."""
+    """The full names of an exception type and of its base classes, the closest first."""
     return map(type_name, error.__mro__)
 
 
 def type_name(error: type) -> str:
-    """The full name of a type: the same here, and in a child process that runs our main module."""
+    """The full name of a type: the same in the worker, and in a child process that runs its main module."""
     return f"{_module_of(error)}.{error.__qualname__}"
 
 

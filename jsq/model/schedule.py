@@ -1,10 +1,10 @@
-"""A schedule: which job is submitted again and again, and when.
+"""A schedule: a job that is submitted regularly, and its times.
 
-Its ticks are moments that anybody computes alike, from the schedule alone: so no process owns it, and a tick
-that two workers look at is one tick. Cron is read as cronsim reads it (which is Debian's way): a time that a
-clock change skips comes right after the gap, one that it repeats comes once, where hour and minute are named;
-`*` in either, or six fields, go by the time that passes. Intervals are counted from `start`, or else from
-1970 in UTC, so that no restart moves them.
+Every process computes the same ticks, from the schedule alone. So no process owns a schedule, and a tick that
+two workers handle is one tick. Cron expressions follow cronsim, which follows Debian. If hour and minute are
+named, a time that a clock change skips fires right after the gap, and a repeated time fires once. With `*` in
+either, or with six fields, the elapsed time counts. Intervals are counted from `start`, or else from 1970 in
+UTC, so that restarts do not move them.
 """
 
 import functools
@@ -50,18 +50,17 @@ NICKNAMES = {
 
 
 class Recurrence(JobOptions, total=False):
-    """What may be written for a schedule beside when it ticks: this, and what `JobOptions` tells of its jobs.
+    """The options of a schedule besides its ticks: these, and the `JobOptions` of its jobs.
 
-    `tz`: the zone of a cron expression [UTC], by the IANA's name.
-    `jitter`: each tick fires so many seconds late at most, by an amount that is its own [0].
-    `catch_up`: which of the ticks fire that nobody was there for: the `latest` [so], `all` or `none`.
-    `overlap`: what becomes of a tick while the job of the last one has not ended: it is submitted all the
-    same (`queue`) [so], let pass (`skip`), or that job is cancelled first (`cancel`).
-    `start`, `end`: no tick comes before the one, or after the other; intervals are counted from `start`.
+    `tz`: the IANA time zone of a cron expression [UTC].
+    `jitter`: each tick fires late by an amount of its own, up to this many seconds [0].
+    `catch_up`: which missed ticks fire: the `latest`, `all` or `none` ["latest"].
+    `overlap`: the handling of a tick while the job of the last one has not ended: the job is submitted anyway
+    (`queue`), the tick is skipped (`skip`), or the running job is cancelled first (`cancel`) ["queue"].
+    `start`, `end`: no tick fires before `start` or after `end`; intervals are counted from `start`.
     `unique`: False for a task that declares it; the jobs of a schedule hold no keys.
-
-    A `deadline` is in seconds from when the job of a tick is submitted, and so is `expires`: when one that
-    has not begun never does.
+    `deadline` and `expires` are seconds from when the job of a tick is submitted; a job that has not started
+    when it `expires` never starts.
     """
 
     tz: str | None
@@ -75,7 +74,7 @@ class Recurrence(JobOptions, total=False):
 
 
 class ScheduleOptions(Recurrence, total=False):
-    """What may be written for a schedule: `cron` or `every`, and what `Recurrence` tells.
+    """The options of a schedule: `cron` or `every`, and those of `Recurrence`.
 
     `cron`: five fields, six with the seconds first, or a name: `@hourly`, `@daily`.
     `every`: an interval of at least a second.
@@ -87,15 +86,15 @@ class ScheduleOptions(Recurrence, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Which job is submitted, and when: at the ticks of `cron` in the zone `tz`, or `every` so many seconds.
+    """A job that is submitted regularly: at the ticks of `cron` in the zone `tz`, or `every` so many seconds.
 
-    `job` is the pattern of its jobs. Each tick fires up to `jitter` seconds late, by an amount that is its
-    own. `catch_up` says what becomes of ticks that nobody was there for: the `latest_due` fires, `all` or
-    `none`. `overlap` says what becomes of a tick while the job of the last one has not ended: it is submitted
-    all the same (`queue`), the tick is let pass (`skip`), or that job is cancelled first (`cancel`). There is
-    no tick before `start` or after `end`. A job that has not begun `expires` seconds after it was submitted
-    never does (0: it waits for ever). `declared` is the name of the App that declares it, empty for one that
-    was added at run time. Raises `BadName`, `BadOption`.
+    `job` is the pattern of its jobs. Each tick fires up to `jitter` seconds late, by an amount of its own.
+    `catch_up` selects the missed ticks that fire: the `latest` one, `all` or `none`. `overlap` is the
+    handling of a tick while the job of the last one has not ended: the job is submitted anyway (`queue`), the
+    tick is skipped (`skip`), or the running job is cancelled first (`cancel`). There is no tick before
+    `start` or after `end`. A job that has not started `expires` seconds after it was submitted never starts
+    (0: no limit). `declared` is the name of the App that declares the schedule, empty if it was added at run
+    time. Raises `BadName`, `BadOption`.
     """
 
     name: str
@@ -136,24 +135,24 @@ class Schedule:
 
     @property
     def timing(self) -> tuple[object, ...]:
-        """What decides its ticks. Where that changes, they count anew."""
+        """The fields that decide the ticks. If they change, the ticks count from the change."""
         return (self.cron, self.every, self.tz, self.start, self.end, self.jitter)
 
     def next_tick(self, moment: datetime) -> datetime | None:
-        """The first tick after a moment, in UTC; None where there is none any more."""
+        """The first tick after a time, in UTC; None if there is none."""
         if self.start is not None:
             moment = max(moment, self.start - timedelta(microseconds=1))
         tick = self._interval(moment) if self.every else next_cron_tick(self.cron, self.zone, moment)
         return None if tick is None or (self.end is not None and tick > self.end) else tick
 
     def next_ticks(self, moment: datetime) -> Iterator[datetime]:
-        """The ticks after a moment, in order."""
+        """The ticks after a time, in order."""
         while (tick := self.next_tick(moment)) is not None:
             yield tick
             moment = tick
 
     def fires_at(self, tick: datetime) -> datetime:
-        """When a tick fires: at its time, and its jitter later. That is the same for whoever asks."""
+        """When a tick fires: at its time plus its jitter, which is the same in every process."""
         if not self.jitter:
             return tick
         digest = hashlib.sha256(f"{self.name} {tick.timestamp():.3f}".encode()).digest()
@@ -161,7 +160,7 @@ class Schedule:
         return tick + timedelta(milliseconds=int(share * self.jitter * 1000))
 
     def latest_due(self, done: datetime, now: datetime) -> datetime | None:
-        """The last tick after `done` that has fired by `now`, without a walk over all that were missed."""
+        """The last tick after `done` that has fired by `now`, without iterating over all missed ticks."""
         found: datetime | None = None
         end = now - timedelta(seconds=self.jitter)
         while (following := self.next_tick(found or done)) is not None and following <= end:
@@ -183,10 +182,10 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleState:
-    """How far a schedule has come.
+    """The progress of a schedule.
 
-    `decided_until` is the last tick that was decided upon, or when its ticks began to count. `last` is the
-    job of the last one that fired; `fired` counts those, `skipped` the ones that overlapped.
+    `decided_until` is the last handled tick, or the time from which ticks count. `last` is the job of the
+    last tick that fired; `fired` counts those ticks, `skipped` the ones that overlapped.
     """
 
     decided_until: datetime
@@ -198,7 +197,7 @@ class ScheduleState:
 
 @dataclass(frozen=True, slots=True)
 class TickDecision:
-    """What is to be done about the ticks that are due: which fire, and how far that brings the schedule."""
+    """The decision about due ticks: which of them fire, and the new progress of the schedule."""
 
     ticks: tuple[datetime, ...]
     state: ScheduleState
@@ -206,10 +205,10 @@ class TickDecision:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRecord:
-    """What is known of a schedule. `next` is the next tick (UTC, without its jitter), `last` a job's id.
+    """The public record of a schedule. `next` is the next tick (UTC, without jitter), `last` the id of a job.
 
-    `arguments` is JSON. `declared` is the name of the App that declares it; an `orphan` is one that the
-    workers of its queue who are alive declare no more.
+    `arguments` is JSON. `declared` is the name of the App that declares it. It is an `orphan` if the live
+    workers of its queue no longer declare it.
     """
 
     name: str
@@ -234,7 +233,7 @@ class ScheduleRecord:
 
 
 def due_ticks(schedule: Schedule, done: datetime, now: datetime) -> tuple[tuple[datetime, ...], datetime]:
-    """The ticks that are to fire now, by the schedule's `catch_up`; and the last that is decided upon."""
+    """The ticks that fire now, by the schedule's `catch_up`; and the last handled tick."""
     if schedule.catch_up == "all":
         due: list[datetime] = []
         for tick in schedule.next_ticks(done):
@@ -250,7 +249,7 @@ def due_ticks(schedule: Schedule, done: datetime, now: datetime) -> tuple[tuple[
 
 
 def judge_tick(schedule: Schedule, progress: ScheduleState, now: datetime, *, busy: bool) -> TickDecision:
-    """Decide what is to be done now; `busy` tells whether the job of the last tick has not ended."""
+    """Decide about the due ticks; `busy` is true if the job of the last tick has not ended."""
     due, done = due_ticks(schedule, progress.decided_until, now)
     fires = due
     if schedule.overlap == "skip":
@@ -270,13 +269,13 @@ def judge_tick(schedule: Schedule, progress: ScheduleState, now: datetime, *, bu
 
 
 def carry_over(old: Schedule, progress: ScheduleState, new: Schedule, now: datetime) -> ScheduleState:
-    """How far a schedule has come that takes the place of another: its ticks count anew if they differ."""
+    """The progress of a schedule that replaces another: if their ticks differ, they count from now."""
     return progress if old.timing == new.timing else replace(progress, decided_until=now)
 
 
 def schedule_differences(old: Schedule, new: Schedule) -> list[str]:
-    """Where a schedule differs from what it should be, one line each."""
-    told = [
+    """The differences between a schedule and its declaration, one line each."""
+    differences = [
         f"{field} is {getattr(old, field) or 'none'}, should be {getattr(new, field) or 'none'}"
         for field in (*_TIMING_OPTIONS, "expires", "declared")
         if getattr(old, field) != getattr(new, field)
@@ -284,32 +283,35 @@ def schedule_differences(old: Schedule, new: Schedule) -> list[str]:
     for field in ("task", "queue"):
         was, is_to_be = getattr(old.job, field), getattr(new.job, field)
         if was != is_to_be:
-            told.append(f"its {field} is {was}, should be {is_to_be}")
+            differences.append(f"its {field} is {was}, should be {is_to_be}")
     if replace(old.job, task="", queue="") != replace(new.job, task="", queue=""):
-        told.append("its jobs have other arguments or options")
-    return told
+        differences.append("its jobs have other arguments or options")
+    return differences
 
 
 def tick_id(name: str, tick: datetime) -> str:
-    """The id of the job of a tick: the schedule's name, and the time in UTC. A tick has no other."""
+    """The id of the job of a tick: the name of the schedule, and the time in UTC. Each tick has one id."""
     at = tick.astimezone(UTC)
     return f"{name}-{at:%Y%m%dT%H%M%S}{f'{at.microsecond // 1000:03}' if at.microsecond else ''}Z"
 
 
 def tick_job(schedule: Schedule, tick: datetime) -> Job:
-    """The job of a tick. Its headers `schedule` and `tick` tell the task which one it is."""
-    told = {"schedule": schedule.name, "tick": tick.astimezone(UTC).isoformat().replace("+00:00", "Z")}
-    headers = {**schedule.job.headers, **told}
+    """The job of a tick. Its headers `schedule` and `tick` identify the tick."""
+    tick_headers = {
+        "schedule": schedule.name,
+        "tick": tick.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+    }
+    headers = {**schedule.job.headers, **tick_headers}
     return replace(schedule.job, id=tick_id(schedule.name, tick), headers=headers)
 
 
 # -- as users write it -----------------------------------------------------------------------------------
 
 PER_JOB_OPTIONS = ("queue", "priority", "tags", "headers", "deadline", "expires")
-"""Options of a submit that each job of a schedule may have, beside the terms that travel with it."""
+"""Options of a submit that a schedule may have besides those that are sent with a job."""
 
 UNIQUE_OPTIONS = ("unique", "unique_until", "unique_for", "on_duplicate", "debounce", "throttle")
-"""Options of a submit that a schedule has none of."""
+"""Options of a submit that a schedule cannot have."""
 
 SINGLE_SUBMIT_RULE = "must not be set for a schedule, whose jobs start at its ticks"
 NOT_UNIQUE_RULE = (
@@ -317,13 +319,13 @@ NOT_UNIQUE_RULE = (
 )
 
 TICK_HEADERS = ("schedule", "tick")
-"""The headers by which the job of a tick knows it."""
+"""The headers that identify the tick of a job."""
 
 
 def read_schedule(
     name: str, task: str, arguments: bytes, declared: str = "", **written: Unpack[ScheduleOptions]
 ) -> Schedule:
-    """A schedule as a user wrote it, of a task by its name with packed arguments.
+    """Read a schedule of a task by its name, with encoded arguments.
 
     Raises `BadName`, `BadOption`.
     """
@@ -373,7 +375,7 @@ def check_tick_jitter(jitter: float, every: float) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def check_cron(cron: str, tz: str) -> None:
-    """Raises `BadOption` for what is no cron expression, or never comes."""
+    """Raises `BadOption` for an invalid cron expression, or one without a date."""
     try:
         first = next_cron_tick(cron, time_zone(tz), datetime(2000, 1, 1, tzinfo=UTC))
     except CronSimError as error:
@@ -422,7 +424,7 @@ def time_zone(name: str) -> tzinfo:
 def next_cron_tick(cron: str, zone: tzinfo, moment: datetime) -> datetime | None:
     """The first tick of a cron expression after a moment, in UTC; None where none comes in 50 years."""
     for tick in CronSim(cron, moment.astimezone(zone)):
-        # In an hour that is repeated, cronsim goes by the clock on the wall, which shows it twice.
+        # In a repeated hour, cronsim uses the wall clock, which shows each time twice.
         if (at := tick.astimezone(UTC)) > moment:
             return at
     return None

@@ -1,7 +1,7 @@
-"""How many jobs come to a queue and leave it in a second, from two samples of its stream.
+"""How many jobs arrive at a queue and leave it per second, from two samples of its stream.
 
-The server numbers the messages of a stream, so the last number says how many have ever come. What is
-stored says how many of them have left. Nothing has to be counted for each job.
+The server numbers the messages of a stream, so the last number is the count of all arrivals, and the stored
+messages show how many have left. So nothing is counted per job.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ WINDOW_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class QueueSample:
-    """How many jobs had ever come to a queue, and left it, at a moment (monotonic)."""
+    """The numbers of jobs that had arrived at a queue and left it at a time (monotonic)."""
 
     at: float
     arrived: int
@@ -22,9 +22,9 @@ class QueueSample:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Jobs that came to a queue and left it each second, over some `seconds`.
+    """Jobs that arrived at a queue and left it per second, over some `seconds`.
 
-    A job comes when it is submitted, due, or tried again; it leaves after each attempt.
+    A job arrives when it is submitted, due, or retried; it leaves after each attempt.
     """
 
     arrivals: float
@@ -35,7 +35,7 @@ class Throughput:
 def add_sample(samples: Sequence[QueueSample], new: QueueSample) -> list[QueueSample]:
     """Samples with a new one, and without those that the window no longer needs.
 
-    Only the new one if the queue was created again: its numbers begin anew.
+    Only the new one if the queue was created again: its numbers start again.
     """
     if samples and (new.arrived < samples[-1].arrived or new.departed < samples[-1].departed):
         return [new]
@@ -45,7 +45,7 @@ def add_sample(samples: Sequence[QueueSample], new: QueueSample) -> list[QueueSa
 
 
 def throughput_of(samples: Sequence[QueueSample]) -> Throughput | None:
-    """The throughput from the first to the last sample; None if there is but one."""
+    """The throughput from the first to the last sample; None if there is only one."""
     if len(samples) < 2:
         return None
     first, last = samples[0], samples[-1]

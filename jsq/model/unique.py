@@ -1,7 +1,7 @@
-"""Uniqueness: which submits are the same, who holds a key, and what a submit does that meets its holder.
+"""Uniqueness: which submits are duplicates, which job holds a key, and what a duplicate submit does.
 
-A key is claimed before its job is stored, and nobody gives a claim back: whoever meets one judges it by what
-has become of its job. Pure: the claim and the life of its job are read elsewhere.
+A key is claimed before its job is stored, and a claim is never released: a submit that finds one judges it by
+the state of its job. Pure: the claim and the state of its job are read elsewhere.
 """
 
 import hashlib
@@ -15,22 +15,22 @@ from jsq.errors import BadOption, check_seconds
 
 UniqueUntil = Literal["finish", "start"]
 UNIQUE_UNTIL: tuple[UniqueUntil, ...] = get_args(UniqueUntil)
-"""How long a job holds its key: to its end, or until its first attempt begins."""
+"""How long a job holds its key: until its end, or until its first attempt starts."""
 
 OnDuplicate = Literal["return", "raise", "replace", "keep_last"]
 ON_DUPLICATE: tuple[OnDuplicate, ...] = get_args(OnDuplicate)
-"""What becomes of a submit whose key is held."""
+"""The handling of a submit whose key is held."""
 
 MIN_WINDOW = 1.0
-"""Seconds. The server forgets a claim after whole ones: a window ends up to a second late."""
+"""The shortest window in seconds. The server deletes claims at whole seconds, up to a second late."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unique:
-    """What one submit asks for: its key (a hash), how long it will hold that, and what a duplicate does.
+    """The unique options of one submit: its key (a hash), how long it holds it, and what a duplicate does.
 
-    Held `held_until` the job's finish, its start, or the moment it is due (for a debounced one); or for a
-    `window` of seconds, whatever becomes of the job. `on_duplicate` is what `on_duplicate` says, or
+    The key is held until `held_until`: the job's finish, its start, or its due time (for a debounced job); or
+    for a `window` of seconds, whatever happens to the job. `on_duplicate` is the option of that name, or
     `debounce`.
     """
 
@@ -42,10 +42,10 @@ class Unique:
 
 @dataclass(frozen=True, slots=True)
 class UniqueClaim:
-    """Who holds a key: a job of a queue, and the `successor` that waits for its end, if any.
+    """The holder of a key: a job of a queue, and the `successor` that waits for its end, if any.
 
-    `revision` is what the next write of the claim expects. `stored` tells that the job was there: one with a
-    window may outlive all that is known of its job.
+    `revision` is the one that the next write of the claim expects. `stored` is true if the job was stored: a
+    claim with a window may outlive the record of its job.
     """
 
     job: str
@@ -57,12 +57,12 @@ class UniqueClaim:
     stored: bool = False
 
     def passed_to_successor(self) -> "UniqueClaim":
-        """The claim once its job has ended: the follower has it."""
+        """The claim once its job has ended: its successor holds it."""
         return replace(self, job=self.successor, successor="")
 
 
 class JobLife(Enum):
-    """How far the job of a claim has come."""
+    """The state of the job of a claim."""
 
     MISSING = "missing"  # neither message nor record: its submitter is storing it, or died
     DELAYED = "delayed"  # due later
@@ -72,7 +72,7 @@ class JobLife(Enum):
 
 
 class UniqueVerdict(Enum):
-    """What a claim is worth."""
+    """The verdict on a claim."""
 
     FREE = "free"
     HELD = "held"
@@ -80,10 +80,10 @@ class UniqueVerdict(Enum):
 
 
 class UniqueAction(Enum):
-    """What a submit does about a claim."""
+    """The action of a submit that finds a claim."""
 
     CLAIM = "claim"  # the key is free: claim it
-    STORE = "store"  # the claimed job is missing, or ours: store it under its id
+    STORE = "store"  # the claimed job is missing, or the submit's own: store it under its id
     RETURN_EXISTING = "return existing"  # return the job that holds the key
     RAISE = "raise"
     REPLACE = "replace"  # cancel the job that waits, and take the key
@@ -94,7 +94,7 @@ class UniqueAction(Enum):
 
 
 def judge_claim(claim: UniqueClaim, life: JobLife) -> UniqueVerdict:
-    """What a claim is worth, by what became of its job. One whose window has passed is not there any more."""
+    """Judge a claim by the state of its job. A claim whose window has passed does not exist any more."""
     if claim.window is not None and (claim.stored or life is not JobLife.MISSING):
         return UniqueVerdict.HELD
     if life is JobLife.MISSING:
@@ -105,7 +105,7 @@ def judge_claim(claim: UniqueClaim, life: JobLife) -> UniqueVerdict:
 
 
 def decide_submit(unique: Unique, claim: UniqueClaim, life: JobLife, *, id: str) -> UniqueAction:
-    """What the submit of the job `id` does about a claim."""
+    """The action of the submit of the job `id` that finds a claim."""
     verdict = judge_claim(claim, life)
     if verdict is UniqueVerdict.UNKNOWN or claim.job == id:
         return UniqueAction.STORE
@@ -135,8 +135,9 @@ def unique_hash(task: str, key: str | bytes) -> str:
 
 
 def arguments_key(packed: bytes) -> bytes:
-    """The key that packed arguments are. The order of names makes no difference, nor does it where all are
-    named whether the task's own code packed them.
+    """The key made of encoded arguments, the same for every order of names.
+
+    If all arguments are named, it is also the same with and without the code of the task.
     """
     found = json.loads(packed)
     if isinstance(found, list) and not found[0]:
@@ -148,7 +149,7 @@ def arguments_key(packed: bytes) -> bytes:
 
 
 def check_unique_key(key: object) -> None:
-    """Raises `BadOption` for what is no key: a text, bytes, True for all arguments, False for none."""
+    """Raises `BadOption` unless the key is text, bytes, True for all arguments, or False for none."""
     if not isinstance(key, str | bytes | bool):
         raise BadOption(
             "unique", key, "must be text, bytes, or True for all arguments; False makes the job not unique"
@@ -165,7 +166,7 @@ def check_unique(
     debounce: float | None,
     throttle: float | None,
 ) -> None:
-    """Raises `BadOption` for options that do not go together, or one by one."""
+    """Raises `BadOption` for wrong options, or options that cannot be combined."""
     if unique is not None:
         check_unique_key(unique)
     if until is not None and until not in UNIQUE_UNTIL:
@@ -206,7 +207,7 @@ _EXCLUSIVE = {
     "throttle": ("unique_until", "unique_for"),
     "unique_for": ("unique_until",),
 }
-"""Options that each say how long a key is held, or what a duplicate does."""
+"""Options that exclude each other: each sets how long a key is held, or what a duplicate does."""
 
 
 def _check_exclusive(name: str, given: Mapping[str, object], others: tuple[str, ...]) -> None:
@@ -223,7 +224,7 @@ def unique_request(
     debounce: float | None,
     throttle: float | None,
 ) -> Unique:
-    """What a submit asks for, from options that were checked."""
+    """The unique request of a submit, from checked options."""
     if debounce is not None:
         return Unique(key, "due", on_duplicate="debounce")
     return Unique(key, until or "finish", window or throttle, way or "return")

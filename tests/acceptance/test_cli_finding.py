@@ -13,7 +13,7 @@ WAIT = 60.0
 async def test_an_expired_job_is_reported_as_expired(jsq: Command, client: Client) -> None:
     sent = await jsq("submit", "add", "1", "2", "--expires", "100ms", "--wait")
     assert (sent.code, sent.out) == (3, "")
-    assert "has expired: nobody began it before it expired" in sent.err
+    assert "has expired: no worker started it before it expired" in sent.err
 
     [listed] = (await jsq("job", "ls", "--state", "expired")).lines
     known = (await jsq("job", "get", listed["id"])).json

@@ -302,7 +302,7 @@ async def test_a_deadline_within_the_window_expires_the_job(app: App, working: W
     async with working():
         early = await down.options(deadline=5, retry_for=10).submit()
         late = await down.options(deadline=20, retry_for=10).submit()
-        with pytest.raises(JobExpired, match="its deadline comes before another attempt"):
+        with pytest.raises(JobExpired, match="its deadline is before the next attempt"):
             await early.result(WAIT)
         await failed(late)
 

@@ -388,7 +388,7 @@ def test_no_attempt_starts_at_or_after_the_deadline(delay: float, left: float) -
     if delay < left:
         assert outcome is again
     else:
-        told = "its deadline comes before another attempt; the last: ValueError: no"
+        told = "its deadline is before the next attempt; the last: ValueError: no"
         assert outcome == Expired(Fault(told, "where"))
 
 

@@ -417,5 +417,5 @@ def test_an_invalid_schedule_and_one_of_a_later_release_are_distinguished() -> N
     with pytest.raises(NewerEnvelope, match="schedule x has version 2"):
         schedules.decode(stored.replace(b'"v":1', b'"v":2'), name="x", queue="default")
     for garbage in (b"", b"[]", b"{}", stored.replace(b"5.0", b"0.5"), stored.replace(b"Jsq-Job", b"X")):
-        with pytest.raises(BadEnvelope, match="what stands for schedule x is none"):
+        with pytest.raises(BadEnvelope, match="the value of schedule x is not a schedule"):
             schedules.decode(garbage, name="x", queue="default")

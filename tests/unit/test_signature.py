@@ -384,7 +384,7 @@ def test_a_value_of_the_wrong_type_is_refused_at_the_submit(kind: Any, value: An
 
 def test_a_result_that_does_not_fit_its_annotation_is_refused() -> None:
     with pytest.raises(
-        BadResult, match="returned what cannot be kept: result: Input should be a valid integer"
+        BadResult, match=r"the result of .* cannot be stored: result: Input should be a valid integer"
     ):
         taking(int).pack_result("five")
 
