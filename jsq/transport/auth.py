@@ -1,7 +1,7 @@
-"""Who we are, as the library is told it; and what is said where that does not do.
+"""Logins: the options for nats-py, and the errors of a login that fails.
 
-A file that cannot be used is found before anything is asked: the library would tell it as a server that does
-not answer, or refuses us. No secret is ever part of what is said.
+A file that cannot be used is found before the connection is made: nats-py would report it as a server that
+does not answer, or refuses the login. No message ever contains a secret.
 """
 
 import re
@@ -18,14 +18,14 @@ SCHEMES = ("nats", "tls", "ws", "wss")
 
 
 def connect_options(login: Login) -> dict[str, Any]:
-    """How the library is told who we are and where to connect to.
+    """The options of nats-py for a login.
 
-    Raises `UsageError` for a file that cannot be used, `ValueError` for an address that is none.
+    Raises `UsageError` for a file that cannot be used, `ValueError` for an invalid address.
     """
-    for server in login.servers or ("",):  # without one, the library would try localhost
+    for server in login.servers or ("",):  # without a server, nats-py would try localhost
         scheme, _, rest = server.partition("://")
         if scheme not in SCHEMES or not rest.rpartition("@")[2]:
-            raise ValueError("the scheme of another protocol, or no host")
+            raise ValueError("a server must have a host, and the scheme nats, tls, ws or wss")
     check_keys(login)
     options: dict[str, Any] = {
         "servers": login.servers,
@@ -50,22 +50,24 @@ def connect_options(login: Login) -> dict[str, Any]:
 
 
 def is_seed(nkey: str) -> bool:
-    """Whether an nkey is given as such, and not as the path of a file."""
+    """Whether an nkey is given directly, and not as the path of a file."""
     return re.fullmatch("SU[A-Z2-7]{56}", nkey, re.ASCII) is not None
 
 
 def check_keys(login: Login) -> None:
-    """See that the files of keys hold what they should. Raises `UsageError`."""
+    """Check the contents of key files. Raises `UsageError`."""
     if login.creds:
         text = read_login_file("creds", login.creds)
         if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
-            raise UsageError(f"the creds file {login.creds} holds no JWT and seed of a user; check its path")
+            raise UsageError(
+                f"the creds file {login.creds} must hold the JWT and the seed of a user; check its path"
+            )
     if login.nkey and not is_seed(login.nkey) and not is_seed(read_login_file("nkey", login.nkey).strip()):
-        raise UsageError(f"the nkey file {login.nkey} holds no seed of a user (SU...); check its path")
+        raise UsageError(f"the nkey file {login.nkey} must hold the seed of a user (SU...); check its path")
 
 
 def tls(login: Login) -> ssl.SSLContext:
-    """What the library is to trust, and to show of us. Raises `UsageError`."""
+    """The TLS context of a login: trusted CAs and the client certificate. Raises `UsageError`."""
     for field in ("ca", "cert", "key"):
         if getattr(login, field):
             read_login_file(field, getattr(login, field))
@@ -89,10 +91,10 @@ def read_login_file(field: str, path: str) -> str:
         ) from None
 
 
-def login_error(login: Login, told: list[BaseException]) -> BrokerError:
-    """Why a connection could not be made, from all that was told on the way, in one line with the cure."""
-    shown, last = login.shown or repr(login.url), told[-1]
-    text = " ".join(str(one) for one in told).lower()
+def login_error(login: Login, errors: list[BaseException]) -> BrokerError:
+    """The error of a failed connection, from all errors of nats-py, in one line with a fix."""
+    shown, last = login.shown or repr(login.url), errors[-1]
+    text = " ".join(str(one) for one in errors).lower()
     if "authorization" in text or "authentication" in text:
         return NotAllowed(f"{shown} refused the login{as_user(login)}; check user, password, token or creds")
     if isinstance(last, ImportError):
@@ -100,29 +102,29 @@ def login_error(login: Login, told: list[BaseException]) -> BrokerError:
             "nkeys and creds files need one more package: pip install 'jsq[nkeys]'", retryable=False
         )
     if "ssl" in text or "tls" in text or "certificate" in text:
-        why = shorten(str(told[0]))
+        why = shorten(str(errors[0]))
         return BrokerUnavailable(
             f"no TLS connection to {shown}: {why}; check the scheme and ca, cert, key",
-            retryable=not any(isinstance(one, ssl.SSLCertVerificationError) for one in told),
+            retryable=not any(isinstance(one, ssl.SSLCertVerificationError) for one in errors),
         )
     if isinstance(last, ValueError) or "invalid connect url" in text:
         return BrokerUnavailable(
             f"{shown} is not the address of a server; write nats://HOST:PORT", retryable=False
         )
-    cure = "start one (`jsq dev`), or name another with JSQ_URL"
-    if login.ca and not login.tls_first and not any(isinstance(one, ConnectionError) for one in told):
-        cure += "; if it waits for TLS before it greets, set JSQ_TLS_FIRST=true"
-    return BrokerUnavailable(f"no NATS server answers at {shown}; {cure}")
+    fix = "start one (`jsq dev`), or name another with JSQ_URL"
+    if login.ca and not login.tls_first and not any(isinstance(one, ConnectionError) for one in errors):
+        fix += "; if it expects TLS before its INFO message, set JSQ_TLS_FIRST=true"
+    return BrokerUnavailable(f"no NATS server answers at {shown}; {fix}")
 
 
 def as_user(login: Login) -> str:
-    """` as alice`, where the login has a name."""
+    """` as alice`, if the login has a name."""
     user = user_of(login)
     return f" as {user}" if user else ""
 
 
 def user_of(login: Login) -> str:
-    """The user's name. What stands alone before the `@` of an address is a token, and no name."""
+    """The user's name. A single word before the `@` of an address is a token, not a name."""
     for server in login.servers:
         name, colon, _ = server.partition("://")[2].rpartition("@")[0].partition(":")
         if colon:
@@ -131,7 +133,7 @@ def user_of(login: Login) -> str:
 
 
 def inbox_prefixes(login: Login) -> list[str]:
-    """What the subjects of our answers may begin with, the one to be tried first first."""
+    """The possible prefixes of reply subjects, in the order in which they are tried."""
     if login.inbox_prefix:
         return [login.inbox_prefix]
     user = user_of(login)

@@ -1,8 +1,8 @@
-"""Many messages for one stream: all or none in one commit, or a flow with few answers.
+"""Batches of messages for one stream: an atomic commit (all or none), or fast ingest with few replies.
 
-Both are the server's (ADR-50, "JetStream Batch Publishing", of nats-architecture-and-design). A commit costs
-one wait for the disk, however many messages it holds. A flow costs hardly more than sending; each message is
-judged by itself.
+Both are features of the server (ADR-50, "JetStream Batch Publishing", of nats-architecture-and-design). A
+commit waits for the disk once, for any number of messages. Fast ingest costs little more than sending; the
+server judges each message by itself.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ from jsq.transport.replies import NoReply, NoResponders, Reply, block, header_li
 from jsq.transport.wire import TRY_SECONDS, Wire
 
 MAX_COMMIT_MESSAGES = 1_000
-"""Messages of one commit: more the server refuses (error 10199)."""
+"""Maximum number of messages of one commit; the server refuses more (error 10199)."""
 
 MAX_COMMIT_BYTES = 4 * 2**20
-"""Bytes of one commit or flow, so that neither side holds much more than it works on."""
+"""Maximum size of one batch in bytes, so that neither side holds much more than it works on."""
 
 FLOW_MESSAGES = 250
-"""Messages to one answer of a flow; twice as many may be under way."""
+"""Messages for each reply during fast ingest; twice as many may be in flight."""
 
 _FIRST, _MORE, _END = 0, 1, 3
 _UNKNOWN_BATCH = 10208
 
 
 class OutgoingMessage(NamedTuple):
-    """What is to be stored: a subject, a body, and the lines of its headers (see `replies.header_line`)."""
+    """A message to store: a subject, a body, and the lines of its headers (see `replies.header_line`)."""
 
     subject: str
     payload: bytes
@@ -46,8 +46,8 @@ class OutgoingMessage(NamedTuple):
 async def commit(wire: Wire, messages: Sequence[OutgoingMessage], *, timeout: float = TRY_SECONDS) -> int:
     """Store messages of one stream, all or none; returns the sequence of the last.
 
-    They stand behind each other: the first has the sequence `last - len(messages) + 1`. Raises what one of
-    them raised (none is stored then), and `NoReply`.
+    Their sequences are consecutive: the first has `last - len(messages) + 1`. Raises the error of one of them
+    (then none is stored), and `NoReply`.
     """
     id, last = secrets.token_hex(16), len(messages)
     for number, message in enumerate(messages, 1):
@@ -57,13 +57,13 @@ async def commit(wire: Wire, messages: Sequence[OutgoingMessage], *, timeout: fl
             continue
         headers = block(*lines, header_line("Nats-Batch-Commit", "1"))
         return await wire.publish(message.subject, message.payload, headers, timeout=timeout)
-    raise ValueError("no messages to commit")
+    raise ValueError("a commit must have at least one message")
 
 
 def parts(
     messages: Sequence[OutgoingMessage], most: int = MAX_COMMIT_MESSAGES
 ) -> Iterator[Sequence[OutgoingMessage]]:
-    """Messages in parts of at most so many, and of `MAX_COMMIT_BYTES` (or one message)."""
+    """Messages in parts of at most `most` messages and `MAX_COMMIT_BYTES` (or one message)."""
     start = total = 0
     for place, (subject, payload, lines) in enumerate(messages):
         size = len(subject) + len(payload) + len(lines)
@@ -77,26 +77,26 @@ def parts(
 
 @dataclass(slots=True)
 class FastIngestResult:
-    """What became of a flow: the messages refused, by their place; those from `end` on were not sent."""
+    """The result of fast ingest: the refused messages by index; those from `end` on were not sent."""
 
     refused: dict[int, BrokerError] = field(default_factory=dict)
     end: int = 0
 
 
 async def fast_ingest(wire: Wire, messages: Sequence[OutgoingMessage]) -> FastIngestResult:
-    """Store messages of one stream one after the other; ends early at a full queue.
+    """Store messages of one stream one after the other; ends early if the queue is full.
 
-    Raises `NoResponders`, and `NoReply` when the server falls silent: then some may be stored.
+    Raises `NoResponders`, and `NoReply` if the server stops replying: then some may be stored.
     """
     return await FastIngest(wire, messages).run()
 
 
 class FastIngest:
-    """One flow under way.
+    """One fast ingest in progress.
 
-    Its control words are in the reply subjects, `<inbox>.<flow>.<gap>.<number>.<operation>.$FI`; answers are
+    Its control data are in the reply subjects, `<inbox>.<flow>.<gap>.<number>.<operation>.$FI`; answers are
     `{"type": "ack", "seq": number, "msgs": flow}`, `{"type": "err", "seq": number, "error": ...}`, and at the
-    end an acknowledgement as of any message.
+    end an acknowledgement as for any message.
     """
 
     def __init__(self, wire: Wire, messages: Sequence[OutgoingMessage]) -> None:
@@ -105,8 +105,8 @@ class FastIngest:
         self._inbox = wire.new_inbox()
         self._reconnects = wire.reconnects
         self._result = FastIngestResult()
-        self._last_acknowledged = 0  # the number of the last message that an answer told of
-        self._wait_at = 1  # the number at which to wait for an answer
+        self._last_acknowledged = 0  # the number of the last message that a reply acknowledged
+        self._wait_at = 1  # the number at which to wait for a reply
         self._full = self._ended = False
         self._failed: BrokerError | None = None
         self._replied = asyncio.Event()
@@ -127,7 +127,7 @@ class FastIngest:
         number, operation = 0, _FIRST
         for message in self._messages:
             number += 1
-            if message.lines is not lines:  # the jobs of one order have the same headers
+            if message.lines is not lines:  # jobs with the same order have the same headers
                 lines, headers = message.lines, block(message.lines)
             send(message.subject, message.payload, headers, f"{reply}{number}.{operation}.$FI")
             operation = _MORE
@@ -139,7 +139,7 @@ class FastIngest:
         send(self._messages[0].subject, b"", None, f"{reply}{number + 1}.{_END}.$FI")
 
     async def _wait_for_reply(self) -> None:
-        """Wait for an answer. Raises what ended the flow, and `NoReply`."""
+        """Wait for a reply. Raises the error that ended the ingest, and `NoReply`."""
         self._replied.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TRY_SECONDS):
@@ -148,7 +148,7 @@ class FastIngest:
             raise self._failed
         if not self._replied.is_set() or self._wire.reconnects != self._reconnects:
             stored = count_noun(self._last_acknowledged, "message")
-            raise NoReply(f"{self._wire.login.shown} fell silent after {stored} of a batch")
+            raise NoReply(f"{self._wire.login.shown} stopped replying after {stored} messages of a batch")
 
     def _on_reply(self, reply: Reply) -> None:
         self._replied.set()
@@ -168,6 +168,6 @@ class FastIngest:
             case {"seq": _, "count": _}:
                 self._ended = True
             case {} if not self._last_acknowledged:
-                self._failed = NoResponders(f"nobody serves {self._messages[0].subject}")
+                self._failed = NoResponders(f"no responders for {self._messages[0].subject}")
             case _:  # a gap, or a batch that a new leader does not know
                 self._failed = NoReply(f"a batch for {self._messages[0].subject} broke off")

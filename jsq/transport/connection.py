@@ -1,8 +1,8 @@
-"""The library's client as we use it: how it connects, what it gives up, and a short way through it.
+"""The client of nats-py with changes: how it connects, when it gives up, and a faster path for messages.
 
-Three things differ from the library. Messages of our own subscriptions go straight to their callback (see
-`reader`). What we send is written at the end of the turn, beside what the library sends, in the same order.
-And a dead link is let go at once.
+Three things differ from nats-py. Messages of jsq's own subscriptions go directly to their callbacks (see
+`parser`). Commands of jsq are written at the end of a turn of the event loop, in order with those of nats-py.
+And a dead link is dropped at once.
 """
 
 import asyncio
@@ -25,23 +25,23 @@ from jsq.transport.replies import Reply
 log = logging.getLogger("jsq.broker")
 
 FLOOR = (2, 15, 1)
-"""The oldest server that keeps what jsq rests on: fixes that a work queue with schedules needs."""
+"""The oldest supported server: it has fixes that a work queue with schedules needs."""
 
 PING_SECONDS = 4
-"""A dead link is noticed after three of these: well within the usual lease."""
+"""Seconds between pings. A dead link is noticed after three of them, well within the usual lease."""
 
 MAX_UNSENT = 8 * 2**20
-"""Bytes that may wait to be sent. A server that reads slowly slows down the clients that write to it."""
+"""Bytes that may wait to be sent. A server that reads slowly slows down its clients."""
 
 FIRST_TRIES = 1
-"""The first connection fails fast; one that stood is made anew for ever."""
+"""Tries of the first connection, which fails fast; a lost connection is retried without a limit."""
 
 LEFT_TRIES = 3
-"""How often each address is tried before one goes back to a server that was left."""
+"""How often each address is tried before the client returns to a server that it left."""
 
 
 class NatsConnection(NatsClient):
-    """A connection of the library's.
+    """A connection of nats-py.
 
     `congested` is set when more than `MAX_UNSENT` bytes wait to be sent, and reset by `drained`.
     """
@@ -56,7 +56,7 @@ class NatsConnection(NatsClient):
         self.congested = False
 
     def put(self, command: bytes) -> None:
-        """Send a command of the protocol, with what else is sent in this turn of the loop."""
+        """Send a command of the protocol, together with the others of this turn of the event loop."""
         self._pending.append(command)
         self._pending_data_size += len(command)
         if self._pending_data_size > MAX_UNSENT:
@@ -66,9 +66,9 @@ class NatsConnection(NatsClient):
             asyncio.get_running_loop().call_soon(self.send_pending)
 
     def put_message(self, subject: str, payload: bytes, headers: bytes, reply: str) -> None:
-        """Publish a message, with what else is sent in this turn of the loop. Raises `UsageError`."""
+        """Publish a message, together with the others of this turn of the loop. Raises `UsageError`."""
         if not subject.isprintable() or " " in subject:
-            raise UsageError(f"{subject!r} is no subject")
+            raise UsageError(f"subject must be without spaces and empty tokens, got {subject!r}")
         size = len(headers) + len(payload)
         if size > self._max_payload:
             raise payload_too_large(size, self._max_payload)
@@ -79,12 +79,12 @@ class NatsConnection(NatsClient):
         self.put(b"".join((command, headers, payload, b"\r\n")))
 
     def send_pending(self) -> None:
-        """Send now what is to be sent."""
+        """Write the pending commands now."""
         self._write_scheduled = False
         if not self._pending or not self.is_connected:
             return
         writer = getattr(self._transport, "_io_writer", None)
-        if writer is None:  # a web socket: the library knows how
+        if writer is None:  # a web socket, which nats-py handles
             if self._flush_queue is not None and self._flush_queue.empty():
                 self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
             return
@@ -94,19 +94,19 @@ class NatsConnection(NatsClient):
             self.congested = True
 
     async def drained(self) -> None:
-        """Wait until the system has taken most of what was sent, if it lags behind."""
+        """Wait until the operating system has accepted most of the sent bytes."""
         if self._transport is not None and self._unsent() > MAX_UNSENT:
             with contextlib.suppress(OSError):
-                await self._transport.drain()  # type: ignore[no-untyped-call]  # the library's
+                await self._transport.drain()  # type: ignore[no-untyped-call]  # of nats-py
         self.congested = self._unsent() > MAX_UNSENT
 
     def _unsent(self) -> int:
-        """Bytes which the system has not taken yet."""
+        """Bytes that the operating system has not accepted yet."""
         writer = getattr(self._transport, "_io_writer", None)
         return self._pending_data_size + (writer.transport.get_write_buffer_size() if writer else 0)
 
     def add_callback(self, sid: int, callback: Callable[[Reply], None]) -> None:
-        """Give the messages of a subscription to `callback` as they come."""
+        """Call `callback` with each message of a subscription as it arrives."""
         self._callbacks[str(sid).encode()] = callback
 
     def remove_callback(self, sid: int) -> None:
@@ -114,11 +114,11 @@ class NatsConnection(NatsClient):
 
     @property
     def has_other_servers(self) -> bool:
-        """Whether there may be another server to turn to: another address, or a cluster behind this one."""
+        """Whether there may be another server: another address, or a cluster behind this one."""
         return len(self._server_pool) > 1 or bool(self._server_info.get("cluster"))
 
     async def switch_server(self) -> None:
-        """Leave the server for another of its cluster; this one is tried last, by whatever address."""
+        """Leave the server for another one of its cluster; all addresses of this one are tried last."""
         self._left_server = str(self._server_info.get("server_id", ""))
         for server in self._server_pool:
             server.reconnects = 0
@@ -126,7 +126,7 @@ class NatsConnection(NatsClient):
         await self._process_op_err(StaleConnectionError())
 
     def _avoid(self) -> None:
-        """Put the address in use behind the others, however often it was given."""
+        """Move the current address behind the others, even if it was given several times."""
         here = self._current_server
         for server in self._server_pool:
             if here is not None and server.uri.netloc == here.uri.netloc:
@@ -140,7 +140,7 @@ class NatsConnection(NatsClient):
         if left and info.get("server_id") == left and again:
             self._avoid()
             raise StaleConnectionError
-        self._left_server = ""  # another one, or the only one there is
+        self._left_server = ""  # another server, or the only one
 
     async def _connect_to_server(self, s: Any) -> None:
         with self._as_nats_error():
@@ -148,19 +148,19 @@ class NatsConnection(NatsClient):
 
     @contextlib.contextmanager
     def _as_nats_error(self) -> Iterator[None]:
-        """Tell whatever goes wrong with a connection that is made anew as the library's own error.
+        """Translate any error of a reconnect into an error of nats-py.
 
-        At any other, it would give up for ever, and say nothing: a file of keys that is just being changed,
-        something else that answers at the address.
+        After any other error nats-py would stop reconnecting silently: for example while a key file is being
+        changed, or if another program answers at the address.
         """
         try:
             yield
         except (NatsError, OSError, TimeoutError):
             raise
         except Exception as error:
-            if self._reading_task is None:  # the first connection is not made anew
+            if self._reading_task is None:  # the first connection is not retried
                 raise
-            self._server_info = {}  # it may be no object, over which the library would stumble without end
+            self._server_info = {}  # it may not be an object, which nats-py cannot handle
             raise NatsError(f"{type(error).__name__}: {error}") from error
 
     async def _process_connect_init(self) -> None:
@@ -168,7 +168,7 @@ class NatsConnection(NatsClient):
             with self._as_nats_error():
                 await super()._process_connect_init()
         except BaseException:
-            # Who answered the call and then said nothing, or hung up: the library would leave the link open.
+            # nats-py would leave a link open whose peer sent nothing, or hung up.
             writer = getattr(self._transport, "_io_writer", None)
             if writer is not None:
                 writer.transport.abort()
@@ -178,12 +178,12 @@ class NatsConnection(NatsClient):
             self._reader.tap(stream)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
-        # The library would write a ping before what is to be sent: its answer would say nothing of that.
+        # nats-py would write a ping before the pending commands, and its pong would not confirm those.
         self.send_pending()
         await super()._send_ping(future)
 
     async def _process_pong(self) -> None:
-        # A pong that comes late finds its future cancelled, at which the library would stop reading.
+        # A late pong finds its future cancelled, after which nats-py would stop reading.
         if self._pongs:
             future = self._pongs.pop(0)
             if not future.done():
@@ -192,12 +192,12 @@ class NatsConnection(NatsClient):
         self._pings_outstanding = 0
 
     async def _process_op_err(self, e: Exception) -> None:
-        # The library would first wait until what it has not sent has gone out: on a half-open link, never.
+        # nats-py would first wait until its pending bytes are sent, which never ends on a half-open link.
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None and not self.is_closed and not self.is_reconnecting:
             self._lost()
             writer.transport.abort()
-            # Nor is it to send later what its callers have been told was not answered.
+            # It must not send later what its callers already know as failed.
             self._pending, self._pending_data_size = [], 0
         await super()._process_op_err(e)
 
@@ -205,8 +205,8 @@ class NatsConnection(NatsClient):
 def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
     """The server to try next and the seconds to wait before.
 
-    With full jitter, so that a fleet does not come at once. An address that was given several times counts
-    as often as any of them was tried: the library counts one of them only.
+    The wait has full jitter, so that a fleet does not reconnect at once. The tries of an address that was
+    given several times are counted together; nats-py counts only one of them.
     """
     tries: dict[str, int] = {}
     for server in servers:
@@ -217,13 +217,13 @@ def choose_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server,
 
 
 def check_server_version(client: NatsConnection, login: Login) -> None:
-    """Refuse a server that lacks what jsq rests on, or one that would talk to us in the open."""
+    """Refuse a server that lacks required features, or does not encrypt although TLS is configured."""
     found = client.connected_server_version
     if (found.major, found.minor, found.patch) < FLOOR:
         floor = ".".join(str(part) for part in FLOOR)
         raise ServerTooOld(
             f"{login.shown} runs nats-server {found.major}.{found.minor}.{found.patch}; jsq needs {floor} or "
-            "newer, which keeps schedules safe on a work queue: update the server"
+            "newer, because of fixes for schedules on work queues; update the server"
         )
     encrypted = client._server_info.get("tls_required")
     if not encrypted and (login.ca or login.shown.startswith("tls://")):
@@ -235,4 +235,4 @@ def check_server_version(client: NatsConnection, login: Login) -> None:
 
 def payload_too_large(size: int, largest: int) -> UsageError:
     """The error of a message for which the server would close the connection, for good."""
-    return UsageError(f"{size:,} bytes are more than the server takes: {largest:,}")
+    return UsageError(f"a message must be {largest:,} bytes at most, got {size:,}")

@@ -1,4 +1,4 @@
-"""Writes into the log: one by one, or in groups where that is faster.
+"""Writes of records: one by one, or in groups if that is faster.
 
 A server with `sync_interval: always` waits for the disk at each write, and only once for a group. With
 another setting, a group only adds a delay. A client cannot read this setting. So both ways are tried under
@@ -16,7 +16,7 @@ from jsq.transport.replies import NoReply, block
 from jsq.transport.wire import Wire
 
 BUSY = 8
-"""Writes in flight from which on grouping matters."""
+"""Number of writes in flight from which grouping matters."""
 
 LULL_SECONDS = 0.05
 """Seconds for which a load may pause and still be grouped."""
@@ -55,18 +55,18 @@ class GroupingPolicy:
         self.settled = self.direct = False
 
     def wants_group(self, under_way: int) -> bool:
-        """Whether a write beside so many others is to go with a group: there are enough, or just were."""
+        """Whether a write should join a group: enough other writes are in flight, or just were."""
         return self.grouped and (under_way >= BUSY or not self._open or time.monotonic() < self._busy_until)
 
     def note(self, under_way: int, now: float) -> None:
-        """Count one acknowledgement, at which so many other writes were under way."""
+        """Count one acknowledgement; `under_way` other writes were in flight at that time."""
         if not self._open:
             return
         if under_way >= BUSY:
             self._busy_until = now + LULL_SECONDS
             self.quiet = False
         elif now > self._busy_until:
-            self._restart_sample(0)  # the writers set the pace, not the server
+            self._restart_sample(0)  # the writers limit the rate, not the server
             self.quiet = True
             return
         if self._passed > 0:
@@ -92,7 +92,7 @@ class GroupingPolicy:
 
 
 class GroupCommit:
-    """Stores the messages of one stream, each with what it expects, and returns the sequence of each.
+    """Stores the messages of one stream, each with its expected sequence, and returns their sequences.
 
     A caller may publish a message itself while the `pace` is quiet and fewer than `BUSY` writes are
     `under_way`, if it counts the message there.
@@ -106,12 +106,12 @@ class GroupCommit:
         self._committing: asyncio.Task[None] | None = None
 
     async def store(self, message: OutgoingMessage) -> int:
-        """Store a message; returns its sequence. Raises what `Wire.publish` raises."""
+        """Store a message; returns its sequence. Raises the errors of `Wire.publish`."""
         grouped = self.pace.wants_group(self.under_way)
         self.under_way += 1
         try:
             sequence = await self._join(message) if grouped else 0
-            # What a group could not store may be stored alone, or be told why not.
+            # A message that a group could not store is stored alone, or raises its own error.
             return sequence or await self._wire.publish(
                 message.subject, message.payload, block(message.lines)
             )
@@ -126,7 +126,7 @@ class GroupCommit:
             asyncio.get_running_loop().call_later(RESAMPLE_SECONDS, self.pace.reopen)
 
     async def _join(self, message: OutgoingMessage) -> int:
-        """Store a message with the next group; 0 where the group was refused."""
+        """Store a message with the next group; returns 0 if the group was refused."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((message, future))
         if self._committing is None:
@@ -134,7 +134,7 @@ class GroupCommit:
         return await future
 
     async def _commit_groups(self) -> None:
-        """Commit group after group, each while the next one gathers."""
+        """Commit group after group; the next group collects messages meanwhile."""
         try:
             while self._waiting:
                 await self._commit(self._next_group())
@@ -150,17 +150,17 @@ class GroupCommit:
         except NoReply as error:
             failed = error
         except (BrokerError, UsageError):
-            pass  # one of them was refused, and so all: each learns by itself whether it is the one
+            pass  # one message was refused, so all were; each is then published alone
         finally:
             for (_, future), sequence in zip(group, sequences, strict=True):
                 if not future.done():
                     future.set_exception(copy_no_reply(failed)) if failed else future.set_result(sequence)
 
     def _next_group(self) -> list[tuple[OutgoingMessage, asyncio.Future[int]]]:
-        """What is committed next. No subject is in it twice.
+        """The next group to commit. No subject is in it twice.
 
-        The server judges all of a commit by what stood before it: of two that expect the same, it would take
-        both.
+        The server judges all messages of a commit by the state before it: of two messages that expect the
+        same sequence, it would store both.
         """
         group: list[tuple[OutgoingMessage, asyncio.Future[int]]] = []
         subjects: set[str] = set()

@@ -31,7 +31,7 @@ class JetStreamApi:
         self._wire = wire
 
     async def call(self, name: str, request: Mapping[str, Any] | None = None) -> Any:
-        """Make one call. Raises what `Wire.api` raises, and `JetStreamOff` for a server without JetStream."""
+        """Make one call. Raises the errors of `Wire.api`; `JetStreamOff` if the server has no JetStream."""
         wire, began = self._wire, time.monotonic()
         try:
             try:
@@ -80,7 +80,7 @@ class JetStreamApi:
         return found
 
     async def check_absent(self, stream: str) -> None:
-        """Raise `BrokerUnavailable` if a stream without responders exists: it has no leader just now."""
+        """Raise `BrokerUnavailable` if a stream without responders exists: it has no leader now."""
         if await self.stream_info(stream) is not None:
             raise BrokerUnavailable(f"{stream} has no leader just now; try again")
 
@@ -94,7 +94,7 @@ class JetStreamApi:
         try:
             await self.call(f"STREAM.UPDATE.{config['name']}", config)
         except Refused as error:
-            raise CannotChange(f"{config['name']} cannot be changed while it lives: {error}") from error
+            raise CannotChange(f"{config['name']} cannot be changed while it exists: {error}") from error
 
     async def consumer_info(self, stream: str, name: str) -> JsonObject | None:
         try:

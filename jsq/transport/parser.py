@@ -1,8 +1,9 @@
-"""What the server says, taken apart: messages for our own callbacks at once, all else by the library.
+"""A parser of the server's protocol: messages go to jsq's callbacks at once, other commands to nats-py.
 
-The library's parser tries one pattern after the other, hands each message to a task by way of a queue, and is
-itself a task that wakes for every chunk. Here a chunk is walked through where the socket gives it, and each
-message goes to its callback in the same turn of the loop; what they all have to say goes out together.
+The parser of nats-py tries one pattern after the other, passes each message through a queue to a task, and is
+itself a task that wakes for every chunk. This parser handles a chunk as soon as the socket delivers it, and
+calls each callback in the same turn of the event loop. Everything that the callbacks send is written
+together.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ _MSG, _HMSG = ord("M"), ord("H")
 _MESSAGE = re.compile(
     rb"(H?)MSG[ \t]+([^ \t\r\n]+)[ \t]+([^ \t\r\n]+)[ \t]+(?:([^ \t\r\n]+)[ \t]+)??(?:(\d+)[ \t]+)?(\d+)\r\n"
 )
-"""`MSG subject number [reply] size`, and `HMSG` with the size of the headers in front of the size in all."""
+"""`MSG subject number [reply] size`, and `HMSG` with the size of the headers before the total size."""
 
 _END = b"\r\n"
 
@@ -30,7 +31,7 @@ _END = b"\r\n"
 class NatsParser(Parser):
     """Reads the protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 
-    `straight` holds the callbacks by subscription; `spoken` is called after each chunk.
+    `straight` holds the callbacks by subscription; `spoken` is called after each chunk, to send replies.
     """
 
     def __init__(
@@ -42,33 +43,33 @@ class NatsParser(Parser):
         self._busy = False
 
     def reset(self) -> None:
-        """Begin anew, on a new connection."""
+        """Reset the state for a new connection."""
         super().reset()
         self._kept: list[bytes] = []
         self._size = self._needed = 0
 
     def tap(self, stream: asyncio.StreamReader) -> None:
-        """Read a stream's chunks as they come; the library reads only those that hold more than messages."""
+        """Parse the chunks of a stream as they arrive; nats-py gets only those with other commands."""
         pass_on = stream.feed_data
 
         def take(chunk: Any) -> None:
-            if self._busy or stream._buffer:  # type: ignore[attr-defined]  # what came before goes before
+            if self._busy or stream._buffer:  # type: ignore[attr-defined]  # earlier bytes must be handled first
                 pass_on(chunk)
                 return
             try:
                 rest = self._messages(chunk)
             except ProtocolError:
-                rest = chunk  # the library finds the same fault, and knows what to do about it
+                rest = chunk  # nats-py finds the same fault, and handles it
             if rest:
                 pass_on(rest)
             self._spoken()
 
-        stream.feed_data = take  # type: ignore[assignment, method-assign]  # the one place where chunks pass
+        stream.feed_data = take  # type: ignore[assignment, method-assign]  # the only place that all chunks pass
 
     async def parse(self, data: bytes = b"") -> None:
-        """The library's way in. Raises `ProtocolError`, `OSError`.
+        """The entry point for nats-py. Raises `ProtocolError`, `OSError`.
 
-        Any other error would end the reading of the library for good, while the connection stands.
+        Any other error would end the reading task of nats-py for good, while the connection stays open.
         """
         self._busy = True
         try:
@@ -92,7 +93,7 @@ class NatsParser(Parser):
             rest = self._messages(rest[size:])
 
     def _messages(self, chunk: bytes) -> bytes:
-        """Hand on messages up to the first command that is none of ours; returns what stands from there."""
+        """Handle messages up to the first other command; returns the rest of the chunk."""
         if self._kept:
             chunk = self._joined(chunk)
         position, end, straight, match = 0, len(chunk), self._straight, _MESSAGE.match
@@ -126,12 +127,12 @@ class NatsParser(Parser):
             try:
                 callback(message)
             except Exception:
-                # One message must not end the reading of all others.
-                log.exception("a listener failed", extra={"subject": message.subject})
+                # An error with one message must not end the reading of all others.
+                log.exception("message not handled", extra={"subject": message.subject})
         return b""
 
     def _unmatched(self, rest: bytes) -> bytes:
-        """Keep the beginning of a command that is not here yet; another command is the library's."""
+        """Keep the beginning of an incomplete message; pass any other command to nats-py."""
         if rest[0] not in (_MSG, _HMSG):
             return rest
         line_end = rest.find(_END)
@@ -141,7 +142,7 @@ class NatsParser(Parser):
         return b""
 
     def _joined(self, chunk: bytes) -> bytes:
-        """A chunk behind what was kept; nothing, where that is not enough yet."""
+        """The kept bytes and a chunk, joined; empty if they are not enough yet."""
         self._kept.append(chunk)
         self._size += len(chunk)
         if self._size < self._needed:
@@ -150,11 +151,11 @@ class NatsParser(Parser):
         return joined
 
     def _keep(self, rest: bytes, needed: int) -> None:
-        """Keep the beginning of a message until `needed` bytes are here, or any more if that is unknown."""
+        """Keep the beginning of a message until `needed` bytes have arrived (0: until any have arrived)."""
         self._kept, self._size, self._needed = [rest], len(rest), needed
 
     def _command(self, rest: bytes) -> int:
-        """The size of the first command; 0 where it is not whole, and then it is kept."""
+        """The size of the first command; 0 if it is incomplete, and then it is kept."""
         line_end = rest.find(_END)
         if line_end < 0:
             self._keep(rest, 0)

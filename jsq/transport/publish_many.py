@@ -1,7 +1,8 @@
-"""Many jobs at once: in commits or as a flow, whichever this server takes faster.
+"""Bulk publishing: by commits or by fast ingest, depending on which is faster with this server.
 
-A server that syncs always waits for the disk once for a commit, but at each message of a flow. One that does
-not takes a flow three times as fast. Both are tried with a part each, and the faster one is kept.
+A server with `sync_interval: always` waits for the disk once for a commit, but for each message of a fast
+ingest. With another setting, fast ingest is three times as fast. Both are tried with a part of the messages
+each, and the faster one is used.
 """
 
 import time
@@ -13,10 +14,10 @@ from jsq.transport.replies import FULL, NoReply, NoResponders
 from jsq.transport.wire import Wire
 
 AT_A_TIME = 2_000
-"""Messages of a bulk that are in memory together."""
+"""Messages of a bulk submit that are encoded at the same time."""
 
 WORTH_TIMING = 100
-"""Messages below which a part tells nothing of how fast a way is."""
+"""The smallest part whose duration is measured."""
 
 
 class BulkPublisher:
@@ -29,14 +30,14 @@ class BulkPublisher:
     async def store(
         self, messages: Sequence[OutgoingMessage], *, full: bool = False
     ) -> dict[int, BrokerError]:
-        """Store messages of one stream; returns the errors of those that were not, by their place.
+        """Store messages of one stream; returns the errors of messages that were not stored, by their index.
 
-        `WrongSequence` is that of one which stands already. Into a stream that is `full` go as many as there
-        is room for. Raises `NoResponders`; `NoReply` and `BrokerFull` where it is not known which are stored.
+        `WrongSequence` means that the message is stored already. If the stream is `full`, as many as possible
+        are stored. Raises `NoResponders`; raises `NoReply` and `BrokerFull` if the result is not known.
         """
         began = time.monotonic()
         if full or len(messages) == 1 or not self._commits_are_faster():
-            refused = await self._pour(messages)
+            refused = await self._ingest(messages)
             if not any(isinstance(error, FULL) for error in refused.values()):
                 self._note("flow", len(messages), began)
             return refused
@@ -45,15 +46,15 @@ class BulkPublisher:
         except (NoReply, NoResponders, NotAllowed):
             raise
         except BrokerError:
-            return await self._pour(messages)  # not all of them: then each that may be
+            return await self._ingest(messages)  # not all fit: store each message that can be stored
         self._note("commit", len(messages), began)
         return {}
 
-    async def _pour(self, messages: Sequence[OutgoingMessage]) -> dict[int, BrokerError]:
+    async def _ingest(self, messages: Sequence[OutgoingMessage]) -> dict[int, BrokerError]:
         try:
             poured = await fast_ingest(self._wire, messages)
         except NoReply:
-            self._rates["flow"] = 0.0  # one that crosses accounts loses the words by which a flow is steered
+            self._rates["flow"] = 0.0  # across accounts the control data of fast ingest are lost
             raise
         refused = dict(poured.refused)
         if poured.end < len(messages):
@@ -62,7 +63,7 @@ class BulkPublisher:
         return refused
 
     def _commits_are_faster(self) -> bool:
-        """The way to take: one that was not tried yet, else the faster one."""
+        """Whether to use commits: a way that was not tried yet comes first, then the faster one."""
         if "commit" not in self._rates:
             return True
         return self._rates["commit"] > self._rates.get("flow", float("inf"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jsq.errors import NotAllowed, Refused
-from jsq.transport.replies import MESSAGE_NOT_FOUND, NoReply, NoResponders, Reply, told_by_leader
+from jsq.transport.replies import MESSAGE_NOT_FOUND, NoReply, NoResponders, Reply, leader_reply
 from jsq.transport.retrying import ABSENT_SECONDS, READ_SECONDS, with_retry
 from jsq.transport.wire import API_SECONDS, NO_STREAM, TRY_SECONDS, Wire
 
@@ -27,9 +27,9 @@ class Reads:
     async def last(self, stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
         """The last message on a subject, which may hold wildcards.
 
-        A replica answers, and may be a little behind the leader. With `consistent`, the leader answers, if
-        the user may ask it: that permission allows to read the whole stream, while the subject of the other
-        request contains the subject that is read, so that a permission can name it.
+        A replica answers, and may be a little behind the leader. With `consistent` the leader answers, if the
+        user may ask it. That permission allows reading the whole stream. The other request has the read
+        subject in its own subject, so a permission can be limited to it.
         """
         if consistent and stream not in self._closed_leaders:
             try:
@@ -39,7 +39,7 @@ class Reads:
         return await self._get(f"{stream}.{subject}", b"")
 
     def may_ask_leader(self, stream: str) -> bool:
-        """Whether the user may ask the leader of a stream, as far as that was tried."""
+        """Whether the user may ask the leader of a stream; true until the server refuses it."""
         return stream not in self._closed_leaders
 
     async def get(self, stream: str, sequence: int, *, consistent: bool = False) -> Reply | None:
@@ -89,7 +89,7 @@ class Reads:
         return found, left > 0
 
     async def count(self, stream: str, subject: str) -> int:
-        """How many messages stand on a subject (with wildcards).
+        """How many messages are on a subject (with wildcards).
 
         It costs the server 0.15 ms for each thousand; `STREAM.INFO`, which lists their subjects, 3 ms.
         """
@@ -116,7 +116,7 @@ class Reads:
             if error.code in (_NO_MESSAGE, NO_STREAM):
                 return None
             raise
-        return told_by_leader(stream, found["message"])
+        return leader_reply(stream, found["message"])
 
     async def _get(self, place: str, body: bytes) -> Reply | None:
         subject, wire, began = f"$JS.API.DIRECT.GET.{place}", self._wire, time.monotonic()
@@ -151,7 +151,7 @@ class Reads:
         token, ended = wire.pending.add(subject, API_SECONDS)
 
         def take(message: Reply) -> None:
-            # A status ends the batch: 204 after its last message, 404 where there is none.
+            # A status ends the batch: 204 after its last message, 404 if there is none.
             if not message.status:
                 page.append(message)
             elif not ended.done():
@@ -165,7 +165,7 @@ class Reads:
             wire.pending.waiting.pop(token, None)
             await wire.unsubscribe(subscription)
         if last.status == "503":
-            raise NoResponders(f"nobody at {wire.login.shown} serves {stream}")
+            raise NoResponders(f"no responders at {wire.login.shown} for {stream}")
         return page, int(last.headers.get("Nats-Num-Pending", "0"))
 
 

@@ -1,4 +1,4 @@
-"""What the server's permissions refused. The server reports it apart from the request that it refused."""
+"""Subjects refused by permissions. The server reports them apart from the refused requests."""
 
 import functools
 import logging
@@ -12,13 +12,13 @@ from jsq.transport.auth import as_user
 log = logging.getLogger("jsq.broker")
 
 MAX_REFUSED_SUBJECTS = 1_000
-"""Refused subjects that are remembered."""
+"""Maximum number of remembered refused subjects."""
 
 _violation = re.compile(r'(publish|subscription) to "([^"]+)"', re.IGNORECASE)
 
 
 class Refusals:
-    """The subjects to which a connection may not publish or subscribe, as far as it has tried.
+    """The subjects to which a connection may not publish or subscribe, as known from its attempts.
 
     `subscriptions` are the refused ones, in lower case: most connections have none. `refuse` fails the
     requests to a subject, and returns False if there are none.

@@ -1,4 +1,4 @@
-"""What comes over the wire, and what the server's refusals mean in our words."""
+"""Received messages, and the translation of the server's errors into those of jsq."""
 
 import base64
 import re
@@ -20,7 +20,7 @@ from jsq.errors import (
 )
 
 _UNDECIDED = 10164
-"""A leader that waits for its replicas refuses a second write to a subject, perhaps our own first try's."""
+"""The code of a second write to a subject while the leader waits for its replicas, possibly for a retry."""
 
 _NO_ROOM = frozenset({10002, 10023, 10026, 10027, 10028, 10047})
 """Codes of an account or a server that is full: in bytes (10002, 10023, 10028, 10047), consumers, streams."""
@@ -29,23 +29,23 @@ FULL = (QueueFull, BrokerFull)
 """The errors of a stream, an account or a server that is full."""
 
 HEADERS_START, HEADERS_END = b"NATS/1.0\r\n", b"\r\n"
-"""What stands before and behind the lines of the headers."""
+"""The bytes before and after the lines of the headers."""
 
 NO_RESPONDERS = b"NATS/1.0 503"
-"""How the headers begin of the server's reply for a subject without subscribers."""
+"""The start of the headers of the reply for a subject without subscribers."""
 
 MESSAGE_NOT_FOUND = b"NATS/1.0 404"
-"""How the headers begin of the reply to a direct get that found no message."""
+"""The start of the headers of the reply to a direct get without a message."""
 
 _LIMITS = {"maximum messages exceeded": "max_jobs", "maximum bytes exceeded": "max_bytes"}
-"""What the server says of a stream's own limits, and what they are called here."""
+"""The server's errors of a stream's own limits, and the names of the limits in jsq."""
 
 _wrong = re.compile(r"wrong last sequence: (\d+)")
 
 
 @dataclass(slots=True)
 class Reply:
-    """A message: where it went, where an answer goes, its body, and its headers as they came."""
+    """A message: its subject, its reply subject, its body, and its headers as received."""
 
     subject: str
     reply: str
@@ -58,14 +58,14 @@ class Reply:
 
     @property
     def status(self) -> str:
-        """The status of a message that the server itself sent, or nothing."""
+        """The status of a message that the server itself sent; else empty."""
         return self.raw[9:12].decode() if self.raw[8:9] == b" " else ""
 
 
 class NoReply(BrokerUnavailable):
-    """A request got no answer in time, or the connection broke.
+    """A request got no reply in time, or the connection broke.
 
-    Where it was `sent` it may have been carried out, or not.
+    If it was `sent`, the server may or may not have processed it.
     """
 
     def __init__(self, message: str, *, sent: bool = True) -> None:
@@ -74,23 +74,23 @@ class NoReply(BrokerUnavailable):
 
 
 class NoResponders(BrokerUnavailable):
-    """No one listens on the subject: no such stream, no leader just now, or no JetStream."""
+    """The subject has no subscribers: no such stream, no leader at the moment, or no JetStream."""
 
 
 class TooFewServers(BrokerUnavailable):
-    """A stream wants more replicas than a cluster has servers just now; others may be starting."""
+    """A stream needs more replicas than a cluster has servers now; others may be starting."""
 
 
 class WrongSequence(BrokerError):
-    """A compare-and-set was refused; `last` is the sequence that stands there."""
+    """A compare-and-set was refused; `last` is the present sequence."""
 
     def __init__(self, last: int) -> None:
-        super().__init__(f"the log has moved on to {last}")
+        super().__init__(f"the last sequence is {last}, not the expected one")
         self.last = last
 
 
 def read_headers(raw: bytes) -> dict[str, str]:
-    """Headers as they came: `NATS/1.0[ status[ description]]`, then a line for each, then an empty one."""
+    """Parse headers: `NATS/1.0[ status[ description]]`, then a line for each, then an empty line."""
     first, *lines = raw.decode(errors="surrogateescape").split("\r\n")
     found: dict[str, str] = {}
     if len(first) > 9:
@@ -108,16 +108,16 @@ def own_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def write_headers(headers: Mapping[str, str]) -> bytes:
-    """Headers as they go. Raises `UsageError` for one of more than one line."""
+    """Encode headers. Raises `UsageError` for a header of more than one line."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     block = f"NATS/1.0\r\n{lines}\r\n"
     if block.count("\n") != len(headers) + 2 or block.count("\r") != len(headers) + 2:
-        raise UsageError("a header holds more than one line")
+        raise UsageError("a header must have one line only")
     return block.encode()
 
 
 def header_line(name: str, value: str) -> bytes:
-    """One header as it goes, where neither part can hold the end of a line."""
+    """One encoded header; neither part may contain a line end."""
     return f"{name}: {value}\r\n".encode()
 
 
@@ -131,10 +131,10 @@ def size_of(headers: Mapping[str, str]) -> int:
     return len(write_headers(headers))
 
 
-def told_by_leader(stream: str, message: Mapping[str, Any]) -> Reply:
-    """A message as the leader of its stream tells it, in the shape in which any replica would.
+def leader_reply(stream: str, message: Mapping[str, Any]) -> Reply:
+    """A message of the leader of its stream, in the form in which a replica would send it.
 
-    `{"subject", "seq", "time"}`, and the headers `hdrs` and the body `data` in base64 where there are any.
+    `{"subject", "seq", "time"}`, and optionally the headers `hdrs` and the body `data` in base64.
     """
     lines = base64.b64decode(message.get("hdrs", ""))[len(b"NATS/1.0\r\n") : -len(b"\r\n")]
     place = (
@@ -147,7 +147,7 @@ def told_by_leader(stream: str, message: Mapping[str, Any]) -> Reply:
 
 
 def acknowledged(payload: bytes, subject: str) -> int:
-    """The sequence that an acknowledgement tells. Raises what a refusal means."""
+    """The sequence in an acknowledgement. Raises the error of a refusal."""
     answer = from_json(payload or b"{}")
     if "error" in answer:
         raise translate(answer["error"], subject)
@@ -155,7 +155,7 @@ def acknowledged(payload: bytes, subject: str) -> int:
 
 
 def translate(error: Mapping[str, Any], subject: str) -> BrokerError:
-    """A JetStream error in our words."""
+    """Translate a JetStream error into an error of jsq."""
     code, text = error.get("err_code", 0), error.get("description", "")
     wrong = _wrong.search(text)
     if code in (10071, 10164) and wrong:
@@ -193,13 +193,13 @@ def not_stored(subject: str, text: str) -> BrokerError:
 
 def no_room(subject: str, text: str) -> BrokerFull:
     return BrokerFull(
-        f"the server has no room for {subject} ({text}); free some, or raise the limits of the account, the "
+        f"the server has no room for {subject} ({text}); free space, or raise the limits of the account, the "
         "server or the stream"
     )
 
 
 def sequence_of(stored: Reply) -> int:
-    """The place of a stored message in its stream."""
+    """The sequence of a stored message in its stream."""
     return int(stored.headers["Nats-Sequence"])
 
 

@@ -1,4 +1,4 @@
-"""Retries: a call that nobody answered is made again, over a broken connection, a restart or an election."""
+"""Retries: a call without a reply is repeated, over a broken connection, a restart or an election."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ from jsq.transport.wire import SWITCH_SECONDS, Headers, Wire
 T = TypeVar("T")
 
 While = Callable[[], bool]
-"""Whether to go on retrying: for a worker, whether it has its lease still."""
+"""Whether to continue retrying: for a worker, whether it still has its lease."""
 
 DEADLINE_SECONDS = 15.0
 """Seconds for which a write is retried: longer than an election of a cluster (4 to 9 s)."""
@@ -38,9 +38,9 @@ async def publish_with_retry(
 
     Retries until `seconds` have passed, or as long as `while_` returns True, and then also while the server
     is full: the write of a worker that holds a lease must not be lost. The headers must make the write
-    idempotent, because a try whose answer was lost may have been stored. `failed` is the error of a first
-    try that the caller made. Raises `NoReply` (with `sent`) if the message may or may not be stored,
-    whatever a later try was answered; else what `Wire.publish` raises.
+    idempotent, because a try whose answer was lost may have been stored. `failed` is the error of a first try
+    that the caller made. Raises `NoReply` (with `sent`) if the message may or may not be stored, whatever the
+    reply to a later try; otherwise the errors of `Wire.publish`.
     """
     if failed is None:
         try:
@@ -82,12 +82,12 @@ async def with_retry(
     failed: NoReply | NoResponders | BrokerFull | None = None,
     began: float | None = None,
 ) -> T:
-    """Call, and call again while nobody answers: for `seconds`, or as long as `while_` returns True.
+    """Call, and repeat the call without a reply: for `seconds`, or as long as `while_` returns True.
 
     While the stream has no responders, retries for at most `absent` seconds, counted from the first of these
     answers in a row: a connection that was just restored may not know the responders yet. `failed` is the
-    error of a first call that the caller made, and `began` the moment (monotonic) of it. With `while_`, also
-    retries while the server is full.
+    error of a first call that the caller made, and `began` its time (monotonic). With `while_`, also retries
+    while the server is full.
     """
     window = _RetryWindow(time.monotonic() if began is None else began, seconds, absent)
     pause = 0.02

@@ -1,4 +1,4 @@
-"""The server's clock, as far as it is known here: deadlines, limits and schedules are judged by it."""
+"""An estimate of the server's clock, which counts for deadlines, limits and schedules."""
 
 import functools
 import math
@@ -8,24 +8,25 @@ from datetime import UTC, datetime
 from jsq.codec import events
 
 TOO_SLOW = 1.0
-"""Seconds after which an answer tells too little of the time at which it was given."""
+"""Seconds of a round trip from which a reply is too inexact to set the clock."""
 
 DRIFT = 0.0002
-"""Seconds by which two clocks may part in each second: an old answer tells less than a new one."""
+"""Seconds by which two clocks may drift apart per second, so that new replies are more exact."""
 
 PAST = datetime.fromtimestamp(0, UTC)
-"""A moment that has passed by any clock. What is now by ours may come later by the server's."""
+"""A time that has passed by any clock. The local present may be the server's future."""
 
 steady = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-"""Seconds on a clock that nobody sets."""
+"""Seconds on a clock that is never set."""
 
 
 class Clock:
-    """How far the server's clock is ahead of ours, learned from the answers that tell the time.
+    """How far the server's clock is ahead of the local clock, estimated from replies with a time.
 
-    The answer that came soonest tells it best: a busy loop reads many of them late. In between it goes by a
-    clock that nobody sets: ours may be put right, or wrong, at any moment. It may be off by the seconds of
-    `doubt`; `learned` is when it was told last, in `time.monotonic`. `steady() + offset` is its time.
+    The fastest reply is the most exact, because a busy event loop reads many replies late. Between replies a
+    steady clock counts, because the local clock may be set at any time. The estimate may be off by `doubt`
+    seconds; `learned` is when it was last updated, in `time.monotonic`. `steady() + offset` is the server's
+    time.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Clock:
         return datetime.fromtimestamp(self.now(), UTC)
 
     def update(self, timestamp: str, asked: float, answered: float) -> None:
-        """Learn from an answer that told the time, between two moments of our own clock."""
+        """Update the estimate from a reply with a time, between two times of the local clock."""
         if not 0 <= answered - asked < TOO_SLOW:
             return
         self.learned, now_apart = time.monotonic(), apart()
@@ -56,7 +57,7 @@ class Clock:
         )
         known = self.ahead + self._apart - now_apart
         old = self._best + DRIFT * abs(answered - self._answered)
-        # An answer that cannot be true beside the best one shows that a clock was set.
+        # A reply that contradicts the best one shows that a clock was set.
         if doubt <= old or abs(ahead - known) > doubt + old:
             self.ahead, self._apart, self._best, self._answered, old = (
                 ahead,
@@ -70,5 +71,5 @@ class Clock:
 
 
 def apart() -> float:
-    """How far our clock is ahead of the one that nobody sets."""
+    """How far the local clock is ahead of the steady clock."""
     return time.time() - steady()

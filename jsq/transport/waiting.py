@@ -1,4 +1,4 @@
-"""A start that waits for its server: what could not be done is tried again until a server answers."""
+"""A start that waits for its server: an attempt is repeated until a server answers."""
 
 import asyncio
 import random
@@ -11,10 +11,10 @@ from jsq.errors import BrokerUnavailable
 T = TypeVar("T")
 
 FIRST_RETRY_DELAY, MAX_RETRY_DELAY = 0.1, 2.0
-"""Seconds between two tries: they double, with full jitter, as those of a reconnect."""
+"""Seconds between two attempts: they double, with full jitter, as for a reconnect."""
 
 WAITING_REPORT_SECONDS = 60.0
-"""Seconds between two reports that the server is awaited."""
+"""Seconds between two reports of the wait."""
 
 
 async def wait_for_server(
@@ -23,11 +23,11 @@ async def wait_for_server(
     *,
     seconds: float | None = None,
 ) -> T:
-    """Make an attempt until a server answers: for `seconds`, or without them until cancelled.
+    """Repeat an attempt until a server answers: for `seconds`, or without them until cancelled.
 
     Each attempt must be safe to repeat. `report` is called with the first error, then once a minute. Raises
-    at once what a later attempt would meet again: any error that is no `BrokerUnavailable`, or not
-    `retryable`. Raises the error of the attempt that was under way when the seconds had passed.
+    errors at once that a later attempt would raise again: any error other than `BrokerUnavailable`, or one
+    that is not `retryable`. Raises the error of the attempt that was running when the time was over.
     """
     began, reported, delay = time.monotonic(), float("-inf"), FIRST_RETRY_DELAY
     while True:

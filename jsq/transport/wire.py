@@ -52,7 +52,7 @@ SWITCH_SECONDS = 8.0
 and a server that is cut off from the others of its cluster does not report it."""
 
 WINDOW = 4_000
-"""Requests under way at once: the server refuses more than some tens of thousands."""
+"""Maximum number of requests in flight: the server refuses more than some tens of thousands."""
 
 TIMEOUT_CHECK_SECONDS = 0.1
 """Seconds between two searches for late requests: one timer for all, instead of one for each."""
@@ -72,10 +72,10 @@ LOG_FULL_SECONDS = 10.0
 NO_STREAM = 10059
 
 ACK = b"+ACK"
-"""What settles a delivery: the server deletes its message."""
+"""The body that settles a delivery: the server deletes its message."""
 
 ACKNOWLEDGED = b'{"stream":'
-"""How the server's acknowledgement of a stored message begins."""
+"""The start of the server's acknowledgement of a stored message."""
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ class PendingReplies:
         return self._loop
 
     def resolve(self, message: Reply) -> None:
-        """Give a message of the inbox to the request that waits for it."""
+        """Resolve the request that a message of the inbox answers."""
         token = int(message.subject[len(self.inbox) + 1 :])
         found = self.waiting.pop(token, None)
         if found is None or found.future.done():
@@ -138,12 +138,12 @@ class PendingReplies:
             asyncio.get_running_loop().call_later(OTHER_ACCOUNT_SECONDS, self.resolve, message)
             return
         if message.raw.startswith(NO_RESPONDERS):
-            found.future.set_exception(NoResponders(f"nobody at {self._server} serves {found.subject}"))
+            found.future.set_exception(NoResponders(f"no responders at {self._server} for {found.subject}"))
         else:
             found.future.set_result(message)
 
     async def wait_for_room(self) -> None:
-        """Wait until fewer requests than `WINDOW` are under way."""
+        """Wait until fewer requests than `WINDOW` are in flight."""
         while len(self.waiting) >= WINDOW:
             self._room.clear()
             self._room_is_wanted = True
@@ -163,10 +163,10 @@ class PendingReplies:
     def fail_all(self, why: str) -> None:
         for one in list(self.waiting.values()):
             if not one.future.done():
-                one.future.set_exception(NoReply(f"{why} while {one.subject} was under way"))
+                one.future.set_exception(NoReply(f"{why} before the reply to {one.subject}"))
 
     def _fail_late(self) -> None:
-        """Fail late requests, and remove those that nobody awaits any more."""
+        """Fail late requests, and remove those that no caller awaits any more."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         for token, one in list(self.waiting.items()):
@@ -177,7 +177,7 @@ class PendingReplies:
                 one.future.set_exception(
                     NoReply(
                         f"no answer from {self._server} to {one.subject} within {one.seconds:g} s, though "
-                        "the connection stands: if that lasts, ask its /healthz whether the disk is full"
+                        "the connection is up; if that lasts, check by its /healthz whether the disk is full"
                     )
                 )
         self._room.set()
@@ -196,7 +196,7 @@ class ServerInfo:
 
 
 class Wire:
-    """A connection to the server. `restored` is when it was last made anew, in `time.monotonic`."""
+    """A connection to the server. `restored` is the time of the last reconnect, in `time.monotonic`."""
 
     def __init__(self, login: Login, *, name: str = "jsq") -> None:
         self.login = login
@@ -217,19 +217,19 @@ class Wire:
     # -- open and close ----------------------------------------------------------------------------------
 
     async def open(self) -> "Wire":
-        """Connect. Raises within 5 s `BrokerUnavailable`, `NotAllowed` or `ServerTooOld`, naming the cure.
+        """Connect. Raises `BrokerUnavailable`, `NotAllowed` or `ServerTooOld` within 5 s, with a fix.
 
-        `UsageError` for a file of keys or certificates that cannot be used.
+        Raises `UsageError` for a key or certificate file that cannot be used.
         """
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._connect()
         except (NatsError, OSError, TimeoutError, ValueError, ImportError) as error:
             await self._abandon()
-            told = login_error(self.login, [*self._errors, error])
-            # What cannot be an address may be a password: the error behind would repeat it.
+            failed = login_error(self.login, [*self._errors, error])
+            # An invalid address may be a password, which the error of nats-py would repeat.
             wrong = isinstance(error, ValueError) or isinstance(error.__context__, ValueError)
-            raise told from (None if wrong else error)
+            raise failed from (None if wrong else error)
         except BaseException:
             await self._abandon()
             raise
@@ -243,7 +243,7 @@ class Wire:
         return self
 
     async def close(self) -> None:
-        """Send what is under way, then close. (`drain` of the library may hang for half a minute.)"""
+        """Send pending bytes, then close. (`drain` of nats-py may hang for half a minute.)"""
         with contextlib.suppress(NatsError, OSError, TimeoutError):
             if self._nats.is_connected:
                 await self._nats.flush(timeout=2)
@@ -273,12 +273,12 @@ class Wire:
         )
 
     def on_reconnect(self, listener: Callable[[], Awaitable[None]]) -> Callable[[], None]:
-        """Call `listener` after each reconnect; returns what ends that."""
+        """Call `listener` after each reconnect; returns a function that ends this."""
         self._listeners.append(listener)
         return functools.partial(self._listeners.remove, listener)
 
     async def switch_server(self) -> None:
-        """Connect to another server of the cluster, if this one has stored nothing for long."""
+        """Connect to another server of the cluster, if this one has stored no message for long."""
         now = time.monotonic()
         if self.connected and self._nats.has_other_servers and now - self._stored > SWITCH_SECONDS:
             self._stored = now
@@ -321,7 +321,7 @@ class Wire:
         *,
         timeout: float = TRY_SECONDS,
     ) -> asyncio.Future[Reply]:
-        """Send a request in this turn of the loop; the future has its answer, or fails as `ask` does.
+        """Send a request in this turn of the loop; the future has its reply, or fails as `ask` does.
 
         With encoded headers, the subject must be valid.
         """
@@ -356,7 +356,7 @@ class Wire:
     ) -> int:
         """Store one message; returns its sequence.
 
-        Raises `WrongSequence`, `QueueFull`, `BrokerFull`, and as `ask` does.
+        Raises `WrongSequence`, `QueueFull`, `BrokerFull`, and the errors of `ask`.
         """
         if len(self._waiting) >= WINDOW or self._nats.congested:
             await self._wait_for_room()
@@ -385,7 +385,7 @@ class Wire:
     def send(
         self, subject: str, payload: bytes = b"", headers: Headers | None = None, reply: str = ""
     ) -> None:
-        """Send without an answer; nothing is sent while the connection is down."""
+        """Send without waiting for a reply; nothing is sent while the connection is down."""
         if payload is ACK and self._up.is_set():  # the subject is the server's
             self._nats.put(b"PUB %b 4\r\n+ACK\r\n" % subject.encode())
         elif self._up.is_set():
@@ -410,14 +410,14 @@ class Wire:
         """Unsubscribe, after the messages that the server has sent already were handled."""
         with contextlib.suppress(NatsError, OSError, TimeoutError):
             async with asyncio.timeout(seconds):
-                await subscription.drain()  # type: ignore[no-untyped-call]  # the library's
+                await subscription.drain()  # type: ignore[no-untyped-call]  # of nats-py
         self._nats.remove_callback(subscription._id)
 
     def new_inbox(self) -> str:
         return str(self._nats.new_inbox())
 
     async def flush(self, timeout: float = TRY_SECONDS) -> None:
-        """Wait until the server has read all that was sent. Raises `NoReply`."""
+        """Wait until the server has read all sent bytes. Raises `NoReply`."""
         try:
             await self._nats.flush(timeout=timeout)  # type: ignore[arg-type]  # a float works as well
         except (NatsError, OSError, TimeoutError) as error:
@@ -438,18 +438,18 @@ class Wire:
 
     async def _abandon(self) -> None:
         self._up.clear()
-        # Closing a connection that was never made trips an assertion of the library.
+        # Closing a connection that was never made fails an assertion of nats-py.
         with contextlib.suppress(NatsError, OSError, TimeoutError, AttributeError, AssertionError):
             await self._nats.close()
 
     async def _wait_for_room(self) -> None:
-        """Wait until fewer requests are under way, and fewer bytes are unsent."""
+        """Wait until fewer requests are in flight, and fewer bytes are unsent."""
         await self.pending.wait_for_room()
         if self._nats.congested:
             await self._nats.drained()
 
     async def _subscribe_inbox(self) -> None:
-        """Subscribe to an inbox: the usual one, or if that is not allowed one named after the user.
+        """Subscribe to an inbox: the usual one, or one named after the user if that is not allowed.
 
         Raises `NotAllowed` if no reply can reach this client: every request would time out.
         """
@@ -463,8 +463,8 @@ class Wire:
             if not self.refusals.refuses_subscription(inbox):
                 return
         raise NotAllowed(
-            f"not allowed to subscribe to {self.pending.inbox}.*{as_user(self.login)}, so no answer could "
-            "reach us; set JSQ_INBOX_PREFIX (or inbox_prefix) to where the user may listen, as _INBOX_name"
+            f"not allowed to subscribe to {self.pending.inbox}.*{as_user(self.login)}, which replies need; "
+            "set JSQ_INBOX_PREFIX (or inbox_prefix) to a prefix that the user may use, such as _INBOX_name"
         )
 
     async def _on_error(self, error: Exception) -> None:

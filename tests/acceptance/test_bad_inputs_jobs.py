@@ -202,7 +202,7 @@ async def test_a_full_server_refuses_and_stores_nothing(tmp_path: Path, given: s
             ):
                 with pytest.raises(BrokerFull) as caught:
                     await options.submit("x" * 200_000)
-                assert told(caught, "no room for ", "free some, or raise the limits")
+                assert told(caught, "no room for ", "free space, or raise the limits")
                 assert caught.value.retryable
             assert await client.queues.count_waiting("default") == 0
             await wire.api("STREAM.DELETE.FILL")

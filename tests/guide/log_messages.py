@@ -13,7 +13,7 @@ EXPLANATIONS = {
     "inconsistency repaired": "a sweep repaired what a crash had left behind",
     "schedule fired": "a schedule submitted the job of a tick",
     "schedule tick skipped": "a tick submitted no job: `overlap` or `catch_up` skip it",
-    "a listener failed": "a callback of a subscription raised; an error of jsq",
+    "message not handled": "a callback of a subscription raised; an error of jsq",
     "abandoned task ended": "a function that was abandoned has returned at last; its result is dropped",
     "advisories not stored": "the login may not create `JSQ_ADVISORIES`; run `jsq provision` as an admin",
     "batch not run": "the call of a batch task failed in jsq itself; its jobs are delivered again",

@@ -106,7 +106,7 @@ async def test_a_full_server_or_account_is_not_reported_as_a_full_queue(
             app.client.task("any").submit_many([("x" * 20_000,)] * 5),
             app.client.task("any").submit_many([("x" * 20_000,)]),
         ):
-            with pytest.raises(BrokerFull, match=r"no room for .*free some, or raise the limits") as caught:
+            with pytest.raises(BrokerFull, match=r"no room for .*free space, or raise the limits") as caught:
                 await call
             assert caught.value.retryable
         assert await nothing_left(app.client)

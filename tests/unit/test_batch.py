@@ -161,7 +161,7 @@ def test_a_result_that_is_not_a_list_of_that_length_fails_each_job(value: Any) -
         assert isinstance(end, Judged)
         assert isinstance(end.outcome, Failed)
         assert end.outcome.reason == "bad_result"
-        assert "for 2 items" in end.outcome.fault.error
+        assert "for each of the 2 items" in end.outcome.fault.error
 
 
 def test_the_last_attempt_before_the_crash_limit_is_recognized() -> None:

@@ -11,7 +11,7 @@ from jsq.transport.replies import (
     acknowledged,
     block,
     header_line,
-    told_by_leader,
+    leader_reply,
     translate,
 )
 
@@ -53,7 +53,7 @@ def test_errors_during_an_election_can_be_retried(code: int, text: str) -> None:
 
 def test_a_message_read_from_the_leader_equals_any_other() -> None:
     stored = block(header_line("Nats-TTL", "60"), header_line("Jsq-Job", '{"task":"send"}'))
-    told = told_by_leader(
+    told = leader_reply(
         "KV_jsq_jobs",
         {
             "subject": "$KV.jsq_jobs.mail.x",
@@ -77,6 +77,6 @@ def test_a_message_read_from_the_leader_equals_any_other() -> None:
 
 
 def test_a_message_without_headers_and_body_can_be_read() -> None:
-    told = told_by_leader("S", {"subject": "s", "seq": 1, "time": "2026-11-25T10:00:00Z"})
+    told = leader_reply("S", {"subject": "s", "seq": 1, "time": "2026-11-25T10:00:00Z"})
 
     assert (told.payload, told.headers["Nats-Sequence"]) == (b"", "1")
