@@ -103,6 +103,8 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.signature = Signature(called, skip=int(self.takes_context))
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", declaration.name)
+        self.__qualname__ = getattr(function, "__qualname__", self.__name__)
+        self.__module__ = getattr(function, "__module__", __name__)
         self.__wrapped__ = function
         target = DeclaredTarget(declaration, self.signature)
         super().__init__(client.connection, target, target.read_options({}))

@@ -283,3 +283,15 @@ async def test_a_submit_by_name_checks_names_and_json_values(client: Client) -> 
         await client.task("add").submit({1})
     with pytest.raises(BadName, match="task name must"):
         await client.task("add it").submit(1)
+
+
+def test_a_task_has_the_names_of_its_function_and_an_app_describes_itself() -> None:
+    app = App(name="shop", namespace="test")
+
+    @app.task
+    def send() -> None:
+        """Send it."""
+
+    assert (send.__module__, send.__name__, send.__doc__) == (__name__, "send", "Send it.")
+    assert send.__qualname__.endswith("<locals>.send")
+    assert repr(app) == "<App 'shop' in namespace 'test': 1 task>"
