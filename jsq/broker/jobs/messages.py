@@ -78,7 +78,8 @@ def check_size(job: Job, max_payload: int, place: int = 0) -> None:
     if len(job.arguments) + headers > limit:
         raise BadArguments(
             f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
-            f"the server takes {limit:,} in all: put the content elsewhere and send its address",
+            f"the server takes {limit:,} in all, by its max_payload: store the content elsewhere "
+            "and submit its address",
             place,
         )
 
