@@ -94,7 +94,7 @@ def prepare_streams() -> None:
 
 def command_line() -> TyperGroup:
     """The `jsq` command, with only a name and a line of help for each command in it."""
-    app = typer.Typer(cls=Words, help=HELP, rich_markup_mode=None)
+    app = typer.Typer(cls=CommandGroup, help=HELP, rich_markup_mode=None)
     app.callback(
         invoke_without_command=True,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -118,7 +118,7 @@ def root_command(
         raise typer.Exit(2)
 
 
-class Words(GroupPage):
+class CommandGroup(GroupPage):
     """The group of all commands. It imports a command when that is used."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -1,8 +1,8 @@
 """Submits one job for each line of stdin.
 
-Input of up to `HELD` bytes is read and checked before the first job is sent, so a wrong line stops all of
-them. Longer input is checked and sent in parts. A run that breaks off reports how many jobs are stored, and
-from which line to go on.
+Input of up to `MAX_HELD_BYTES` is read and checked before the first job is sent, so a wrong line stops all
+of them. Longer input is checked and sent in parts. A run that breaks off reports how many jobs are stored,
+and from which line to go on.
 """
 
 import asyncio
@@ -40,14 +40,14 @@ from jsq.model.job import DEFAULT_QUEUE, check_id
 from jsq.transport.batch_publish import MAX_COMMIT_MESSAGES
 from jsq.transport.publish_many import AT_A_TIME
 
-HELD = 64 * 2**20
-HELD_LINES = 500_000
+MAX_HELD_BYTES = 64 * 2**20
+MAX_HELD_LINES = 500_000
 """The most bytes and lines of stdin that are read and checked before the first job is sent."""
 
 INTERRUPT_GRACE_SECONDS = 2.0
 """Seconds after an interrupt in which the part that is being sent may be stored."""
 
-MOST_LINES = 10**12
+MAX_LINE_NUMBER = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class BulkSubmitOptions:
         if self.from_line < 1:
             raise BadOption("--from-line", self.from_line, "must be 1 or more")
         if self.id_prefix:
-            check_id(f"{self.id_prefix}-{MOST_LINES}")
+            check_id(f"{self.id_prefix}-{MAX_LINE_NUMBER}")
         if self.all_or_nothing and (self.rejects or self.from_line > 1):
             raise UsageError("--all-or-nothing cannot be used with --rejects or --from-line")
 
@@ -163,7 +163,7 @@ class Intake:
             self._held += lines
             if self._options.all_or_nothing:
                 check_atomic_size(len(self._held))
-            fits = size < HELD and len(self._held) < HELD_LINES
+            fits = size < MAX_HELD_BYTES and len(self._held) < MAX_HELD_LINES
             if holding and (fits or self._options.all_or_nothing):
                 continue
             holding = False

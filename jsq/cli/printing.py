@@ -17,10 +17,10 @@ from typing import Any
 from jsq.cli.escaping import json_text, safe, yaml_text
 from jsq.cli.styles import STYLES, paint
 
-ENDLESS = 10_000
+UNLIMITED_COLUMNS = 10_000
 """Columns of an output that is not a terminal."""
 
-NARROW = 8
+MIN_COLUMNS = 8
 """The least width to which a cell is cut."""
 
 GAP = "  "
@@ -203,7 +203,7 @@ def show_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> Non
 
     heads = {column: column.upper() for column in columns}
     natural = [max(cell_len(row[column]) for row in (heads, *rows)) for column in columns]
-    width = shutil.get_terminal_size((ENDLESS, 24)).columns
+    width = shutil.get_terminal_size((UNLIMITED_COLUMNS, 24)).columns
     widths = fit(natural, width - len(GAP) * (len(columns) - 1))
     if widths is None:
         for row in rows:
@@ -234,7 +234,7 @@ def fit(natural: Sequence[int], room: int) -> list[int] | None:
     for place in range(len(widths) - 1, 0, -1):
         excess = sum(widths) - room
         if excess > 0:
-            widths[place] = max(min(widths[place], NARROW), widths[place] - excess)
+            widths[place] = max(min(widths[place], MIN_COLUMNS), widths[place] - excess)
     return widths if sum(widths) <= room else None
 
 

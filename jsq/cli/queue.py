@@ -13,7 +13,7 @@ from jsq.cli import pauses
 from jsq.cli.filters import BulkOptions
 from jsq.cli.options import Group
 from jsq.cli.pauses import Queue
-from jsq.cli.printing import say
+from jsq.cli.printing import cell, empty, say
 from jsq.cli.session import Session, confirm
 from jsq.client.client import Client
 from jsq.errors import QueueNotEmpty, QueueNotFound, UsageError, count_noun
@@ -52,7 +52,8 @@ def get(session: Session, queue: Queue) -> None:
     \b
     jsq queue get mail
     """
-    session.printer.one(session.run(lambda client: client.queues.get(queue)), name="queue")
+    found = session.run(lambda client: client.queues.get(queue))
+    session.printer.one(found, name="queue", fields=queue_fields(found))
 
 
 @queue.adds("stats")
@@ -212,6 +213,13 @@ def settings_row(stats: QueueStats) -> dict[str, Any]:
         "replicas": settings.replicas,
         "paused": pause_cell(stats.pauses),
     }
+
+
+def queue_fields(stats: QueueStats) -> dict[str, str]:
+    """The settings and the counts of a queue, one on each line; settings that are off are left out."""
+    settings = {name: value for name, value in stats.settings.as_dict().items() if not empty(value)}
+    known = settings | counts_row(stats)
+    return {name: cell(known[name], whole=True) for name in dict.fromkeys(["queue", *known])}
 
 
 def rate_cell(per_second: float | None) -> str | None:

@@ -26,7 +26,7 @@ from jsq.cli.submit_options import duration
 STUCK_SECONDS = 5.0
 """Seconds after its stop in which a worker must end, even if a thread or a task never ends."""
 
-SILENT = 10.0
+LOOP_SILENT_SECONDS = 10.0
 """Seconds without a turn of the event loop after which /livez fails."""
 
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -236,13 +236,13 @@ async def run_worker(
     from jsq.worker.supervisor import report_to_supervisor
 
     registry, observer = metrics(served=bool(http) or METRICS_FOLDER in os.environ)
-    hands = Worker(app, queues=queues or None, settings=settings, observer=observer)
+    runner = Worker(app, queues=queues or None, settings=settings, observer=observer)
     settle_memory()
-    with on_signals(hands.stop), probes(http if supervised < 0 else "", registry, hands):
-        running = asyncio.ensure_future(hands.run())
+    with on_signals(runner.stop), probes(http if supervised < 0 else "", registry, runner):
+        running = asyncio.ensure_future(runner.run())
         parent = None
         if supervised >= 0:
-            parent = asyncio.ensure_future(report_to_supervisor(supervised, hands.is_ready, hands.stop))
+            parent = asyncio.ensure_future(report_to_supervisor(supervised, runner.is_ready, runner.stop))
         try:
             await running
         finally:
@@ -339,7 +339,7 @@ def on_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def probes(http: str, registry: Any, hands: Any) -> Iterator[None]:
+def probes(http: str, registry: Any, runner: Any) -> Iterator[None]:
     """Serve the metrics and probes of one worker, if there is an address."""
     if not http:
         yield
@@ -349,8 +349,8 @@ def probes(http: str, registry: Any, hands: Any) -> Iterator[None]:
     with Probes(
         http,
         registry,
-        alive=lambda: time.monotonic() - hands.beaten < SILENT,
-        ready=hands.is_ready,
+        alive=lambda: time.monotonic() - runner.beaten < LOOP_SILENT_SECONDS,
+        ready=runner.is_ready,
     ) as served:
         typer.echo(f"metrics and probes at http://{served.address}", err=True)
         yield

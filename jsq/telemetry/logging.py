@@ -33,7 +33,8 @@ def log_to_stderr(form: Format, level: str, *, colors: bool = False) -> None:
     handler = LineHandler()
     handler.setFormatter(JsonLines() if form == "json" else TextLines(colors=colors))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("nats").setLevel("WARNING")
+    for library in ("nats", "watchfiles"):
+        logging.getLogger(library).setLevel("WARNING")
 
 
 class LineHandler(logging.StreamHandler[TextIO]):

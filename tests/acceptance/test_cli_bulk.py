@@ -279,7 +279,7 @@ os.execv(sys.executable, [sys.executable, "-m", "jsq", "submit", "any", "-", "--
 HOLDING_LITTLE = """
 import jsq.cli.bulk
 from jsq.transport import retrying
-jsq.cli.bulk.HELD = 0
+jsq.cli.bulk.MAX_HELD_BYTES = 0
 for call in (retrying.publish_with_retry, retrying.with_retry):
     call.__kwdefaults__ |= {"seconds": 4.0, "absent": 4.0}
 from jsq.cli import run_command_line

@@ -2,7 +2,7 @@
 
 import signal
 
-from jsq import Client
+from jsq import App, Client
 from tests.acceptance.conftest import Command
 
 
@@ -21,6 +21,16 @@ async def test_an_empty_queue_is_removed_after_confirmation(jsq: Command, client
         5,
         "jsq: error: there is no queue default; `jsq queue ls` lists the queues\n",
     )
+
+
+async def test_a_queue_is_shown_with_a_setting_on_each_line(jsq: Command, app: App, client: Client) -> None:
+    app.queue("mail", concurrency=5, rate="100/m")
+    await client.admin.provision(app.declared)
+
+    lines = (await jsq("queue", "get", "mail", "-o", "table")).out.splitlines()
+
+    assert lines[0] == "queue: mail"
+    assert {"concurrency: 5", "rate: 100/m", "waiting: 0/0/0", "running: 0"} <= set(lines)
 
 
 async def test_counts_are_printed_until_interrupted(jsq: Command, client: Client) -> None:

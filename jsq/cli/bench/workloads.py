@@ -27,13 +27,13 @@ from jsq.settings import Login, QueueSettings, WriteGrouping
 from jsq.task import AnyTask
 
 WARM_UP = 200
-PAUSE = 0.02
+PAUSE_SECONDS = 0.02
 """Seconds between the jobs of `latency`: long enough for all processes to become idle."""
 
-LOOK = 0.005
+NOTES_POLL_SECONDS = 0.005
 """Seconds between two reads of the notes of the workers."""
 
-PATIENCE = 60.0
+STALL_SECONDS = 60.0
 """Seconds without the start of a job after which a run fails."""
 
 
@@ -145,9 +145,9 @@ class Site:
         while (found := self.count()) < count:
             if found > seen:
                 seen, since = found, time.monotonic()
-            if worker.poll() is not None or time.monotonic() - since > PATIENCE:
+            if worker.poll() is not None or time.monotonic() - since > STALL_SECONDS:
                 raise BrokerUnavailable(f"{found:,} of {count:,} jobs started, and then no more")
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(NOTES_POLL_SECONDS)
 
     # -- measuring ---------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ async def latency(site: Site, *, baseline: bool) -> Figures:
             while (begun := site.count()) < count:
                 for _ in range(count - begun):
                     await send()
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(PAUSE_SECONDS)
                 await site.until(count, worker)
         waits = sorted((began - sent) / 1e6 for sent, began in site.rows()[WARM_UP // 10 :])
     return Figures(p50_ms=percentile(waits, 0.5), p99_ms=percentile(waits, 0.99))
@@ -267,7 +267,7 @@ async def roundtrip(site: Site, *, baseline: bool) -> Figures:
         for _ in range(WARM_UP // 10 + site.plan.samples):
             began = time.perf_counter()
             if loop is None:
-                await (await noop.submit(time.time_ns(), site.body)).result(PATIENCE)
+                await (await noop.submit(time.time_ns(), site.body)).result(STALL_SECONDS)
             else:
                 await loop.outcome(new_id(), site.arguments())
             times.append((time.perf_counter() - began) * 1e3)
