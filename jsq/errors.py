@@ -393,6 +393,8 @@ class Retry(Exception):
     delay: float | None = None  # a subclass may not call this __init__
 
     def __init__(self, reason: str = "", *, delay: Duration | None = None) -> None:
+        if not isinstance(reason, str):
+            raise BadOption("reason", reason, "must be a text; write Retry(delay=...) for a delay")
         super().__init__(reason)
         self.delay = seconds("delay", delay)
 
@@ -494,6 +496,5 @@ def shorten(text: str, limit: int = 120) -> str:
 
 def count_noun(number: int, noun: str) -> str:
     """A number and a noun: `1 job`, `2 queries`."""
-    if number == 1:
-        return f"{number:,} {noun}"
-    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"
+    many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else many}"

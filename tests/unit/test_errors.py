@@ -178,6 +178,11 @@ def test_a_signal_with_a_bad_delay_is_refused_where_it_is_raised(signal: type[Re
         signal(delay=-1)
 
 
+def test_a_delay_in_place_of_the_reason_of_a_retry_is_refused() -> None:
+    with pytest.raises(BadOption, match=r"reason must be a text, got 60; write Retry\(delay=\.\.\.\)"):
+        Retry(60)  # type: ignore[arg-type]  # the mistake
+
+
 def test_a_subclass_of_a_signal_need_not_call_its_init() -> None:
     class Busy(Retry):
         def __init__(self) -> None:
