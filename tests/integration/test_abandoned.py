@@ -33,7 +33,7 @@ async def test_a_coroutine_that_swallows_its_cancellation_is_abandoned(
             except asyncio.CancelledError:
                 continue
 
-    await given_up(app, working, until, caplog, "stubborn", release.set, SHORT_UNWIND)
+    await check_abandoned(app, working, until, caplog, "stubborn", release.set, SHORT_UNWIND)
 
 
 async def test_a_thread_that_does_not_end_is_abandoned(
@@ -45,7 +45,7 @@ async def test_a_thread_that_does_not_end_is_abandoned(
     def stubborn_thread() -> None:
         release.wait(30)
 
-    await given_up(app, working, until, caplog, "stubborn_thread", release.set, SHORT_UNWIND)
+    await check_abandoned(app, working, until, caplog, "stubborn_thread", release.set, SHORT_UNWIND)
 
 
 async def test_a_function_that_cannot_be_killed_is_abandoned_at_its_hard_timeout(
@@ -58,11 +58,11 @@ async def test_a_function_that_cannot_be_killed_is_abandoned_at_its_hard_timeout
         release.wait(30)
 
     began = time.monotonic()
-    await given_up(app, working, until, caplog, "endless", release.set)
+    await check_abandoned(app, working, until, caplog, "endless", release.set)
     assert time.monotonic() - began < WorkerTimings().unwind
 
 
-async def given_up(
+async def check_abandoned(
     app: App,
     working: Working,
     until: Until,
@@ -135,20 +135,20 @@ async def test_a_blocked_event_loop_is_logged_while_it_is_blocked(
     registry = CollectorRegistry()
     seen: list[bool] = []
 
-    def told() -> list[logging.LogRecord]:
+    def blocked_records() -> list[logging.LogRecord]:
         return [one for one in caplog.records if one.getMessage() == "event loop is blocked"]
 
     @app.task
     async def blocks() -> None:
         late = time.monotonic() + 20
-        while not told() and time.monotonic() < late:
+        while not blocked_records() and time.monotonic() < late:
             time.sleep(0.01)  # noqa: ASYNC251 -- on purpose
-        seen.append(bool(told()))
+        seen.append(bool(blocked_records()))
 
     async with working(observer=Metrics(registry)):
         await (await blocks.submit()).result(30)
     assert seen == [True]
-    (line,) = told()
+    (line,) = blocked_records()
     assert vars(line)["task"] == "blocks"
     assert f"{__file__}:{blocks.function.__code__.co_firstlineno + 4} in blocks" in vars(line)["at"]
     assert registry.get_sample_value("jsq_event_loop_blocked_total", {"task": "blocks"}) == 1

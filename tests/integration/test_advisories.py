@@ -9,7 +9,7 @@ from tests.helpers.conditions import Until
 from tests.helpers.ghosts import READY, make_ghosts, on_queue, pulling, repairs_of
 
 
-async def held_back(client: Client) -> str:
+async def hold_job(client: Client) -> str:
     """Have another consumer hold a job, so that the consumer's numbers do not show messages behind it."""
     job = await client.task("count").submit()
     broker = await client.broker()
@@ -18,30 +18,30 @@ async def held_back(client: Client) -> str:
     return job.id
 
 
-async def advised(client: Client, until: Until, number: int) -> None:
+async def until_advised(client: Client, until: Until, number: int) -> None:
     broker = await client.broker()
 
-    async def kept() -> bool:
+    async def are_stored() -> bool:
         return len(await broker.reads.fetch(broker.subjects.streams.advisories, ">")) == number
 
-    await until(kept)
+    await until(are_stored)
 
 
 async def test_an_undeliverable_message_is_repaired_while_another_job_runs(
     client: Client, until: Until
 ) -> None:
     await client.admin.provision()
-    held = await held_back(client)
+    held_job = await hold_job(client)
     job = await client.task("count").submit()
     await make_ghosts(client)
-    await advised(client, until, 1)
+    await until_advised(client, until, 1)
     broker = await client.broker()
-    known = await broker.jetstream.consumer_info(broker.subjects.streams.ready(READY), "normal")
-    assert known is not None
-    assert (known["num_ack_pending"], known["ack_floor"]["stream_seq"]) == (1, 0)
+    info = await broker.jetstream.consumer_info(broker.subjects.streams.ready(READY), "normal")
+    assert info is not None
+    assert (info["num_ack_pending"], info["ack_floor"]["stream_seq"]) == (1, 0)
 
     assert repairs_of(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
-    assert await on_queue(client) == [held, job.id]
+    assert await on_queue(client) == [held_job, job.id]
     assert await client.admin.sweep() == []
 
 
@@ -51,7 +51,7 @@ async def test_an_advisory_of_a_message_that_was_delivered_again_is_ignored(
     await client.admin.provision()
     job = await client.task("count").submit()
     [sequence] = await make_ghosts(client)
-    await advised(client, until, 1)
+    await until_advised(client, until, 1)
     broker = await client.broker()
     running = Event("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
     await broker.records.write(READY, job.id, running, expect=0)
@@ -69,8 +69,8 @@ async def test_two_namespaces_of_an_account_store_their_own_advisories(
             assert await one.admin.provision(check=True) == []
         job = await client.task("count").submit()
         await make_ghosts(client)
-        await advised(client, until, 1)
-        await advised(other, until, 0)
+        await until_advised(client, until, 1)
+        await until_advised(other, until, 0)
         assert await other.admin.sweep() == []
         assert repairs_of(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
 
@@ -83,9 +83,9 @@ async def test_the_next_sweep_stores_the_advisories_of_a_queue_created_later(cli
 
     await client.admin.sweep()
 
-    known = await broker.jetstream.stream_info(broker.subjects.streams.advisories)
-    assert known is not None
-    assert known["config"]["subjects"] == [
+    info = await broker.jetstream.stream_info(broker.subjects.streams.advisories)
+    assert info is not None
+    assert info["config"]["subjects"] == [
         broker.subjects.max_deliveries(queue) for queue in ("default", "late")
     ]
     assert [f for f in await client.admin.doctor() if f.subject == "advisories"] == []

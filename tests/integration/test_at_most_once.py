@@ -45,12 +45,12 @@ class Effects:
 
 
 async def test_a_step_runs_once_and_every_attempt_gets_its_result(app: App, working: Working) -> None:
-    outside, told = Effects(), []
+    outside, results = Effects(), []
 
     @app.task(retries=2, backoff="none")
     async def buy(ctx: Context) -> None:
-        told.append(await ctx.once("charge", outside.charge, 5))
-        told.append(await ctx.once("charge", outside.charge, 6))
+        results.append(await ctx.once("charge", outside.charge, 5))
+        results.append(await ctx.once("charge", outside.charge, 6))
         if ctx.attempt < 3:
             raise ValueError("after the charge")
 
@@ -59,7 +59,7 @@ async def test_a_step_runs_once_and_every_attempt_gets_its_result(app: App, work
         await job.result(WAIT)
 
     assert outside.done == [5]
-    assert told == [{"receipt": 5}] * 6
+    assert results == [{"receipt": 5}] * 6
     assert [event.state for event in await (await job._connection.broker()).records.history(job.id)] == [
         *["running", "retrying"] * 2,
         *["running", "succeeded"],
@@ -139,19 +139,19 @@ async def test_a_step_that_certainly_had_no_effect_may_run_again(app: App, worki
 
 
 async def test_a_step_survives_a_replay(app: App, client: Client, working: Working, until: Until) -> None:
-    outside, open_now = Effects(), asyncio.Event()
+    outside, reopen = Effects(), asyncio.Event()
 
     @app.task
     async def buy(ctx: Context) -> Any:
         receipt = await ctx.once("charge", outside.charge, 5)
-        if not open_now.is_set():
+        if not reopen.is_set():
             raise Reject("nobody delivers today")
         return receipt
 
     async with working():
         job = await buy.submit()
         await until(client.dead_letters.list)
-        open_now.set()
+        reopen.set()
         await job.retry()
         assert await job.result(WAIT) == {"receipt": 5}
 
@@ -162,7 +162,7 @@ async def test_a_superseded_attempt_runs_no_step(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
     outside = Effects()
-    told: list[Exception] = []
+    errors: list[Exception] = []
 
     @app.task
     async def buy(ctx: Context) -> None:
@@ -171,12 +171,12 @@ async def test_a_superseded_attempt_runs_no_step(
         try:
             await ctx.once("charge", outside.charge, 5)
         except LeaseLost as lost:
-            told.append(lost)
+            errors.append(lost)
             raise
 
     async with working():
         job = await buy.submit()
-        await until(lambda: told)
+        await until(lambda: errors)
 
     assert outside.done == []
     broker = await client.broker()
@@ -191,25 +191,25 @@ async def test_a_superseded_attempt_runs_no_step(
 async def test_the_step_result_of_an_attempt_superseded_meanwhile_is_not_stored(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    told: list[str] = []
+    ids: list[str] = []
 
     @app.task
     async def buy(ctx: Context) -> None:
-        async def overtaken() -> None:
+        async def is_superseded() -> None:
             log = (await client.broker()).records
             await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
 
         with pytest.raises(LeaseLost):
-            await ctx.once("charge", overtaken)
-        told.append(ctx.id)
+            await ctx.once("charge", is_superseded)
+        ids.append(ctx.id)
 
     async with working():
         await buy.submit()
-        await until(lambda: told)
+        await until(lambda: ids)
 
     broker = await client.broker()
     [claim] = await broker.reads.fetch(
-        broker.subjects.streams.records, broker.subjects.checkpoint("*", told[0], ">")
+        broker.subjects.streams.records, broker.subjects.checkpoint("*", ids[0], ">")
     )
     assert claim.payload == b'{"attempt":1,"number":1}'
 
@@ -247,12 +247,12 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[Context, Effects], Awaitabl
 
 @pytest.mark.parametrize("bad", BAD)
 async def test_an_invalid_step_is_refused_before_any_effect(app: App, working: Working, bad: str) -> None:
-    kind, told, call = BAD[bad]
+    kind, message, call = BAD[bad]
     outside = Effects()
 
     @app.task
     async def buy(ctx: Context) -> None:
-        with pytest.raises(kind, match=told):
+        with pytest.raises(kind, match=message):
             await call(ctx, outside)
 
     async with working():
@@ -261,12 +261,12 @@ async def test_an_invalid_step_is_refused_before_any_effect(app: App, working: W
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [(object(), "type object"), ("x" * MAX_VALUE_BYTES, "65,538 bytes")],
     ids=["object", "large"],
 )
 async def test_a_step_whose_result_cannot_be_stored_fails_and_does_not_run_again(
-    app: App, working: Working, value: object, told: str
+    app: App, working: Working, value: object, message: str
 ) -> None:
     calls: list[int] = []
 
@@ -276,7 +276,7 @@ async def test_a_step_whose_result_cannot_be_stored_fails_and_does_not_run_again
             calls.append(1)
             return value
 
-        with pytest.raises(BadResult, match=f"the result of step charge {told}"):
+        with pytest.raises(BadResult, match=f"the result of step charge {message}"):
             await ctx.once("charge", charge, undone=Exception)
         await ctx.once("charge", charge)
 
@@ -301,8 +301,8 @@ async def test_a_job_has_a_maximum_number_of_steps(app: App, working: Working) -
         return str(caught.value)
 
     async with working():
-        told = await (await buy.submit()).result(2 * WAIT)
-    assert told == f"once must be one of {MAX_STEPS} steps at most, which the job has already, got 'more'"
+        error = await (await buy.submit()).result(2 * WAIT)
+    assert error == f"once must be one of {MAX_STEPS} steps at most, which the job has already, got 'more'"
     assert outside.done == list(range(MAX_STEPS))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jsq import App, BadOption, BulkUnknown, Client, PartlySubmitted, QueueFull
 from jsq.broker.jobs.reader import JobReader
-from jsq.broker.submit import atomic as whole
+from jsq.broker.submit import atomic
 from jsq.server import EmbeddedServer
 from jsq.transport import batch_publish as batches
 from jsq.transport.replies import NoReply
@@ -19,7 +19,7 @@ from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
 
-async def standing(client: Client, queue: str = "default") -> list[str]:
+async def stored_ids(client: Client, queue: str = "default") -> list[str]:
     return await (await client.broker()).job_reader.waiting_ids(queue)
 
 
@@ -69,12 +69,12 @@ async def test_an_atomic_submit_above_the_limit_is_refused_before_anything_is_se
     assert caught.value.field == "all_or_nothing"
     with pytest.raises(BadOption, match="33,554,432 bytes at most"):
         await client.task("any").submit_many([["x" * 500_000]] * 70, all_or_nothing=True)
-    assert await standing(client) == []
+    assert await stored_ids(client) == []
 
 
 async def test_a_large_atomic_submit_is_stored(client: Client) -> None:
     jobs = await client.task("any").submit_many([["x" * 500_000]] * 60, all_or_nothing=True)
-    assert {job.id for job in jobs} == set(await standing(client))
+    assert {job.id for job in jobs} == set(await stored_ids(client))
 
 
 async def test_a_submit_of_no_calls_stores_no_jobs(client: Client) -> None:
@@ -87,9 +87,9 @@ async def test_a_queue_without_room_for_all_jobs_stores_none(app: App, client: C
     with pytest.raises(QueueFull) as caught:
         await client.task("any").options(queue="small").submit_many([[]] * 501, all_or_nothing=True)
     assert (caught.value.limit, caught.value.value) == ("max_jobs", 500)
-    assert await standing(client, "small") == []
+    assert await stored_ids(client, "small") == []
     await client.task("any").options(queue="small").submit_many([[]] * 500, all_or_nothing=True)
-    assert len(await standing(client, "small")) == 500
+    assert len(await stored_ids(client, "small")) == 500
 
 
 async def test_an_atomic_submit_waits_for_room(app: App, client: Client) -> None:
@@ -102,7 +102,7 @@ async def test_an_atomic_submit_waits_for_room(app: App, client: Client) -> None
         assert not waiting.done()
         await job.cancel()
     jobs = await waiting
-    assert {job.id for job in jobs} <= set(await standing(client, "small"))
+    assert {job.id for job in jobs} <= set(await stored_ids(client, "small"))
 
 
 async def test_a_commit_whose_reply_is_lost_is_not_repeated(
@@ -115,10 +115,10 @@ async def test_a_commit_whose_reply_is_lost_is_not_repeated(
         made.append(await batches.commit(*given, **named))
         raise NoReply("no reply")
 
-    monkeypatch.setattr(whole, "commit", unanswered)
+    monkeypatch.setattr(atomic, "commit", unanswered)
     jobs = await client.task("any").submit_many([[n] for n in range(400)], all_or_nothing=True)
     assert len(made) == 1
-    assert sorted(job.id for job in jobs) == sorted(await standing(client))
+    assert sorted(job.id for job in jobs) == sorted(await stored_ids(client))
 
 
 async def test_an_unconfirmed_atomic_submit_may_be_repeated_under_its_ids(
@@ -139,16 +139,16 @@ async def test_an_unconfirmed_atomic_submit_may_be_repeated_under_its_ids(
     async def silent(*_: Any, **__: Any) -> None:
         raise NoReply("nor is there one to be asked")
 
-    monkeypatch.setattr(whole, "DEADLINE_SECONDS", 0.0)
+    monkeypatch.setattr(atomic, "DEADLINE_SECONDS", 0.0)
     monkeypatch.setattr("jsq.transport.retrying.DEADLINE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(whole, "commit", unanswered)
+        patch.setattr(atomic, "commit", unanswered)
         patch.setattr(JobReader, "find", silent)
         patch.setattr("jsq.broker.submit.atomic.with_retry", silent)
         with pytest.raises(BulkUnknown, match="all or none of the 300 jobs") as caught:
             await note.submit_many([(n,) for n in range(300)], all_or_nothing=True)
     ids = caught.value.ids
-    assert sorted(ids) == sorted(await standing(client))
+    assert sorted(ids) == sorted(await stored_ids(client))
 
     again = await note.submit_many([(n,) for n in range(300)], ids=ids, all_or_nothing=True)
     assert [job.id for job in again] == list(ids)
@@ -158,7 +158,7 @@ async def test_an_unconfirmed_atomic_submit_may_be_repeated_under_its_ids(
             await job.result(60)
         once_more = await note.submit_many([(n,) for n in range(300)], ids=ids, all_or_nothing=True)
         assert all(job.duplicate for job in once_more)
-        assert await standing(client) == []
+        assert await stored_ids(client) == []
     assert sorted(ran) == list(range(300))
 
 
@@ -176,7 +176,7 @@ async def test_a_killed_server_has_stored_all_jobs_or_none(
             own_server.restart()
             jobs = await sending
             sent[number] = {job.id for job in jobs}
-        waiting = await standing(client)
+        waiting = await stored_ids(client)
         assert len(waiting) == len(set(waiting)) == 6_000
         assert set(waiting) == set[str]().union(*sent.values())
 
@@ -216,10 +216,10 @@ async def test_a_client_killed_during_an_atomic_submit_leaves_no_job(
         subprocess.run, [sys.executable, "-c", DYING, str(last)], env=env, capture_output=True, timeout=30
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert await standing(client) == []
+    assert await stored_ids(client) == []
     # The leftovers of a killed submit do not block the next one.
     assert len(await client.task("any").submit_many([[]] * 1_000, all_or_nothing=True)) == 1_000
-    assert len(await standing(client)) == 1_000
+    assert len(await stored_ids(client)) == 1_000
 
 
 # -- own ids -------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ async def test_a_client_killed_during_an_atomic_submit_leaves_no_job(
 
 @pytest.mark.parametrize("whole_bulk", [False, True])
 async def test_a_second_submit_with_the_same_ids_completes_the_first(
-    app: App, client: Client, working: Working, whole_bulk: bool
+    app: App, client: Client, working: Working, calls: bool
 ) -> None:
     ran: list[int] = []
 
@@ -241,7 +241,7 @@ async def test_a_second_submit_with_the_same_ids_completes_the_first(
         for id in ids[:200]:
             await client.jobs.handle(id).result(60)
     await note.submit_many([(n,) for n in range(200, 400)], ids=ids[200:400])
-    jobs = await note.submit_many([(n,) for n in range(700)], ids=ids, all_or_nothing=whole_bulk)
+    jobs = await note.submit_many([(n,) for n in range(700)], ids=ids, all_or_nothing=calls)
     assert [job.id for job in jobs] == ids
     assert all(job.duplicate for job in jobs[:400])
     assert not any(job.duplicate for job in jobs[400:])
@@ -261,7 +261,7 @@ async def test_jobs_with_their_own_ids_that_were_not_stored_are_named_by_index(
     await small.submit_many([[]] * 10, ids=ids[20:30])
     with pytest.raises(PartlySubmitted) as caught:
         await small.submit_many([[]] * 50, ids=ids)
-    stored = set(await standing(client, "small"))
+    stored = set(await stored_ids(client, "small"))
     assert len(stored) == 30
     assert set(caught.value.stored) == stored
     assert {ids[place] for place in caught.value.refused} == set(ids) - stored
@@ -269,7 +269,7 @@ async def test_jobs_with_their_own_ids_that_were_not_stored_are_named_by_index(
 
 
 @pytest.mark.parametrize(
-    ("ids", "told"),
+    ("ids", "message"),
     [
         (["a"], "an id for each of the 2 calls"),
         ("ab", "an id for each of the 2 calls"),
@@ -277,6 +277,6 @@ async def test_jobs_with_their_own_ids_that_were_not_stored_are_named_by_index(
         (["a", "b\tc"], "job id must be"),
     ],
 )
-async def test_wrong_ids_are_refused(client: Client, ids: Any, told: str) -> None:
-    with pytest.raises(Exception, match=told):
+async def test_wrong_ids_are_refused(client: Client, ids: Any, message: str) -> None:
+    with pytest.raises(Exception, match=message):
         await client.task("any").submit_many([[], []], ids=ids)

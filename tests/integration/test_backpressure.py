@@ -299,7 +299,7 @@ async def test_a_hundred_waiting_submits_of_one_client_share_their_requests(app:
     broker = await client.broker()
     tries: list[str] = []
     await broker.wire.subscribe(
-        broker.subjects.ready("few", "*", ANY), lambda heard: tries.append(heard.subject)
+        broker.subjects.ready("few", "*", ANY), lambda subscriptions: tries.append(subscriptions.subject)
     )
     call = client.task("any").options(queue="few", wait_for_room=1.0)
     ended = await asyncio.gather(*(call.submit() for _ in range(100)), return_exceptions=True)
@@ -400,8 +400,10 @@ async def test_a_job_that_runs_while_the_server_is_full_ends_once_there_is_room(
             await until(lambda: nothing_left(app.client), 20)
             wanted = ["failed" if number % 3 == 2 else "succeeded" for number in [*range(12), *range(6)]]
             assert [outcome.state for outcome in outcomes] == wanted
-            letters = {letter.id for letter in await app.client.dead_letters.list()}
-            assert letters == {job.id for job, state in zip(jobs, wanted, strict=True) if state == "failed"}
+            dead_letters = {dead_letter.id for dead_letter in await app.client.dead_letters.list()}
+            assert dead_letters == {
+                job.id for job, state in zip(jobs, wanted, strict=True) if state == "failed"
+            }
 
             async def listed() -> bool:
                 records = await app.client.jobs.list(limit=None)

@@ -75,12 +75,12 @@ async def test_a_job_that_crashes_its_workers_does_not_fail_the_rest_of_its_batc
         else:
             await job.result(30)
         assert len(await final_states(job)) == 1
-    begun = Counter(one.job for one in workers.effects())
-    assert begun[jobs[2].id] == 3
+    starts = Counter(one.job for one in workers.effects())
+    assert starts[jobs[2].id] == 3
     ends = Counter(one.job for one in workers.effects("end"))
     assert all(ends[job.id] == 1 for place, job in enumerate(jobs) if place != 2)
-    [letter] = await workers.client.dead_letters.list()
-    assert letter.id == jobs[2].id
+    [dead_letter] = await workers.client.dead_letters.list()
+    assert dead_letter.id == jobs[2].id
 
 
 async def test_a_worker_suspended_past_its_leases_records_nothing_of_its_batch(

@@ -153,9 +153,9 @@ async def test_an_exception_of_the_function_counts_as_an_attempt_of_each_item(
     assert Counter(calls.items) == {0: 1, 1: 2, 2: 3}
 
 
-@pytest.mark.parametrize(("value", "told"), [([1], "a list of 1 for 2 items"), ("ab", "str for 2 items")])
+@pytest.mark.parametrize(("value", "message"), [([1], "a list of 1 for 2 items"), ("ab", "str for 2 items")])
 async def test_a_result_that_is_not_a_list_of_the_same_length_is_a_bad_result(
-    app: App, working: Working, value: Any, told: str
+    app: App, working: Working, value: Any, message: str
 ) -> None:
     @app.batch_task(size=2, wait=5)
     async def odd(items: list[int]) -> Any:
@@ -164,7 +164,7 @@ async def test_a_result_that_is_not_a_list_of_the_same_length_is_a_bad_result(
     jobs = [await odd.submit(n) for n in range(2)]
     async with working():
         for job in jobs:
-            with pytest.raises(JobFailed, match=told) as caught:
+            with pytest.raises(JobFailed, match=message) as caught:
                 await job.result(60)
             assert caught.value.reason == "bad_result"
 

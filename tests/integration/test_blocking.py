@@ -82,10 +82,10 @@ def test_pauses_and_queues_are_managed_without_an_event_loop(plain: Client) -> N
     blocking = plain.blocking
     blocking.admin.provision()
 
-    held = blocking.queues.pause("default", task="report", until=3600)
+    paused = blocking.queues.pause("default", task="report", until=3600)
 
-    assert held.task == "report"
-    assert blocking.queues.pauses() == {"default": (held,)}
+    assert paused.task == "report"
+    assert blocking.queues.pauses() == {"default": (paused,)}
     blocking.queues.resume("default", task="report")
     assert blocking.queues.pauses() == {}
     assert blocking.queues.update("default", max_jobs=50).max_jobs == 50
@@ -112,8 +112,8 @@ def test_jobs_are_found_and_cancelled_without_an_event_loop(plain: Client, until
     assert found.cancel().state == "cancelled"
     assert plain.blocking.jobs.cancel_many(tag="x").cancelled == 1
     assert plain.blocking.queues.purge("default") == 1
-    told = list(plain.blocking.jobs.events(job=jobs[0].id, follow=False))
-    assert [event.state for event in told] == ["cancelled"]
+    events = list(plain.blocking.jobs.events(job=jobs[0].id, follow=False))
+    assert [event.state for event in events] == ["cancelled"]
     chosen = plain.blocking.jobs.events(task=["report"], state=["cancelled", "failed"], follow=False)
     assert {(event.id, event.state) for event in chosen} == {(job.id, "cancelled") for job in (*jobs, *more)}
     assert list(plain.blocking.jobs.events(task="other", follow=False)) == []
@@ -124,19 +124,21 @@ def test_jobs_are_found_and_cancelled_without_an_event_loop(plain: Client, until
 
 
 def test_an_unfinished_iteration_over_events_leaves_no_subscription(plain: Client) -> None:
-    async def heard() -> int:
+    async def subscriptions() -> int:
         return len((await plain.broker()).wire._nats._subs)
 
     job = plain.task("report").blocking.submit(1)
     job.cancel()
-    before = plain.connection.portal.run(heard())
+    before = plain.connection.portal.run(subscriptions())
     following = plain.blocking.jobs.events(job=job.id, since=datetime(2020, 1, 1, tzinfo=UTC))
     assert next(following).id == job.id
-    assert plain.connection.portal.run(heard()) == before + 2  # for revisions of the record, and for progress
+    assert (
+        plain.connection.portal.run(subscriptions()) == before + 2
+    )  # for revisions of the record, and for progress
 
     following.close()  # type: ignore[attr-defined]  # it is a generator
 
-    assert plain.connection.portal.run(heard()) == before
+    assert plain.connection.portal.run(subscriptions()) == before
 
 
 async def test_threads_share_a_blocking_client_while_an_event_loop_runs(

@@ -288,9 +288,9 @@ async def test_a_refused_write_does_not_fail_the_others_of_its_group_commit(clie
     commits = grouping(broker)
     sent = messages(broker, 20)
     sent[5] = messages(broker, 1, expecting=99)[0]
-    told = await asyncio.gather(*(commits.store(message) for message in sent), return_exceptions=True)
-    assert isinstance(told[5], WrongSequence)
-    stored = [sequence for sequence in told if isinstance(sequence, int)]
+    replies = await asyncio.gather(*(commits.store(message) for message in sent), return_exceptions=True)
+    assert isinstance(replies[5], WrongSequence)
+    stored = [sequence for sequence in replies if isinstance(sequence, int)]
     assert len(set(stored)) == 19
 
 
@@ -304,11 +304,11 @@ async def test_every_write_of_a_group_commit_fails_if_its_reply_is_lost(
         raise NoReply("no reply")
 
     monkeypatch.setattr(broker.wire, "publish", lost)
-    told = await asyncio.gather(
+    replies = await asyncio.gather(
         *(commits.store(message) for message in messages(broker, 20)), return_exceptions=True
     )
-    assert all(isinstance(error, NoReply) for error in told)
-    assert len({id(error) for error in told}) == 20
+    assert all(isinstance(error, NoReply) for error in replies)
+    assert len({id(error) for error in replies}) == 20
 
 
 async def test_jobs_whose_events_use_group_commit_end_once(

@@ -21,28 +21,28 @@ async def burst(app: App, *queues: str) -> None:
 
 
 @pytest.fixture
-def begun(app: App) -> list[str]:
+def started(app: App) -> list[str]:
     """Declares `note` and `other`, which record that they ran, and `slow`, which may start once an hour."""
-    begun: list[str] = []
+    started: list[str] = []
 
     @app.task
-    async def note(what: str) -> None:
-        begun.append(what)
+    async def note(label: str) -> None:
+        started.append(label)
 
     @app.task
-    async def other(what: str) -> None:
-        begun.append(what)
+    async def other(label: str) -> None:
+        started.append(label)
 
     @app.task(rate="1/h")
-    async def slow(what: str) -> None:
-        begun.append(what)
+    async def slow(label: str) -> None:
+        started.append(label)
 
     @app.task(retries=3, backoff=[3600])
-    async def later(what: str) -> None:
-        begun.append(what)
+    async def later(label: str) -> None:
+        started.append(label)
         raise Retry("not now")
 
-    return begun
+    return started
 
 
 async def pause_queue(client: Client) -> None:
@@ -62,7 +62,7 @@ async def pause_key(client: Client) -> None:
     await client.task("note").options(key="o").submit("ran")
 
 
-async def pause_head_of_line(client: Client) -> None:
+async def pause_head_of_key_group(client: Client) -> None:
     await client.queues.pause("default", task="other")
     for task in ("other", "note", "note"):
         await client.task(task).options(key="k", per_key=1).submit("held")
@@ -70,17 +70,17 @@ async def pause_head_of_line(client: Client) -> None:
 
 
 async def use_up_limit(client: Client) -> None:
-    for what in ("ran", "held", "held"):
-        await client.task("slow").submit(what)
+    for label in ("ran", "held", "held"):
+        await client.task("slow").submit(label)
 
 
-async def use_up_limit_at_head_of_line(client: Client) -> None:
+async def use_up_limit_at_head_of_key_group(client: Client) -> None:
     await client.task("slow").submit("ran")
     for task in ("slow", "note"):
         await client.task(task).options(key="k", per_key=1).submit("held")
 
 
-async def retry_at_head_of_line(client: Client) -> None:
+async def retry_at_head_of_key_group(client: Client) -> None:
     await client.task("later").options(key="k", per_key=1).submit("ran")
     await client.task("note").options(key="k", per_key=1).submit("held")
 
@@ -88,8 +88,8 @@ async def retry_at_head_of_line(client: Client) -> None:
 async def use_up_limit_of_queue(client: Client) -> None:
     await client.admin.provision()
     await client.queues.update("default", rate="1/h")
-    for what in ("ran", "held"):
-        await client.task("note").submit(what)
+    for label in ("ran", "held"):
+        await client.task("note").submit(label)
 
 
 @pytest.mark.parametrize(
@@ -98,39 +98,39 @@ async def use_up_limit_of_queue(client: Client) -> None:
         pause_queue,
         pause_task,
         pause_key,
-        pause_head_of_line,
+        pause_head_of_key_group,
         use_up_limit,
-        use_up_limit_at_head_of_line,
-        retry_at_head_of_line,
+        use_up_limit_at_head_of_key_group,
+        retry_at_head_of_key_group,
         use_up_limit_of_queue,
     ],
 )
 async def test_a_burst_does_not_wait_for_paused_or_limited_jobs(
-    prepare: Callable[[Client], Awaitable[None]], app: App, client: Client, begun: list[str]
+    prepare: Callable[[Client], Awaitable[None]], app: App, client: Client, started: list[str]
 ) -> None:
     await client.admin.provision()
     await prepare(client)
 
     await burst(app)
 
-    assert "held" not in begun
-    assert begun == ["ran"] * len(begun)
-    assert bool(begun) is (prepare is not pause_queue)
-    assert len([job for job in await client.jobs.list() if job.state == "succeeded"]) == len(begun) - (
-        prepare is retry_at_head_of_line
+    assert "held" not in started
+    assert started == ["ran"] * len(started)
+    assert bool(started) is (prepare is not pause_queue)
+    assert len([job for job in await client.jobs.list() if job.state == "succeeded"]) == len(started) - (
+        prepare is retry_at_head_of_key_group
     )
 
 
 async def test_a_burst_waits_for_a_rate_limit_that_ends_soon(app: App) -> None:
-    begun: list[int] = []
+    started: list[int] = []
 
     @app.task(rate=Rate(2, 1))
     async def task_limited(number: int) -> None:
-        begun.append(number)
+        started.append(number)
 
     @app.task(queue="narrow")
     async def queue_limited(number: int) -> None:
-        begun.append(number)
+        started.append(number)
 
     app.queue("narrow", rate="2/s")
     await app.client.admin.provision(app.declared)
@@ -140,30 +140,30 @@ async def test_a_burst_waits_for_a_rate_limit_that_ends_soon(app: App) -> None:
 
     await burst(app)
 
-    assert sorted(begun) == sorted([*range(5)] * 2)
+    assert sorted(started) == sorted([*range(5)] * 2)
 
 
 async def test_a_burst_runs_all_jobs_of_a_key_group(app: App) -> None:
-    begun: list[int] = []
+    started: list[int] = []
 
     @app.task(per_key=1)
     async def visit(number: int) -> None:
-        begun.append(number)
+        started.append(number)
 
     for number in range(20):
         await visit.options(key=f"k{number % 2}").submit(number)
 
     await burst(app)
 
-    assert sorted(begun) == [*range(20)]
+    assert sorted(started) == [*range(20)]
 
 
 async def test_a_burst_runs_due_jobs_that_wait_for_room_on_a_full_queue(app: App, client: Client) -> None:
-    begun: list[int] = []
+    started: list[int] = []
 
     @app.task(queue="small")
     async def take(number: int) -> None:
-        begun.append(number)
+        started.append(number)
 
     app.queue("small", max_jobs=2)
     await client.admin.provision(app.declared)
@@ -180,4 +180,4 @@ async def test_a_burst_runs_due_jobs_that_wait_for_room_on_a_full_queue(app: App
 
     await burst(app)
 
-    assert sorted(begun) == [*range(6)]
+    assert sorted(started) == [*range(6)]

@@ -46,21 +46,21 @@ class Reply:
     """The failures that the callbacks of an app received, with the name of the called task."""
 
     def __init__(self, app: App) -> None:
-        self.told: list[tuple[str, Failure]] = []
+        self.calls: list[tuple[str, Failure]] = []
         self.ids: list[str] = []
 
         @app.task
         async def note(ctx: Context, failure: Failure) -> None:
-            self.told.append(("note", failure))
+            self.calls.append(("note", failure))
             self.ids.append(ctx.id)
 
         @app.task
         async def bury(ctx: Context, failure: Failure) -> None:
-            self.told.append(("bury", failure))
+            self.calls.append(("bury", failure))
             self.ids.append(ctx.id)
 
     def of(self, name: str) -> list[Failure]:
-        return [failure for called, failure in self.told if called == name]
+        return [failure for called, failure in self.calls if called == name]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ async def failed(job: JobHandle[Any]) -> JobFailed:
     return caught.value
 
 
-async def nothing_stands(client: Client, queue: str = "default") -> bool:
+async def nothing_is_stored(client: Client, queue: str = "default") -> bool:
     return await (await client.broker()).job_reader.waiting_ids(queue) == []
 
 
@@ -83,7 +83,7 @@ def quiet(client: Client, until: Until) -> Callable[[], Any]:
     """Waits until no job waits or runs."""
 
     async def quiet() -> None:
-        await until(lambda: nothing_stands(client), WAIT)
+        await until(lambda: nothing_is_stored(client), WAIT)
 
     return quiet
 
@@ -172,7 +172,7 @@ async def test_an_outcome_other_than_failure_calls_no_callback(
         states = {how: (await job.wait(WAIT)).state for how, job in jobs.items()}
         await quiet()
     assert states == {"well": "succeeded", "snooze": "succeeded", "hang": "cancelled", "late": "expired"}
-    assert heard.told == []
+    assert heard.calls == []
 
 
 async def state_is(job: JobHandle[Any], state: str) -> bool:
@@ -189,7 +189,7 @@ async def test_a_rejected_job_is_dead_at_once(
     async with working():
         await failed(await never.submit())
         await quiet()
-    assert sorted((name, one.reason, one.error) for name, one in heard.told) == [
+    assert sorted((name, one.reason, one.error) for name, one in heard.calls) == [
         ("bury", "rejected", "Reject: no"),
         ("note", "rejected", "Reject: no"),
     ]
@@ -208,7 +208,7 @@ async def test_a_job_that_crashed_its_workers_is_dead_without_a_failed_attempt(
     async with working():
         assert (await failed(job)).reason == "crashed"
         await quiet()
-    assert [(name, one.reason) for name, one in heard.told] == [("bury", "crashed")]
+    assert [(name, one.reason) for name, one in heard.calls] == [("bury", "crashed")]
 
 
 async def test_a_replayed_job_that_fails_again_calls_its_callback_again(
@@ -223,7 +223,7 @@ async def test_a_replayed_job_that_fails_again_calls_its_callback_again(
         await failed(job)
         await quiet()
         await job.retry()
-        await until(lambda: len(heard.told) == 2)
+        await until(lambda: len(heard.calls) == 2)
         await quiet()
     assert len(set(heard.ids)) == 2
     assert all(id.startswith(f"{job.id}-dead-") for id in heard.ids)
@@ -249,12 +249,18 @@ async def test_a_callback_that_fails_calls_no_further_callback(
         own = await alert.submit(Failure("j", "t", "q", 1, "e"))
         await failed(own)
         await quiet()
-    letters = [
-        (letter.task, letter.id.startswith(f"{own.id}-")) for letter in await client.dead_letters.list()
+    dead_letters = [
+        (dead_letter.task, dead_letter.id.startswith(f"{own.id}-"))
+        for dead_letter in await client.dead_letters.list()
     ]
     # As a job of its own, `alert` has callbacks for both its attempts and its death, and no further ones.
-    assert sorted(letters) == [("alert", False), *[("alert", True)] * 3, ("down", False), ("shout", False)]
-    assert heard.told == []
+    assert sorted(dead_letters) == [
+        ("alert", False),
+        *[("alert", True)] * 3,
+        ("down", False),
+        ("shout", False),
+    ]
+    assert heard.calls == []
 
 
 async def test_a_job_with_an_id_of_64_characters_has_callbacks(
@@ -283,7 +289,7 @@ async def test_callbacks_run_for_an_exception_of_a_child_process(
     async with working():
         await failed(await app.tasks["far"].submit("Busy"))
         await quiet()
-    assert sorted((name, one.error) for name, one in heard.told) == [
+    assert sorted((name, one.error) for name, one in heard.calls) == [
         ("bury", "Busy: Busy"),
         ("note", "Busy: Busy"),
     ]
@@ -314,7 +320,7 @@ async def test_a_dead_job_submits_its_fallback_and_records_its_id(
     assert str(error).endswith(f"; job {spare.id} was submitted instead")
     assert (record.state, other.queue, other.tags) == ("failed", "spare", ("eur",))
     assert [one.fallback for one in heard.of("bury")] == [spare.id]
-    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
+    assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_a_fallback_may_have_a_fallback(app: App, client: Client, working: Working) -> None:
@@ -367,8 +373,8 @@ async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_wo
     await record_of_one_who_died(client, job.id)
     async with working():
         await quiet()
-    assert sorted((name, one.error) for name, one in heard.told) == [("bury", "E: no"), ("note", "E: no")]
-    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
+    assert sorted((name, one.error) for name, one in heard.calls) == [("bury", "E: no"), ("note", "E: no")]
+    assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
 @pytest.mark.parametrize("id", ["short", "l" + 61 * "o" + "ng"], ids=["short", "hashed"])
@@ -419,8 +425,8 @@ async def record_of_one_who_died(client: Client, id: str, *, fallback: bool = Fa
     )
     if fallback:
         failed = replace(failed, fallback=callback_id(id, "fallback", token))
-    letter = broker.dead_letters.message(await queued_job(client, id), failed)
-    await broker.records.put_with("default", id, events.encode(failed), [letter], expect=token)
+    dead_letter = broker.dead_letters.message(await queued_job(client, id), failed)
+    await broker.records.put_with("default", id, events.encode(failed), [dead_letter], expect=token)
 
 
 async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> tuple[Event, int]:
@@ -447,11 +453,11 @@ async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
     [swept] = await client.admin.sweep(age=0)
     assert (swept.kind, swept.repaired) == (Inconsistency.LEFTOVER_MESSAGE, True)
     assert await waits(client, job)  # its own message replaces the old one
-    assert heard.told == []
+    assert heard.calls == []
     async with working():
         await quiet()
     assert [one.job for one in heard.of("bury")] == [job.id]
-    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
+    assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_has_it(
@@ -469,7 +475,7 @@ async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_h
     await record_of_one_who_died(client, job.id)
     other = App(server.url, namespace=app.namespace)
     async with other, running_worker(Worker(other, queues=["default"], timings=timings)):
-        await until(lambda: put_aside(client, job), WAIT)
+        await until(lambda: is_requeued(client, job), WAIT)
 
     @app.task(retries=0, on_dead="bury")
     async def down() -> None:
@@ -478,7 +484,7 @@ async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_h
     async with working():
         await until(lambda: heard.of("bury"), WAIT)
         await quiet()
-    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
+    assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
@@ -497,23 +503,23 @@ async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
     other.queue("default", max_crashes=1)
     async with other, running_worker(Worker(other, queues=["default"], timings=timings)):
         assert (await failed(job)).reason == "crashed"
-        await until(lambda: put_aside(client, job), WAIT)
+        await until(lambda: is_requeued(client, job), WAIT)
 
     @app.task(on_failure="note", on_dead="bury", fallback="instead")
     async def down() -> None:
         raise AssertionError("it ran again")
 
-    stood_in = []
+    expected = []
 
     @app.task
     async def instead(ctx: Context) -> None:
-        stood_in.append(ctx.id)
+        expected.append(ctx.id)
 
     async with working():
-        await until(lambda: heard.of("bury") and stood_in, WAIT)
+        await until(lambda: heard.of("bury") and expected, WAIT)
         await quiet()
-    assert [(name, one.reason, one.fallback) for name, one in heard.told] == [("bury", "crashed", *stood_in)]
-    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
+    assert [(name, one.reason, one.fallback) for name, one in heard.calls] == [("bury", "crashed", *expected)]
+    assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks(
@@ -537,7 +543,7 @@ async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks
     async with working():
         await until(lambda: heard.of("bury"), WAIT)
         await quiet()
-    assert [(name, one.reason) for name, one in heard.told] == [("bury", "overdue")]
+    assert [(name, one.reason) for name, one in heard.calls] == [("bury", "overdue")]
 
 
 async def test_a_job_whose_task_no_worker_knows_becomes_a_dead_letter_without_callbacks(
@@ -548,11 +554,11 @@ async def test_a_job_whose_task_no_worker_knows_becomes_a_dead_letter_without_ca
 
     async with running_worker(Worker(app, queues=["default"], settings=WorkerSettings(unknown_task_for=0))):
         await quiet()
-    assert [letter.id for letter in await client.dead_letters.list()] == [job.id]
+    assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
     assert "callbacks not submitted" in caplog.messages
 
 
-async def put_aside(client: Client, job: JobHandle[Any]) -> bool:
+async def is_requeued(client: Client, job: JobHandle[Any]) -> bool:
     broker = await client.broker()
     later = broker.subjects.streams.scheduled("default"), broker.subjects.scheduled("default", job.id)
     return await broker.reads.last(*later) is not None
@@ -564,11 +570,11 @@ async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
     app.queue("default", lease=1)
     app.queue("alerts", max_jobs=1)
     await client.admin.provision(app.declared)
-    told: list[str] = []
+    reported: list[str] = []
 
     @app.task(queue="alerts")
     async def alert(failure: Failure) -> None:
-        told.append(failure.job)
+        reported.append(failure.job)
 
     @app.task(retries=0, on_dead=alert)
     async def down() -> None:
@@ -583,7 +589,7 @@ async def test_a_callback_whose_queue_is_full_is_submitted_when_there_is_room(
         await blocking.cancel()
         await until(lambda: is_settled(client, job), WAIT)
     async with working(queues=["alerts"]):
-        await until(lambda: told == [job.id], WAIT)
+        await until(lambda: reported == [job.id], WAIT)
 
 
 async def waits(client: Client, job: JobHandle[Any]) -> bool:
@@ -622,21 +628,21 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
 
         await app.client.admin.provision(dying.app.declared)
         jobs = [job.id for job in await app.client.task("die").submit_many([(n,) for n in range(30)])]
-        for turn in range(2):
+        for kill_round in range(2):
             process = await worker()
             try:
-                await until(lambda: len(lines("die")) >= 10 * (turn + 1), WAIT)  # noqa: B023 -- waited for here
+                await until(lambda: len(lines("die")) >= 10 * (kill_round + 1), WAIT)  # noqa: B023 -- waited for here
             finally:
                 process.kill()
                 await process.wait()
         process = await worker()
         try:
             await until(lambda: len(set(lines("dead"))) == 30 and len(set(lines("instead"))) == 30, 60)
-            await until(lambda: nothing_stands(app.client), 60)
+            await until(lambda: nothing_is_stored(app.client), 60)
         finally:
             process.kill()
             await process.wait()
-        assert sorted(letter.id for letter in await app.client.dead_letters.list()) == sorted(jobs)
+        assert sorted(dead_letter.id for dead_letter in await app.client.dead_letters.list()) == sorted(jobs)
         broker = await app.client.broker()
         events = await broker.records.history()
     ended = [event.job for event in events if event.state == "succeeded"]

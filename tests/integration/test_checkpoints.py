@@ -32,11 +32,11 @@ from tests.helpers.workers import Working
 WAIT = 60.0
 
 
-async def kept(app: App, id: str) -> list[Reply]:
-    return await kept_by(app.client, id)
+async def stored(app: App, id: str) -> list[Reply]:
+    return await stored_messages(app.client, id)
 
 
-async def kept_by(client: Client, id: str) -> list[Reply]:
+async def stored_messages(client: Client, id: str) -> list[Reply]:
     """All checkpoint messages of a job, including the superseded ones."""
     broker = await client.broker()
     return await broker.reads.fetch(
@@ -63,10 +63,10 @@ async def test_a_checkpoint_survives_a_retry_and_changes_no_event(app: App, work
 
     async with working():
         job = await climb.submit()
-        told = [event.state async for event in job.events()]
+        recorded = [event.state async for event in job.events()]
         assert await job.result(WAIT) == [2, *[{"page": 1, "names": ["é", None]}] * 2]
 
-    assert told == await states(job) == ["running", "retrying", "running", "succeeded"]
+    assert recorded == await states(job) == ["running", "retrying", "running", "succeeded"]
 
 
 async def test_a_checkpoint_of_a_thread_survives_a_retry(app: App, working: Working) -> None:
@@ -86,12 +86,12 @@ async def test_a_checkpoint_of_a_thread_survives_a_retry(app: App, working: Work
 async def test_a_checkpoint_survives_a_snooze_an_interruption_and_a_replay(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    begun: list[Any] = []
+    started: list[Any] = []
 
     @app.task
     async def climb(ctx: Context) -> None:
         seen = ctx.checkpointed or 0
-        begun.append(seen)
+        started.append(seen)
         await ctx.checkpoint(seen + 1)
         if seen == 0:
             raise Snooze(0)
@@ -102,7 +102,7 @@ async def test_a_checkpoint_survives_a_snooze_an_interruption_and_a_replay(
 
     job = await climb.submit()
     async with working(grace=0):
-        await until(lambda: len(begun) == 2)
+        await until(lambda: len(started) == 2)
     async with working():
         with pytest.raises(JobFailed):
             await job.result(WAIT)
@@ -110,7 +110,7 @@ async def test_a_checkpoint_survives_a_snooze_an_interruption_and_a_replay(
         await job.retry()
         await job.result(WAIT)
 
-    assert begun == [0, 1, 2, 3]
+    assert started == [0, 1, 2, 3]
 
 
 async def test_a_checkpoint_is_removed_when_its_job_has_succeeded_or_was_cancelled(
@@ -131,20 +131,20 @@ async def test_a_checkpoint_is_removed_when_its_job_has_succeeded_or_was_cancell
         await jobs["succeeded"].wait(WAIT)
         await jobs["failed"].wait(WAIT)
         for end in ("retried", "stopped"):
-            await until(lambda end=end: kept(app, jobs[end].id))
+            await until(lambda end=end: stored(app, jobs[end].id))
         await until(lambda: is_in(jobs["retried"], "retrying"))
         for end in ("retried", "stopped"):
             await jobs[end].cancel()
         for end in ("succeeded", "retried", "stopped"):
-            await until(lambda end=end: nothing_kept(app, jobs[end].id))
+            await until(lambda end=end: nothing_stored(app, jobs[end].id))
 
-    assert len(await kept(app, jobs["failed"].id)) == 1  # a failed job may be replayed
+    assert len(await stored(app, jobs["failed"].id)) == 1  # a failed job may be replayed
     await client.dead_letters.purge(free_ids=True)
-    assert await nothing_kept(app, jobs["failed"].id)
+    assert await nothing_stored(app, jobs["failed"].id)
 
 
-async def nothing_kept(app: App, id: str) -> bool:
-    return await kept(app, id) == []
+async def nothing_stored(app: App, id: str) -> bool:
+    return await stored(app, id) == []
 
 
 async def is_in(job: JobHandle[Any], state: str) -> bool:
@@ -166,7 +166,7 @@ async def test_superseded_checkpoints_do_not_pile_up(app: App, working: Working)
     async def climb(ctx: Context) -> int:
         for step in range(3 * SUPERSEDED):
             await ctx.checkpoint(step)
-            piled.append(len(await kept(app, ctx.id)))
+            piled.append(len(await stored(app, ctx.id)))
         return int(ctx.checkpointed)
 
     async with working():
@@ -180,7 +180,7 @@ async def test_superseded_checkpoints_do_not_pile_up(app: App, working: Working)
 async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
     app: App, client: Client, working: Working, until: Until, answers: str
 ) -> None:
-    told: list[Exception] = []
+    errors: list[Exception] = []
 
     async def overtake(ctx: Context) -> None:
         """Write what another worker writes to which the job was delivered meanwhile."""
@@ -195,7 +195,7 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
             try:
                 await ctx.checkpoint("stale")
             except LeaseLost as lost:
-                told.append(lost)
+                errors.append(lost)
                 await asyncio.Event().wait()
 
     else:
@@ -207,7 +207,7 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
             try:
                 ctx.blocking.checkpoint("stale")
             except LeaseLost as lost:
-                told.append(lost)
+                errors.append(lost)
 
     job = await client.task("climb").submit()
     async with working():
@@ -222,9 +222,9 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
                 "default", job.id, Event("running", "climb", worker="other"), expect=running.sequence
             )
             overtaken.set()
-        await until(lambda: told)
+        await until(lambda: errors)
 
-    assert await nothing_kept(app, job.id)
+    assert await nothing_stored(app, job.id)
     assert await states(job) == ["running", "running"]
 
 
@@ -253,7 +253,7 @@ async def test_a_checkpoint_is_read_from_the_leader(client: Client, monkeypatch:
     token = await broker.records.write(job.queue, job.id, Event("running", "any"), expect=0)
     for body in (b"1", b"2"):
         await broker.checkpoints.write(job.queue, job.id, "checkpoint", body, token=token, while_=bool)
-    first, second = await kept_by(client, job.id)
+    first, second = await stored_messages(client, job.id)
     answers = [None, first, second]
 
     async def behind(reads: Reads, stream: str, subject: str) -> Reply | None:
@@ -271,7 +271,7 @@ async def test_reading_a_checkpoint_stores_nothing(client: Client) -> None:
 
     assert await broker.checkpoints.latest_sequence(job.queue, job.id, ">", token=token, while_=bool) == 0
     assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, while_=bool) == b""
-    assert await kept_by(client, job.id) == []
+    assert await stored_messages(client, job.id) == []
 
 
 BAD = {
@@ -287,7 +287,7 @@ BAD = {
 async def test_a_checkpoint_that_cannot_be_stored_is_refused_by_name(
     app: App, working: Working, bad: str
 ) -> None:
-    value, told = BAD[bad]
+    value, message = BAD[bad]
 
     @app.task
     async def climb(ctx: Context) -> str:
@@ -298,7 +298,7 @@ async def test_a_checkpoint_that_cannot_be_stored_is_refused_by_name(
         return str(caught.value)
 
     async with working():
-        assert told in await (await climb.submit()).result(WAIT)
+        assert message in await (await climb.submit()).result(WAIT)
 
 
 async def test_a_blocking_call_on_the_event_loop_is_refused(app: App, working: Working) -> None:

@@ -62,11 +62,11 @@ async def test_a_queue_and_a_task_continue_when_they_are_resumed(
         await client.queues.resume("mail")
         assert await jobs[1].result(WAIT) == 2
 
-        async def is_put_aside() -> bool:
+        async def is_requeued() -> bool:
             [stats] = await client.queues.stats("mail")
             return stats.scheduled == 1
 
-        await until(is_put_aside)
+        await until(is_requeued)
         await client.queues.resume("mail", task="send")
         assert await jobs[0].result(WAIT) == 1
 

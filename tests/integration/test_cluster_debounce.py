@@ -38,8 +38,8 @@ async def test_the_last_submit_of_a_key_runs_if_it_arrives_as_the_previous_one_i
 
         await app.client.admin.provision(app.declared, replicas=3)
         async with running_worker(Worker(app, settings=WorkerSettings(concurrency=KEYS))):
-            for turn in range(ROUNDS):
-                await asyncio.gather(*(submit_when_due(turn * KEYS + number) for number in range(KEYS)))
+            for repetition in range(ROUNDS):
+                await asyncio.gather(*(submit_when_due(repetition * KEYS + number) for number in range(KEYS)))
 
             def lost() -> list[int]:
                 return [number for number in range(ROUNDS * KEYS) if not runs[number, "last"]]

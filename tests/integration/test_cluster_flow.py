@@ -119,12 +119,12 @@ async def without_leader(
 
 
 async def lose_each(
-    three: Cluster, client: Client, until: Until, goes_on: Callable[[], Goal], *losses: tuple[str, Loss]
+    three: Cluster, client: Client, until: Until, continues: Callable[[], Goal], *losses: tuple[str, Loss]
 ) -> None:
     """Lose the leaders of these streams one after another; work must continue without each of them."""
     for stream, loss in losses:
         async with without_leader(three, client, stream, loss):
-            await until(goes_on(), WAIT)
+            await until(continues(), WAIT)
 
 
 def more(count: Callable[[], int], by: int) -> Goal:
@@ -173,9 +173,9 @@ async def use(client: Client, queue: str) -> list[JobHandle[Any]]:
 
 async def replicas(client: Client) -> dict[str, int]:
     """The number of servers that store each stream of the namespace and are up to date."""
-    told = await (await client.broker()).wire.api("STREAM.LIST")
-    found: dict[str, int] = dict.fromkeys(told.get("missing") or [], 0)
-    for stream in told["streams"]:
+    reply = await (await client.broker()).wire.api("STREAM.LIST")
+    found: dict[str, int] = dict.fromkeys(reply.get("missing") or [], 0)
+    for stream in reply["streams"]:
         others = stream["cluster"].get("replicas") or []
         found[stream["config"]["name"]] = 1 + sum(other["current"] for other in others)
         assert stream["config"]["num_replicas"] == 1 + len(others)
@@ -218,8 +218,8 @@ async def test_all_present_and_later_streams_have_the_requested_replicas(
 
         async with crew(three, declare, number=1):
             monitors = [word for node in three.nodes for word in ("--monitor", node.monitor)]
-            told = await jsq(three, "doctor", *monitors, "-o", "jsonl")
-            findings = [json.loads(line) for line in told.splitlines()]
+            output = await jsq(three, "doctor", *monitors, "-o", "jsonl")
+            findings = [json.loads(line) for line in output.splitlines()]
         assert {finding["severity"] for finding in findings} == {"ok"}, findings
 
 
@@ -245,7 +245,7 @@ class Floor:
 
     def of(self, key: str) -> list[tuple[int, float, float]]:
         """In the order of their starts."""
-        found = [(number, since, until) for whose, number, since, until in self.stays if whose == key]
+        found = [(number, since, until) for owner, number, since, until in self.stays if owner == key]
         return sorted(found, key=lambda stay: stay[1])
 
     def most_at_once(self, key: str) -> int:
@@ -340,7 +340,7 @@ async def test_rates_hold_and_the_concurrency_of_a_queue_changes_live(
 
         return ask
 
-    def goes_on() -> Goal:
+    def continues() -> Goal:
         return more_of_each(lambda name: len(starts[name]), ("queue", "task", "key a", "key b"), 6)
 
     async with crew(three, declare):
@@ -351,18 +351,18 @@ async def test_rates_hold_and_the_concurrency_of_a_queue_changes_live(
             asks("key b", client.task("ring").options(key="key b"), "key b"),
             asks("narrow", client.task("squeeze").options(queue="narrow")),
         ):
-            await until(goes_on(), WAIT)
+            await until(continues(), WAIT)
             await until(lambda: peaks["narrow"], WAIT)
             assert peaks["narrow"] == 1
             async with without_leader(three, client, limits):
                 await client.queues.update("narrow", concurrency=3)
                 await until(lambda: peaks["narrow"] == 3, WAIT)
-                await until(goes_on(), WAIT)
+                await until(continues(), WAIT)
             async with without_leader(three, client, broker.subjects.streams.ready("narrow")):
                 await client.queues.update("narrow", concurrency=None)
                 await until(lambda: peaks["narrow"] > 3, WAIT)
             async with without_leader(three, client, limits, "cut off"):
-                await until(goes_on(), WAIT)
+                await until(continues(), WAIT)
         await all_succeed(job for some in jobs.values() for job in some)
 
     assert most_in_a_window(starts["queue"], 2) <= 20
@@ -374,7 +374,7 @@ async def test_rates_hold_and_the_concurrency_of_a_queue_changes_live(
 async def test_a_paused_job_waits_and_continues(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    begun: Counter[str] = Counter()
+    started: Counter[str] = Counter()
     at: dict[str, float] = {}
 
     def declare(app: App) -> None:
@@ -382,17 +382,17 @@ async def test_a_paused_job_waits_and_continues(
         app.queue("soon", lease=LEASE)
 
         @app.task(name="note")
-        async def note(whose: str) -> None:
-            begun[whose] += 1
-            at.setdefault(whose, time.time())
+        async def note(owner: str) -> None:
+            started[owner] += 1
+            at.setdefault(owner, time.time())
 
         @app.task(name="call")
-        async def call(whose: str) -> None:
-            begun[whose] += 1
+        async def call(owner: str) -> None:
+            started[owner] += 1
 
-    async def some(whose: str, task: str = "note", **options: Any) -> list[JobHandle[Any]]:
+    async def some(owner: str, task: str = "note", **options: Any) -> list[JobHandle[Any]]:
         asked = client.task(task).options(**options)
-        return [await asked.submit(whose) for _ in range(5)]
+        return [await asked.submit(owner) for _ in range(5)]
 
     async def each() -> list[JobHandle[Any]]:
         return [
@@ -418,17 +418,17 @@ async def test_a_paused_job_waits_and_continues(
         async with without_leader(three, client, broker.subjects.streams.ready("mail"), "cut off"):
             jobs += await each()
             await all_succeed(await some("free"))
-        assert set(begun) <= {"free", "moment"}
+        assert set(started) <= {"free", "moment"}
         assert hold.until is not None
-        await until(lambda: begun["moment"] == 10, WAIT)
+        await until(lambda: started["moment"] == 10, WAIT)
         assert at["moment"] >= hold.until.timestamp() - 0.05
         async with without_leader(three, client, broker.subjects.streams.scheduled("default")):
             await client.queues.resume("default", key="k")
             await client.queues.resume("default", task="call")
-            await until(lambda: begun["key"] + begun["task"] == 20, WAIT)
+            await until(lambda: started["key"] + started["task"] == 20, WAIT)
         async with without_leader(three, client, broker.subjects.streams.ready("mail")):
             await client.queues.resume("mail")
-            await until(lambda: begun["queue"] == 10, WAIT)
+            await until(lambda: started["queue"] == 10, WAIT)
         await all_succeed(jobs)
     await until(nothing_is_held)
 
@@ -481,7 +481,7 @@ class Bulks:
     def counts(self) -> tuple[int, ...]:
         return len(self.bulks), len(self.items), len(self.mapped), self.gathered.total()
 
-    def goes_on(self) -> Goal:
+    def continues(self) -> Goal:
         """Whether each count has risen since the call."""
         aims = [count + more for count, more in zip(self.counts, (5, 40, 50, 40), strict=True)]
         return lambda: all(count >= aim for count, aim in zip(self.counts, aims, strict=True))
@@ -493,12 +493,12 @@ async def test_bulks_maps_and_batches_lose_no_job_and_stay_complete(
     some, subjects = Bulks(client), broker.subjects
     async with crew(three, some.declare):
         async with meanwhile(some.bulk, some.item, some.map_some):
-            await until(some.goes_on(), WAIT)
+            await until(some.continues(), WAIT)
             await lose_each(
                 three,
                 client,
                 until,
-                some.goes_on,
+                some.continues,
                 (subjects.streams.ready("default"), "killed"),
                 (subjects.streams.records, "cut off"),
             )
@@ -519,20 +519,20 @@ async def test_bulks_maps_and_batches_lose_no_job_and_stay_complete(
 async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    begun: dict[str, list[float]] = defaultdict(list)
+    started: dict[str, list[float]] = defaultdict(list)
 
     def declare(app: App) -> None:
         app.queue("shut", lease=LEASE)
 
         @app.task(name="note")
         async def note(ctx: Context) -> None:
-            begun[ctx.id].append(time.time())
+            started[ctx.id].append(time.time())
 
     async def delayed(seconds: float, count: int = 30) -> list[JobHandle[Any]]:
         return [await client.task("note").options(delay=seconds).submit() for _ in range(count)]
 
     later, shut = broker.subjects.streams.scheduled("default"), broker.subjects.streams.ready("shut")
-    kept: list[JobHandle[Any]] = []
+    keep_last: list[JobHandle[Any]] = []
     await client.admin.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
     async with crew(three, declare):
         await client.queues.pause("shut")
@@ -546,7 +546,7 @@ async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
             for job in racing:
                 with contextlib.suppress(WrongState):
                     await job.reschedule(delay=3600)
-                    kept.append(job)
+                    keep_last.append(job)
             await all_succeed([*held[0], *held[1]])
         async with without_leader(three, client, later, "cut off"):
             await asyncio.gather(*(job.promote() for job in held[2]))
@@ -559,35 +559,35 @@ async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
             await client.queues.resume("shut")
             in_time = await client.task("note").options(queue="shut", expires=60).submit()
             await all_succeed([in_time])
-        assert not any(begun[job.id] for job in (*lost, *kept))
-        assert [one.state for one in await asyncio.gather(*(job.status() for job in kept))] == [
+        assert not any(started[job.id] for job in (*lost, *keep_last))
+        assert [one.state for one in await asyncio.gather(*(job.status() for job in keep_last))] == [
             "scheduled"
-        ] * len(kept)
-        await asyncio.gather(*(job.promote() for job in kept))
+        ] * len(keep_last)
+        await asyncio.gather(*(job.promote() for job in keep_last))
         await all_succeed(racing)
 
-    for job, told in zip(held[1], moved, strict=True):
-        assert told.due is not None
-        assert begun[job.id][0] >= told.due.timestamp() - 0.05
+    for job, result in zip(held[1], moved, strict=True):
+        assert result.due is not None
+        assert started[job.id][0] >= result.due.timestamp() - 0.05
     ids = {job.id for jobs in (*held, racing, [in_time]) for job in jobs}
-    assert {id for id in begun if begun[id]} == ids
-    assert not any(begun[job.id] for job in lost)
+    assert {id for id in started if started[id]} == ids
+    assert not any(started[job.id] for job in lost)
 
 
 async def test_callbacks_are_called_once_for_each_dead_letter(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    told: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
+    calls: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
     jobs: list[JobHandle[Any]] = []
 
     def declare(app: App) -> None:
         @app.task(name="note")
         async def note(ctx: Context, failure: Failure) -> None:
-            told["note"][failure.job, failure.attempt] += 1
+            calls["note"][failure.job, failure.attempt] += 1
 
         @app.task(name="bury")
         async def bury(ctx: Context, failure: Failure) -> None:
-            told["bury"][failure.job, failure.attempt] += 1
+            calls["bury"][failure.job, failure.attempt] += 1
 
         @app.task(name="down", retries=1, backoff=[0.05], on_failure="note", on_dead="bury")
         async def down(number: int) -> None:
@@ -598,27 +598,27 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
             assert (await jobs[number - AHEAD].wait(WAIT)).state == "failed"
         jobs.append(await client.task("down").submit(number))
 
-    async def nothing_stands() -> bool:
+    async def nothing_is_stored() -> bool:
         return not await broker.job_reader.waiting_ids("default")
 
     async with crew(three, declare):
         async with meanwhile(fail):
-            await until(lambda: told["bury"].total() > 5, WAIT)
+            await until(lambda: calls["bury"].total() > 5, WAIT)
             await lose_each(
                 three,
                 client,
                 until,
-                lambda: more(told["bury"].total, 20),
+                lambda: more(calls["bury"].total, 20),
                 (broker.subjects.streams.records, "killed"),
                 (broker.subjects.streams.records, "cut off"),
             )
         for job in jobs:
             assert (await job.wait(WAIT)).state == "failed"
-        await until(nothing_stands, 60)
+        await until(nothing_is_stored, 60)
 
-    assert set(told["bury"]) == {(job.id, 2) for job in jobs}
-    assert set(told["note"]) == {(job.id, attempt) for job in jobs for attempt in (1, 2)}
-    assert {letter.id for letter in await client.dead_letters.list()} == {job.id for job in jobs}
+    assert set(calls["bury"]) == {(job.id, 2) for job in jobs}
+    assert set(calls["note"]) == {(job.id, attempt) for job in jobs for attempt in (1, 2)}
+    assert {dead_letter.id for dead_letter in await client.dead_letters.list()} == {job.id for job in jobs}
 
 
 # -- uniqueness ----------------------------------------------------------------------------------------------
@@ -661,13 +661,13 @@ class Keys:
         assert len({job.id for job in jobs}) == 4
         self.last[key] = jobs[-1]
 
-    async def kept(self, number: int) -> None:
+    async def keep_last(self, number: int) -> None:
         """Submit a pending duplicate. Its predecessor ends while leaders are lost, or at the end."""
         key = f"keep-{number}"
         asked = self.client.task("wait").options(unique=key, on_duplicate="keep_last")
         self.first[key] = await asked.submit(key, 0)
-        async for told in self.first[key].events():
-            if told.state == "running":
+        async for event in self.first[key].events():
+            if event.state == "running":
                 break
         jobs = [await asked.submit(key, n) for n in (1, 2, 3)]
         assert len({job.id for job in jobs}) == 1
@@ -682,7 +682,7 @@ async def test_a_unique_key_has_one_job_with_every_policy_for_duplicates(
 ) -> None:
     keys, subjects = Keys(client), broker.subjects
     async with crew(three, keys.declare, concurrency=500):
-        async with meanwhile(keys.returned, keys.replaced, keys.kept):
+        async with meanwhile(keys.returned, keys.replaced, keys.keep_last):
             await until(lambda: len(keys.last) > 10, WAIT)
             await lose_each(
                 three,
@@ -754,17 +754,17 @@ async def test_a_client_without_leader_reads_finds_the_state_of_the_leaders(
         assert {key: len(ids) for key, ids in got.items()} == dict.fromkeys(got, 1)
         ids = await (await admin.broker()).job_reader.waiting_ids("default")
         assert sorted(ids) == sorted(id for ids in got.values() for id in ids)
-        looks = [await looked_at(one, ids[0]) for one in (admin, *webs)]
-        assert looks == [JobLife.DELAYED] * 4
+        lives = [await job_life(one, ids[0]) for one in (admin, *webs)]
+        assert lives == [JobLife.DELAYED] * 4
         await admin.jobs.handle(ids[0]).cancel()
-        assert [await looked_at(one, ids[0]) for one in (admin, *webs)] == [JobLife.ENDED] * 4
-        assert [await looked_at(one, "none") for one in (admin, *webs)] == [JobLife.MISSING] * 4
+        assert [await job_life(one, ids[0]) for one in (admin, *webs)] == [JobLife.ENDED] * 4
+        assert [await job_life(one, "none") for one in (admin, *webs)] == [JobLife.MISSING] * 4
         assert len(await (await admin.broker()).job_reader.waiting_ids("default")) == len(ids) - 1, (
             "a probe was stored"
         )
 
 
-async def looked_at(client: Client, id: str) -> JobLife:
+async def job_life(client: Client, id: str) -> JobLife:
     """The state of a job, as a second submit of its key determines it."""
     return (await (await client.broker()).unique.positions.find("default", id)).life
 

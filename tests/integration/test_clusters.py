@@ -210,9 +210,9 @@ async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, cli
         "the others have not elected a leader"
     )
 
-    told = [finding for finding in await client.admin.doctor() if finding.subject == "queue alone"]
-    assert [finding.severity for finding in told] == ["error"]
-    assert "no leader" in told[0].message
+    findings = [finding for finding in await client.admin.doctor() if finding.subject == "queue alone"]
+    assert [finding.severity for finding in findings] == ["error"]
+    assert "no leader" in findings[0].message
     with pytest.raises(BrokerUnavailable, match="queue alone has no leader"):
         await client.admin.provision(replicas=3)
 
@@ -269,10 +269,10 @@ async def test_the_doctor_finds_a_damaged_replica_though_its_server_reports_heal
     await three.well(60)
 
     findings = await client.admin.doctor(monitors=monitors)
-    [told] = [one.message for one in findings if one.severity == "error"]
-    assert told.startswith("its copies differ: ")
-    assert f"{victim.name} holds " in told
-    assert told.count("holds 5,000 (1 to 5,000)") == 2
+    [message] = [one.message for one in findings if one.severity == "error"]
+    assert message.startswith("its copies differ: ")
+    assert f"{victim.name} holds " in message
+    assert message.count("holds 5,000 (1 to 5,000)") == 2
     assert f"server {victim.name}" in {one.subject for one in findings if one.severity == "ok"}
 
 
@@ -281,7 +281,7 @@ def damage(messages: Path) -> None:
     blocks = sorted(messages.glob("*.blk"), key=lambda block: int(block.stem))
     assert len(blocks) > 1
     for block in blocks[:-1]:
-        held = bytearray(block.read_bytes())
-        held[len(held) // 2] ^= 1
-        block.write_bytes(held)
+        content = bytearray(block.read_bytes())
+        content[len(content) // 2] ^= 1
+        block.write_bytes(content)
     (messages / "index.db").unlink(missing_ok=True)

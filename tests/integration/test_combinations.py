@@ -51,30 +51,30 @@ class Ground:
         self.client = app.client
         self.working = working
         self._until = until
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.gate = asyncio.Event()
         self.dooms: set[str] = set()
 
-        async def note(what: str) -> str:
-            self.begun.append(what)
-            return what
+        async def note(label: str) -> str:
+            self.started.append(label)
+            return label
 
-        async def wait(what: str) -> str:
-            self.begun.append(what)
+        async def wait(label: str) -> str:
+            self.started.append(label)
             await self.gate.wait()
-            return what
+            return label
 
-        async def flaky(ctx: Context, what: str) -> str:
-            self.begun.append(what)
+        async def flaky(ctx: Context, label: str) -> str:
+            self.started.append(label)
             if ctx.attempt == 1:
                 raise ValueError("once more")
-            return what
+            return label
 
-        async def doomed(what: str) -> str:
-            self.begun.append(what)
-            if what in self.dooms:
+        async def doomed(label: str) -> str:
+            self.started.append(label)
+            if label in self.dooms:
                 raise ValueError("for good")
-            return what
+            return label
 
         app.task(name="note")(note)
         app.task(name="other")(note)
@@ -82,14 +82,14 @@ class Ground:
         app.task(retries=3, backoff=[0.2])(flaky)
         app.task(retries=0)(doomed)
 
-    async def to(self, task: str, what: str, **options: Any) -> JobHandle[Any]:
-        return await self.client.task(task).options(**options).submit(what)
+    async def to(self, task: str, label: str, **options: Any) -> JobHandle[Any]:
+        return await self.client.task(task).options(**options).submit(label)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         await self._until(condition, WAIT)
 
-    async def until_begun(self, count: int = 1) -> None:
-        await self.until(lambda: len(self.begun) >= count)
+    async def until_started(self, count: int = 1) -> None:
+        await self.until(lambda: len(self.started) >= count)
 
     async def until_state(self, job: JobHandle[Any], state: str) -> None:
         async def there() -> bool:
@@ -97,16 +97,16 @@ class Ground:
 
         await self.until(there)
 
-    async def until_aside(self, *jobs: JobHandle[Any]) -> None:
+    async def until_requeued(self, *jobs: JobHandle[Any]) -> None:
         """Wait until jobs were requeued by a worker because they may not start now."""
 
-        async def all_aside() -> bool:
+        async def all_requeued() -> bool:
             found = [await self.later_message(job) for job in jobs]
             # The worker settles the delivery after it has stored the copy.
             waits = await (await self.client.broker()).job_reader.queued_ids(QUEUE, [job.id for job in jobs])
             return not waits and all({"Jsq-Held", "Jsq-Turn"} & one.keys() for one in found)
 
-        await self.until(all_aside)
+        await self.until(all_requeued)
 
     async def later_message(self, job: JobHandle[Any]) -> dict[str, str]:
         """The headers of the scheduled message of a job."""
@@ -117,11 +117,11 @@ class Ground:
         )
         return found.headers if found is not None else {}
 
-    async def until_lined(self, count: int) -> None:
-        async def lined() -> bool:
+    async def until_in_key_group(self, count: int) -> None:
+        async def are_in_key_group() -> bool:
             return (await self.client.queues.stats(QUEUE))[0].waiting_for_key == count
 
-        await self.until(lined)
+        await self.until(are_in_key_group)
 
     async def results(self, *jobs: JobHandle[Any]) -> None:
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
@@ -178,14 +178,14 @@ HOLDS: dict[str, dict[str, str]] = {"queue": {}, "task": {"task": "note"}, "key"
 async def test_jobs_in_strict_order_keep_it_while_they_wait_for_a_rate_limit(
     ground: Ground, limit: str
 ) -> None:
-    begun: list[tuple[str, int]] = []
+    started: list[tuple[str, int]] = []
     rates: dict[str, Any] = {"task": {"rate": "6/1s"}, "key": {"key_rate": "6/1s"}}
     if limit == "queue":
         ground.app.queue(QUEUE, rate="6/1s")
 
     @ground.app.task(per_key=1, **rates.get(limit, {}))
     async def limited(key: str, number: int) -> None:
-        begun.append((key, number))
+        started.append((key, number))
 
     jobs = [await limited.options(key=key).submit(key, number) for number in range(6) for key in "ab"]
     async with ground.working(), ground.working():
@@ -193,7 +193,7 @@ async def test_jobs_in_strict_order_keep_it_while_they_wait_for_a_rate_limit(
         await ground.clean()
 
     for key in "ab":
-        assert [number for one, number in begun if one == key] == list(range(6))
+        assert [number for one, number in started if one == key] == list(range(6))
 
 
 @pytest.mark.parametrize("held", HOLDS)
@@ -202,12 +202,12 @@ async def test_jobs_in_strict_order_keep_it_during_a_pause(ground: Ground, held:
     async with ground.working():
         jobs = [await ground.to("note", str(number), key="k", per_key=1) for number in range(5)]
         if held != "queue":
-            await ground.until_aside(jobs[0])
+            await ground.until_requeued(jobs[0])
         assert await ground.states(*jobs) == {"queued"}
         await ground.client.queues.resume(QUEUE, **HOLDS[held])
         await ground.results(*jobs)
         await ground.clean()
-    assert ground.begun == ["0", "1", "2", "3", "4"]
+    assert ground.started == ["0", "1", "2", "3", "4"]
 
 
 async def test_a_paused_task_delays_only_its_own_keys(ground: Ground) -> None:
@@ -222,7 +222,7 @@ async def test_a_paused_task_delays_only_its_own_keys(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "begun"),
+    ("way", "started"),
     [
         ("return", ["0", "a", "b"]),
         ("raise", ["0", "a", "b"]),
@@ -231,11 +231,11 @@ async def test_a_paused_task_delays_only_its_own_keys(ground: Ground) -> None:
     ],
 )
 async def test_a_unique_job_that_waits_in_its_key_group_holds_its_key(
-    ground: Ground, way: Any, begun: list[str]
+    ground: Ground, way: Any, started: list[str]
 ) -> None:
     async with ground.working():
         await ground.to("wait", "0", key="k", per_key=1)
-        await ground.until_begun()
+        await ground.until_started()
         jobs = [
             await ground.to("note", "a", key="k", per_key=1, unique="u", on_duplicate=way),
             await ground.to("note", "b", key="k", per_key=1),
@@ -245,7 +245,7 @@ async def test_a_unique_job_that_waits_in_its_key_group_holds_its_key(
         ground.gate.set()
         await asyncio.gather(*(job.wait(WAIT) for job in jobs))
         await ground.clean()
-    assert ground.begun == begun
+    assert ground.started == started
 
 
 async def test_a_pending_duplicate_joins_the_end_of_its_key_group_when_it_is_submitted(
@@ -254,30 +254,30 @@ async def test_a_pending_duplicate_joins_the_end_of_its_key_group_when_it_is_sub
     options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u", "on_duplicate": "keep_last"}
     async with ground.working():
         await ground.to("wait", "first", **options)
-        await ground.until_begun()
+        await ground.until_started()
         between = await ground.to("note", "between", key="k", per_key=1)
         await ground.to("wait", "older", **options)
         newest = await ground.to("wait", "newest", **options)
         ground.gate.set()
         await ground.results(between, newest)
         await ground.clean()
-    assert ground.begun == ["first", "between", "newest"]
+    assert ground.started == ["first", "between", "newest"]
 
 
 async def test_a_debounced_job_joins_its_key_group_when_it_is_due(ground: Ground) -> None:
     options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u"}
     async with ground.working():
         await ground.to("wait", "first", key="k", per_key=1)
-        await ground.until_begun()
+        await ground.until_started()
         olders = [await ground.to("note", f"older {number}", debounce=3.0, **options) for number in range(3)]
         older = olders[-1]
-        await ground.until_lined(1)
+        await ground.until_in_key_group(1)
         newer = await ground.to("note", "newer", debounce=0.1, **options)
         assert (newer.id != older.id, newer.duplicate) == (True, False)
         ground.gate.set()
         await ground.results(older, newer)
         await ground.clean()
-    assert ground.begun == ["first", "older 2", "newer"]
+    assert ground.started == ["first", "older 2", "newer"]
 
 
 async def test_slots_and_priorities_do_not_change_the_order_of_a_key(ground: Ground) -> None:
@@ -297,7 +297,7 @@ async def test_slots_and_priorities_do_not_change_the_order_of_a_key(ground: Gro
         await ground.results(*jobs)
         await ground.clean()
     for key in "ab":
-        assert [one for one in ground.begun if one[0] == key] == [f"{key}{number}" for number in range(8)]
+        assert [one for one in ground.started if one[0] == key] == [f"{key}{number}" for number in range(8)]
 
 
 @pytest.mark.parametrize("how", ["many", "whole", "map"])
@@ -314,14 +314,14 @@ async def test_jobs_of_one_key_run_in_the_order_of_their_bulk(
             await ground.results(*await options.submit_many(calls, all_or_nothing=how == "whole"))
         await ground.clean()
     # Jobs that are due at the same time join their key group in any order.
-    begun = sorted(ground.begun, key=int) if delay else ground.begun
-    assert begun == [str(number) for number in range(30)]
+    started = sorted(ground.started, key=int) if delay else ground.started
+    assert started == [str(number) for number in range(30)]
 
 
 async def test_a_promoted_job_with_a_slot_runs_before_the_others_of_its_key(ground: Ground) -> None:
     @ground.app.task(retries=3, backoff=[FAR])
-    async def later(ctx: Context, what: str) -> None:
-        ground.begun.append(what)
+    async def later(ctx: Context, label: str) -> None:
+        ground.started.append(label)
         if ctx.attempt == 1:
             raise ValueError("once more")
 
@@ -332,28 +332,28 @@ async def test_a_promoted_job_with_a_slot_runs_before_the_others_of_its_key(grou
         await first.promote()
         await ground.results(first, second)
         await ground.clean()
-    assert ground.begun == ["first", "first", "second"]
+    assert ground.started == ["first", "first", "second"]
 
 
 async def test_a_promoted_job_that_has_not_started_joins_its_key_group(ground: Ground) -> None:
     async with ground.working():
         await ground.to("wait", "first", key="k", per_key=1)
-        await ground.until_begun()
+        await ground.until_started()
         promoted = await ground.to("note", "promoted", key="k", per_key=1, delay=FAR)
         waits = await ground.to("note", "waits", key="k", per_key=1)
         await promoted.promote()
-        await ground.until_lined(2)
+        await ground.until_in_key_group(2)
         ground.gate.set()
         await ground.results(promoted, waits)
         await ground.clean()
-    assert ground.begun == ["first", "waits", "promoted"]
+    assert ground.started == ["first", "waits", "promoted"]
 
 
 async def test_rate_limited_keeps_the_slot_of_a_strict_key(ground: Ground) -> None:
     @ground.app.task
-    async def call(ctx: Context, what: str) -> None:
-        ground.begun.append(what)
-        if ground.begun == ["0"]:
+    async def call(ctx: Context, label: str) -> None:
+        ground.started.append(label)
+        if ground.started == ["0"]:
             raise RateLimited(0.5)
 
     jobs = [await ground.to("call", str(number), key="k", per_key=1) for number in range(4)]
@@ -362,7 +362,7 @@ async def test_rate_limited_keeps_the_slot_of_a_strict_key(ground: Ground) -> No
         await ground.results(*jobs)
         assert (await jobs[0].status()).attempt == 1
         await ground.clean()
-    assert [one for one in ground.begun if len(one) == 1] == ["0", "0", "1", "2", "3"]
+    assert [one for one in ground.started if len(one) == 1] == ["0", "0", "1", "2", "3"]
 
 
 async def test_the_next_job_of_a_key_is_retried_in_order_after_a_cancelled_one(
@@ -372,11 +372,11 @@ async def test_the_next_job_of_a_key_is_retried_in_order_after_a_cancelled_one(
         first = await ground.to("wait", "first", key="k", per_key=1)
         await ground.to("flaky", "second", key="k", per_key=1)
         third = await ground.to("note", "third", key="k", per_key=1)
-        await ground.until_begun()
+        await ground.until_started()
         await first.cancel()
         await third.result(WAIT)
         await ground.clean()
-    assert ground.begun == ["first", "second", "second", "third"]
+    assert ground.started == ["first", "second", "second", "third"]
 
 
 async def test_the_ticks_of_a_schedule_wait_in_the_group_of_their_key(ground: Ground) -> None:
@@ -387,10 +387,10 @@ async def test_the_ticks_of_a_schedule_wait_in_the_group_of_their_key(ground: Gr
         await ground.client.schedules.add("ticks", "wait", ["tick"], every=1, key="k", per_key=1)
         await ground.until(fired)
         await ground.client.schedules.remove("ticks")
-        assert ground.begun == ["tick"]
+        assert ground.started == ["tick"]
         ground.gate.set()
         await ground.clean()
-    assert len(ground.begun) >= 3
+    assert len(ground.started) >= 3
 
 
 async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(ground: Ground) -> None:
@@ -399,16 +399,16 @@ async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(ground: Grou
     async with ground.working():
         assert [(await job.wait(WAIT)).state for job in jobs] == ["failed"] * 3
     ground.dooms.clear()
-    ground.begun.clear()
+    ground.started.clear()
     await ground.pause(key="k")
     assert await ground.client.jobs.retry_many(task="doomed") == 3
     async with ground.working():
-        await ground.until_lined(2)
-        assert not ground.begun
+        await ground.until_in_key_group(2)
+        assert not ground.started
         await ground.client.queues.resume(QUEUE, key="k")
         await ground.results(*jobs)
         await ground.clean()
-    assert sorted(ground.begun) == ["0", "1", "2"]
+    assert sorted(ground.started) == ["0", "1", "2"]
 
 
 # -- jobs that expire while they wait ------------------------------------------------------------------------
@@ -417,14 +417,14 @@ async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(ground: Grou
 async def test_a_job_that_expires_at_the_head_of_its_key_group_admits_the_next(ground: Ground) -> None:
     async with ground.working():
         await ground.to("wait", "first", key="k", per_key=1)
-        await ground.until_begun()
+        await ground.until_started()
         late = await ground.to("note", "late", key="k", per_key=1, expires=0.3)
         last = await ground.to("note", "last", key="k", per_key=1)
         await ground.expired(late)
         ground.gate.set()
         await last.result(WAIT)
         await ground.clean()
-    assert ground.begun == ["first", "last"]
+    assert ground.started == ["first", "last"]
 
 
 @pytest.mark.parametrize("declared", [False, True])
@@ -432,8 +432,8 @@ async def test_a_job_that_expires_while_its_task_is_paused_admits_the_next_of_it
     ground: Ground, declared: bool
 ) -> None:
     @ground.app.task(expires=1.0)
-    async def soon(what: str) -> None:
-        ground.begun.append(what)
+    async def soon(label: str) -> None:
+        ground.started.append(label)
 
     task = "soon" if declared else "other"
     options: dict[str, Any] = {} if declared else {"expires": 1.0}
@@ -445,15 +445,15 @@ async def test_a_job_that_expires_while_its_task_is_paused_admits_the_next_of_it
         await ground.expired(late)
         await ground.client.queues.resume(QUEUE, task=task)
         await ground.clean()
-    assert ground.begun == ["last"]
+    assert ground.started == ["last"]
 
 
 async def test_a_job_that_expires_while_it_waits_for_its_rate_admits_the_next_of_its_key(
     ground: Ground,
 ) -> None:
     @ground.app.task(rate="1/1h")
-    async def rare(what: str) -> None:
-        ground.begun.append(what)
+    async def rare(label: str) -> None:
+        ground.started.append(label)
 
     async with ground.working():
         await (await ground.to("rare", "first")).result(WAIT)
@@ -462,7 +462,7 @@ async def test_a_job_that_expires_while_it_waits_for_its_rate_admits_the_next_of
         await ground.expired(late)
         await last.result(WAIT)
         await ground.clean()
-    assert ground.begun == ["first", "last"]
+    assert ground.started == ["first", "last"]
 
 
 @pytest.mark.parametrize("where", ["queue", "line", "later", "held"])
@@ -480,7 +480,7 @@ async def test_an_expired_job_releases_its_unique_key_wherever_it_waits(ground: 
     async with ground.working():
         assert await new.result(WAIT) == "new"
         await ground.clean()
-    assert ground.begun == ["new"]
+    assert ground.started == ["new"]
     assert await ground.states(old) == {"expired"}
 
 
@@ -499,7 +499,7 @@ async def test_an_expired_pending_duplicate_is_replaced_by_a_newer_one(ground: G
     options: dict[str, Any] = {"unique": "u", "on_duplicate": "keep_last"}
     async with ground.working():
         await ground.to("wait", "first", **options)
-        await ground.until_begun()
+        await ground.until_started()
         late = await ground.to("wait", "late", expires=0.3, **options)
         await ground.expired(late)
         newer = await ground.to("wait", "newer", **options)
@@ -507,7 +507,7 @@ async def test_an_expired_pending_duplicate_is_replaced_by_a_newer_one(ground: G
         ground.gate.set()
         await newer.result(WAIT)
         await ground.clean(sweeps=True)
-    assert ground.begun == ["first", "newer"]
+    assert ground.started == ["first", "newer"]
 
 
 async def test_a_debounced_job_expires_by_its_newest_submit(ground: Ground) -> None:
@@ -556,9 +556,9 @@ async def test_a_unique_job_holds_its_key_while_it_is_snoozed(ground: Ground, ho
     signals = {"retry": Retry(delay=FAR), "snooze": Snooze(FAR), "rate limited": RateLimited(FAR)}
 
     @ground.app.task
-    async def put_off(ctx: Context, what: str) -> None:
-        ground.begun.append(what)
-        if len(ground.begun) == 1:
+    async def snoozed(ctx: Context, label: str) -> None:
+        ground.started.append(label)
+        if len(ground.started) == 1:
             raise signals[how]
 
     async with ground.working():
@@ -575,31 +575,31 @@ async def test_a_unique_job_holds_its_key_while_it_is_snoozed(ground: Ground, ho
 
 
 @pytest.mark.parametrize(
-    ("way", "begun"),
+    ("way", "started"),
     [("return", "older"), ("replace", "newer"), ("keep_last", "newer"), ("debounce", "newer")],
 )
-async def test_a_paused_unique_job_counts_as_a_waiting_one(ground: Ground, way: Any, begun: str) -> None:
+async def test_a_paused_unique_job_counts_as_a_waiting_one(ground: Ground, way: Any, started: str) -> None:
     options: dict[str, Any] = {"debounce": 0.1} if way == "debounce" else {"on_duplicate": way}
     await ground.pause(task="note")
     async with ground.working():
         older = await ground.to("note", "older", unique="u", **options)
-        await ground.until_aside(older)
+        await ground.until_requeued(older)
         newer = await ground.to("note", "newer", unique="u", **options)
         assert (newer.id == older.id) == (way in ("return", "debounce"))
         await ground.client.queues.resume(QUEUE, task="note")
         await newer.result(WAIT)
         await ground.clean()
-    assert ground.begun == [begun]
+    assert ground.started == [started]
 
 
 async def test_with_until_start_a_paused_job_holds_its_key(ground: Ground) -> None:
     await ground.pause(task="wait")
     async with ground.working():
         first = await ground.to("wait", "first", unique="u", unique_until="start")
-        await ground.until_aside(first)
+        await ground.until_requeued(first)
         assert (await ground.to("wait", "second", unique="u", unique_until="start")).id == first.id
         await ground.client.queues.resume(QUEUE, task="wait")
-        await ground.until_begun()
+        await ground.until_started()
         other = await ground.to("wait", "third", unique="u", unique_until="start")
         assert not other.duplicate
         ground.gate.set()
@@ -609,29 +609,29 @@ async def test_with_until_start_a_paused_job_holds_its_key(ground: Ground) -> No
 
 async def test_options_that_do_not_combine_with_unique_are_refused_by_name(ground: Ground) -> None:
     many = ground.client.task("note").options(unique="u")
-    with pytest.raises(BadOption) as told:
+    with pytest.raises(BadOption) as caught:
         await many.submit_many([["a"]], all_or_nothing=True)
-    assert told.value.field == "all_or_nothing"
-    with pytest.raises(BadOption) as told:
+    assert caught.value.field == "all_or_nothing"
+    with pytest.raises(BadOption) as caught:
         await many.submit_many([["a"]], ids=["a"])
-    assert told.value.field == "unique"
-    with pytest.raises(BadOption) as told:
+    assert caught.value.field == "unique"
+    with pytest.raises(BadOption) as caught:
         ground.client.task("any").options(unique="u", on_duplicate="keep_last", delay=5)
-    assert told.value.field == "delay"
+    assert caught.value.field == "delay"
 
-    @ground.app.task(unique=["what"])
-    async def once(what: str) -> None: ...
+    @ground.app.task(unique=["label"])
+    async def once(label: str) -> None: ...
 
-    with pytest.raises(BadOption) as told:
+    with pytest.raises(BadOption) as caught:
         ground.app.schedule("ticks", once, ["a"], every=5)
-    assert (told.value.field, "overlap" in told.value.rule) == ("unique", True)
+    assert (caught.value.field, "overlap" in caught.value.rule) == ("unique", True)
     ground.app.schedule("ticks", once, ["a"], every=5, unique=False)
 
-    @ground.app.task(unique=["what"], debounce=5)
-    async def late(what: str) -> None: ...
+    @ground.app.task(unique=["label"], debounce=5)
+    async def late(label: str) -> None: ...
 
-    @ground.app.task(unique=["what"], unique_until="start", on_duplicate="raise")
-    async def first(what: str) -> None: ...
+    @ground.app.task(unique=["label"], unique_until="start", on_duplicate="raise")
+    async def first(label: str) -> None: ...
 
     for task in (late, first):
         ground.app.schedule(f"ticks-{task.name}", task, ["a"], every=5, unique=False)
@@ -656,7 +656,7 @@ async def test_due_jobs_and_ticks_of_a_paused_queue_run_when_it_is_resumed(
         await ground.client.schedules.add("skips", "note", ["skips"], every=1, overlap="skip")
         await ground.client.schedules.add("all", "note", ["all"], every=1)
         await ground.until(skipped)
-        assert not ground.begun
+        assert not ground.started
         with pytest.raises(WrongState):
             await due.promote()
         for name in ("skips", "all"):
@@ -664,13 +664,13 @@ async def test_due_jobs_and_ticks_of_a_paused_queue_run_when_it_is_resumed(
         await ground.client.queues.resume(QUEUE)
         await due.result(WAIT)
         await ground.clean()
-    assert ground.begun.count("skips") == 1
-    assert ground.begun.count("all") >= 2
+    assert ground.started.count("skips") == 1
+    assert ground.started.count("all") >= 2
 
 
 async def test_a_promoted_job_of_a_paused_task_keeps_waiting_and_keeps_its_priority(ground: Ground) -> None:
     @ground.app.task(retries=3, backoff=[FAR])
-    async def later(ctx: Context, what: str) -> None:
+    async def later(ctx: Context, label: str) -> None:
         if ctx.attempt == 1:
             raise ValueError("once more")
 
@@ -681,7 +681,7 @@ async def test_a_promoted_job_of_a_paused_task_keeps_waiting_and_keeps_its_prior
     async with ground.working():
         for _ in range(2):  # the second time it is promoted after it was requeued
             await job.promote()
-            await ground.until_aside(job)
+            await ground.until_requeued(job)
         assert (await ground.later_message(job))["Jsq-Level"] == "low"
         await ground.client.queues.resume(QUEUE, task="later")
         await job.result(WAIT)
@@ -691,7 +691,7 @@ async def test_a_promoted_job_of_a_paused_task_keeps_waiting_and_keeps_its_prior
 @pytest.mark.parametrize("overlap", ["skip", "cancel", "queue"])
 async def test_a_tick_while_the_previous_job_waits_for_its_retry(ground: Ground, overlap: Any) -> None:
     @ground.app.task(retries=3, backoff=[FAR])
-    async def later(what: str) -> None:
+    async def later(label: str) -> None:
         raise ValueError("once more")
 
     async def ticked() -> bool:
@@ -717,8 +717,8 @@ async def test_a_tick_while_the_previous_job_waits_for_its_retry(ground: Ground,
 @pytest.mark.parametrize("how", ["asked", "declared", "run"])
 async def test_a_scheduled_job_expires_if_no_worker_starts_it(ground: Ground, how: str) -> None:
     @ground.app.task(expires=1.5)
-    async def soon(what: str) -> None:
-        ground.begun.append(what)
+    async def soon(label: str) -> None:
+        ground.started.append(label)
 
     async def two() -> bool:
         return (await ground.client.schedules.list())[0].fired >= 2
@@ -742,7 +742,7 @@ async def test_a_scheduled_job_expires_if_no_worker_starts_it(ground: Ground, ho
     await ground.client.queues.resume(QUEUE)
     async with ground.working():
         await ground.clean()
-    assert not ground.begun
+    assert not ground.started
 
 
 # -- many waiting jobs ---------------------------------------------------------------------------------------
@@ -753,8 +753,8 @@ async def test_all_waiting_jobs_are_listed_as_queued_and_cancelled_by_that_state
     ground: Ground, waits: str
 ) -> None:
     @ground.app.task(name="rare", rate="1/1h")
-    async def rare(what: str) -> None:
-        ground.begun.append(what)
+    async def rare(label: str) -> None:
+        ground.started.append(label)
 
     place = {"paused task": {"task": "note"}, "paused key": {"key": "k"}}.get(waits, {})
     await ground.client.admin.provision()
@@ -766,7 +766,7 @@ async def test_all_waiting_jobs_are_listed_as_queued_and_cancelled_by_that_state
             await (await ground.to("rare", "first")).result(WAIT)
         jobs = [await ground.to(task, str(number), key="k", tags=["all"]) for number in range(10)]
         if waits != "paused queue":
-            await ground.until_aside(*jobs[:4])  # admitted to the queue; the others wait in their group
+            await ground.until_requeued(*jobs[:4])  # admitted to the queue; the others wait in their group
 
         async def listed() -> bool:
             return len(await ground.client.jobs.list(tag="all", state="queued")) == 10
@@ -777,7 +777,7 @@ async def test_all_waiting_jobs_are_listed_as_queued_and_cancelled_by_that_state
         if waits != "rate":
             await ground.client.queues.resume(QUEUE, **place)
         await ground.clean()
-    assert ground.begun == (["first"] if waits == "rate" else [])
+    assert ground.started == (["first"] if waits == "rate" else [])
 
 
 # -- batches -------------------------------------------------------------------------------------------------
@@ -834,35 +834,35 @@ async def test_with_strict_order_a_batch_has_one_job_of_each_key(ground: Ground)
     for items in batches:
         assert len({one[0] for one in items}) == len(items)
     for key in "abcd":
-        begun = [one for items in batches for one in items if one[0] == key]
-        assert begun == [f"{key}{number}" for number in range(4)]
+        started = [one for items in batches for one in items if one[0] == key]
+        assert started == [f"{key}{number}" for number in range(4)]
 
 
 async def test_a_paused_batch_task_collects_jobs_when_it_is_resumed(ground: Ground) -> None:
-    begun: list[str] = []
+    started: list[str] = []
 
     @ground.app.batch_task(size=5, wait=0.2)
     async def together(items: list[str]) -> None:
-        begun.extend(items)
+        started.extend(items)
 
     await ground.pause(task="together")
     async with ground.working():
         jobs = await together.submit_many([(str(number),) for number in range(10)])
-        await ground.until_aside(*jobs)
+        await ground.until_requeued(*jobs)
         await jobs[3].cancel()
         await ground.client.queues.resume(QUEUE, task="together")
         await asyncio.gather(*(job.wait(WAIT) for job in jobs))
         await ground.clean()
-    assert sorted(begun) == sorted({str(number) for number in range(10)} - {"3"})
+    assert sorted(started) == sorted({str(number) for number in range(10)} - {"3"})
 
 
 async def test_an_item_that_is_rate_limited_holds_its_own_key(ground: Ground) -> None:
-    begun: list[str] = []
+    started: list[str] = []
 
     @ground.app.batch_task(size=5, wait=0.2)
     async def together(items: list[str]) -> list[Any]:
-        first = "a" not in begun
-        begun.extend(items)
+        first = "a" not in started
+        started.extend(items)
         return [RateLimited(FAR) if one == "a" and first else None for one in items]
 
     async with ground.working():
@@ -870,12 +870,12 @@ async def test_an_item_that_is_rate_limited_holds_its_own_key(ground: Ground) ->
         await ground.until_state(limited, "snoozed")
         held = await together.options(key="a").submit("held")
         await (await together.options(key="b").submit("b")).result(WAIT)
-        await ground.until_aside(held)
+        await ground.until_requeued(held)
         await ground.client.queues.resume(QUEUE, key="a")
         await limited.promote()
         await ground.results(limited, held)
         await ground.clean()
-    assert sorted(begun) == ["a", "a", "b", "held"]
+    assert sorted(started) == ["a", "a", "b", "held"]
 
 
 async def test_each_failed_item_has_its_callback_and_an_expired_job_joins_no_batch(ground: Ground) -> None:
@@ -897,14 +897,14 @@ async def test_each_failed_item_has_its_callback_and_an_expired_job_joins_no_bat
         size=10, wait=0.3, retries=1, backoff="none", on_dead=on_dead, on_failure=on_failure, fallback=instead
     )
     async def together(items: list[str]) -> list[Any]:
-        ground.begun.extend(items)
+        ground.started.extend(items)
         errors = {"fails": ValueError("it fails"), "rejected": Reject("no")}
         return [errors.get(one) for one in items]
 
     await ground.client.admin.provision()
     late = await together.options(expires=0.2).submit("late")
     await ground.expired(late)
-    fails, rejected, fine = [await together.submit(what) for what in ("fails", "rejected", "fine")]
+    fails, rejected, fine = [await together.submit(label) for label in ("fails", "rejected", "fine")]
     async with ground.working():
         await fine.result(WAIT)
         spares = []
@@ -918,7 +918,7 @@ async def test_each_failed_item_has_its_callback_and_an_expired_job_joins_no_bat
         await ground.clean()
     dead = [("dead", fails.id), ("dead", rejected.id)]
     assert sorted(calls) == sorted([*dead, *[("failure", fails.id)] * 2, ("failure", rejected.id)])
-    assert "late" not in ground.begun
+    assert "late" not in ground.started
 
 
 async def test_a_unique_item_holds_its_key_while_its_batch_is_collected(ground: Ground) -> None:
@@ -940,11 +940,11 @@ async def test_a_unique_item_holds_its_key_while_its_batch_is_collected(ground: 
 
 
 async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(ground: Ground) -> None:
-    told: list[float] = []
+    starts: list[float] = []
 
     @ground.app.task(rate="3/1s")
     async def alarm(failure: Failure) -> None:
-        told.append(time.time())
+        starts.append(time.time())
 
     @ground.app.task(retries=0, on_dead=alarm)
     async def die(number: int) -> None:
@@ -956,11 +956,11 @@ async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(groun
         for job in jobs:
             with pytest.raises(JobFailed):
                 await job.result(WAIT)
-        assert not told
+        assert not starts
         await ground.client.queues.resume(QUEUE, task="alarm")
-        await ground.until(lambda: len(told) == 5)
+        await ground.until(lambda: len(starts) == 5)
         await ground.clean()
-    assert most_in_a_window(told, 1.0) <= 3
+    assert most_in_a_window(starts, 1.0) <= 3
 
 
 # -- blocking forms ------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tests.helpers.proxy import Link, Proxy, close_all, rewriting_proxy
 from tests.helpers.servers import nats_server
 
 
-async def told(url: str | Login) -> str:
+async def refusal(url: str | Login) -> str:
     """The error of a client that cannot connect. Takes no longer than 5 s."""
     async with asyncio.timeout(5):
         with pytest.raises(BrokerError) as caught:
@@ -35,21 +35,21 @@ async def told(url: str | Login) -> str:
 
 
 async def test_a_missing_server_at_the_address_is_reported() -> None:
-    assert (await told("nats://127.0.0.1:1")).startswith(
+    assert (await refusal("nats://127.0.0.1:1")).startswith(
         "BrokerUnavailable: no NATS server answers at nats://127.0.0.1:1; start one"
     )
 
 
 async def test_an_invalid_address_is_refused() -> None:
-    assert "BrokerUnavailable" in await told("nats://nowhere.invalid:4222")
-    assert "BrokerUnavailable" in await told("nats://127.0.0.1:notaport")
-    assert "http://127.0.0.1:4222 is not the address of a server" in await told("http://127.0.0.1:4222")
+    assert "BrokerUnavailable" in await refusal("nats://nowhere.invalid:4222")
+    assert "BrokerUnavailable" in await refusal("nats://127.0.0.1:notaport")
+    assert "http://127.0.0.1:4222 is not the address of a server" in await refusal("http://127.0.0.1:4222")
 
 
 async def test_a_wrong_password_is_reported_and_not_printed(tmp_path: Path) -> None:
     users = f"jetstream {{ store_dir: '{tmp_path}/js' }}\nauthorization {{ user: alice, password: secret }}"
     with nats_server(tmp_path, users) as address:
-        message = await told(f"nats://alice:wr0ng@{address}")
+        message = await refusal(f"nats://alice:wr0ng@{address}")
         assert message.startswith(f"NotAllowed: nats://{address} refused the login as alice")
         assert "wr0ng" not in message
         async with Client(f"nats://alice:secret@{address}") as client:
@@ -59,7 +59,7 @@ async def test_a_wrong_password_is_reported_and_not_printed(tmp_path: Path) -> N
 async def test_a_server_that_is_too_old_is_refused_with_the_reason(server: EmbeddedServer) -> None:
     version = b'"version":"2.15.1"'
     async with rewriting_proxy(server.url.removeprefix("nats://"), version, b'"version":"2.14.3"') as address:
-        message = await told(f"nats://{address}")
+        message = await refusal(f"nats://{address}")
     assert message.startswith("ServerTooOld: ")
     assert "runs nats-server 2.14.3; jsq needs 2.15.1 or newer" in message
 
@@ -150,7 +150,7 @@ async def test_an_unsolicited_pong_does_not_end_a_connection(server: EmbeddedSer
 
 
 async def test_tls_with_a_server_that_lacks_it_is_refused(server: EmbeddedServer) -> None:
-    message = await told(server.url.replace("nats://", "tls://"))
+    message = await refusal(server.url.replace("nats://", "tls://"))
     assert message.startswith("BrokerUnavailable: ")
 
 
@@ -339,14 +339,14 @@ async def test_many_clients_reconnect_at_different_times_and_lose_no_job(
         return chosen, delay
 
     monkeypatch.setattr("jsq.transport.auth.choose_server", choose_and_note)
-    heard: Counter[int] = Counter()
+    pongs: Counter[int] = Counter()
     back: dict[int, float] = {}
     async with contextlib.AsyncExitStack() as opened:
         clients = await open_many(opened, own_server.url, number)
         await clients[0].admin.provision()
         for place, client in enumerate(clients):
             wire = (await client.broker()).wire
-            await wire.subscribe("to.all", lambda _, place=place: heard.update([place]))  # type: ignore[misc]
+            await wire.subscribe("to.all", lambda _, place=place: pongs.update([place]))  # type: ignore[misc]
             wire.on_reconnect(functools.partial(note_time, back, place))
         own_server.kill()
         submits = [asyncio.create_task(submitted(client)) for client in clients]
@@ -364,8 +364,8 @@ async def test_many_clients_reconnect_at_different_times_and_lose_no_job(
 
         # Every subscription is restored, and every acknowledged job is stored once.
         (await clients[0].broker()).wire.send("to.all")
-        await until(lambda: len(heard) == number)
-        assert set(heard.values()) == {1}
+        await until(lambda: len(pongs) == number)
+        assert set(pongs.values()) == {1}
         more = await asyncio.gather(*(submitted(client) for client in clients))
         waiting = await (await clients[0].broker()).job_reader.waiting_ids("default")
         assert len(waiting) == len(set(waiting))

@@ -61,10 +61,10 @@ async def test_a_worker_killed_at_any_point_loses_no_slot_and_no_job_of_a_key_gr
                 order = [id for id in site.effects.read_text().split() if id in {job.id for job in jobs}]
                 assert order == sorted(order, key=[job.id for job in jobs].index)
 
-            async def nobody_has_a_place() -> bool:
+            async def no_slot_is_held() -> bool:
                 return not (await broker.key_groups.state("default", "k"))[0].slots
 
-            await until(nobody_has_a_place)
+            await until(no_slot_is_held)
         return site
 
     await at_each_point(killed_at, least=20, first=first, every=3)
@@ -88,9 +88,9 @@ async def test_a_submit_to_a_key_group_killed_at_any_point_can_be_repeated(
     assert sites[0].runs("mine") == len(sites)
 
 
-@pytest.mark.parametrize("let_on", [False, True])
+@pytest.mark.parametrize("admitted", [False, True])
 async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated(
-    let_on: bool, new_site: NewSite, until: Until
+    admitted: bool, new_site: NewSite, until: Until
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -98,7 +98,7 @@ async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated(
             client = site.app.client
             await client.task("succeed").options(id="mine", key="k", per_key=1).submit()
             behind = await client.task("succeed").options(key="k", per_key=1).submit()
-            if let_on:
+            if admitted:
                 await (await client.broker()).key_groups.admit("default", "k")
             await site.die_at(point, "cancel")
             await client.jobs.handle("mine").cancel()
@@ -108,7 +108,7 @@ async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated(
             assert site.runs(behind.id) == 1
         return site
 
-    sites = await at_each_point(killed_at, first=1 + let_on, every=2)
+    sites = await at_each_point(killed_at, first=1 + admitted, every=2)
     assert sites[0].runs("mine") == 0
 
 
@@ -253,9 +253,9 @@ async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
     assert sites[0].runs("mine") == 0
 
 
-@pytest.mark.parametrize("what", ["move", "promote"])
+@pytest.mark.parametrize("operation", ["move", "promote"])
 async def test_a_reschedule_killed_at_any_point_can_be_repeated_and_a_sweep_repairs_the_record(
-    what: str, new_site: NewSite, until: Until
+    operation: str, new_site: NewSite, until: Until
 ) -> None:
     """A job that has not started has no record: only its schedule has its due time."""
     moved = []
@@ -267,8 +267,8 @@ async def test_a_reschedule_killed_at_any_point_can_be_repeated_and_a_sweep_repa
             await client.admin.provision(site.app.declared)
             job = await client.task("succeed").options(id="mine", delay=600).submit()
             before = (await job.status()).due
-            await site.die_at(point, what)
-            if what == "move":
+            await site.die_at(point, operation)
+            if operation == "move":
                 swept = [one.kind for one in await client.admin.sweep(age=0)]
                 assert swept == []
                 broker = await client.broker()
@@ -288,7 +288,7 @@ async def test_a_reschedule_killed_at_any_point_can_be_repeated_and_a_sweep_repa
 
     sites = await at_each_point(killed_at, least=4)
     assert sites[0].runs("mine") == len(sites)
-    if what == "move":
+    if operation == "move":
         # Some clients died before the job was moved, and some after.
         assert set(moved) == {(False, False), (True, False)}
 

@@ -37,8 +37,8 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_dead_letter_is_rem
             return len(await client.dead_letters.list(queue="default")) == 1
 
         await until(buried)
-        letter = await client.dead_letters.get(job.id)
-        assert 'raise RuntimeError("broken")' in letter.traceback
+        dead_letter = await client.dead_letters.get(job.id)
+        assert 'raise RuntimeError("broken")' in dead_letter.traceback
         broken = False
         await client.dead_letters.retry(job.id)
         assert await job.result(60) == 3
@@ -62,15 +62,15 @@ async def test_a_failure_recorded_after_a_replay_leaves_no_dead_letter(
             await job.result(60)
         broker = await client.broker()
         failure = await broker.records.last(job.id, "default")
-        [letter] = await client.dead_letters.list()
+        [dead_letter] = await client.dead_letters.list()
         broken = False
         await client.dead_letters.retry(job.id)
         assert await job.result(60) == 1
 
     assert failure is not None
-    assert letter.job is not None
+    assert dead_letter.job is not None
     # A worker that lost its lease before the replay records the failure of its attempt now.
-    late = broker.dead_letters.message(letter.job, failure.event)
+    late = broker.dead_letters.message(dead_letter.job, failure.event)
     with pytest.raises(WrongSequence):
         await broker.records.put_with(
             "default", job.id, events.encode(failure.event), [late], expect=failure.event.token
@@ -109,7 +109,7 @@ async def test_a_replay_that_a_sweep_completes_meanwhile_succeeds(
         async def write_and_be_slow(*of: Any, **how: Any) -> int:
             written = await put_with(*of, **how)
             monkeypatch.setattr(records, "put_with", put_with)
-            assert [mended.kind for mended in await client.admin.sweep(age=0)] == [
+            assert [repair.kind for repair in await client.admin.sweep(age=0)] == [
                 Inconsistency.INCOMPLETE_RETRY
             ]
             assert await job.result(60) == 1
@@ -204,10 +204,10 @@ async def test_a_message_that_is_not_a_job_becomes_a_dead_letter_with_its_bytes(
             return len(await client.dead_letters.list()) == 1
 
         await until(buried)
-        [letter] = await client.dead_letters.list()
-        assert (letter.reason, letter.payload, letter.job) == ("bad_envelope", payload, None)
+        [dead_letter] = await client.dead_letters.list()
+        assert (dead_letter.reason, dead_letter.payload, dead_letter.job) == ("bad_envelope", payload, None)
         with pytest.raises(WrongState):
-            await client.dead_letters.retry(letter.id)
+            await client.dead_letters.retry(dead_letter.id)
         assert await (await fine.submit()).result(60) == 1
         assert (await client.queues.stats("default"))[0].running == 0
 
@@ -225,10 +225,10 @@ async def test_arguments_that_are_not_json_fail_the_job_of_a_known_task(
         broker.wire.send(subject, b"\x80\x04", {"Jsq-Job": '{"v":1,"task":"fine"}'})
         job = client.jobs.handle("raw")
 
-        async def known() -> bool:
+        async def is_recorded() -> bool:
             return await broker.records.last("raw") is not None
 
-        await until(known)
+        await until(is_recorded)
         with pytest.raises(JobFailed) as caught:
             await job.result(60)
         assert caught.value.reason == "bad_arguments"
@@ -244,11 +244,11 @@ async def test_a_job_of_a_newer_release_is_left_to_newer_workers(
         await until(lambda: worker.dispatcher.done == 1)
         assert await client.dead_letters.list() == []
 
-        async def put_aside() -> bool:
+        async def is_requeued() -> bool:
             [stats] = await client.queues.stats("default")
             return (stats.scheduled, stats.running, stats.waiting["normal"]) == (1, 0, 0)
 
-        await until(put_aside)
+        await until(is_requeued)
 
 
 async def test_a_purge_of_dead_letters_returns_their_number(
@@ -298,8 +298,8 @@ async def dying(app: App, client: Client, working: Working, until: Until) -> lis
 async def test_dead_letters_are_selected_by_filter(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    letters = await dying(app, client, working, until)
-    last = letters[-1].at
+    dead_letters = await dying(app, client, working, until)
+    last = dead_letters[-1].at
 
     async def count(**which: object) -> int:
         return len(await client.dead_letters.list(**which))  # type: ignore[arg-type]  # each by its name
@@ -317,7 +317,7 @@ async def test_dead_letters_are_selected_by_filter(
     assert await client.dead_letters.purge(until=datetime.now(UTC) - timedelta(days=1)) == 0
     assert await client.dead_letters.purge(error="ValueError", until=last) == 1
     assert await client.dead_letters.purge(queue="mail") == 1
-    assert [letter.id for letter in await client.dead_letters.list()] == [letters[-1].id]
+    assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [dead_letters[-1].id]
 
 
 async def test_dead_letters_are_selected_by_the_tags_of_their_jobs(
@@ -338,7 +338,7 @@ async def test_dead_letters_are_selected_by_the_tags_of_their_jobs(
         await until(all_dead)
 
     async def ids(**which: Any) -> set[str]:
-        return {letter.id for letter in await client.dead_letters.list(**which)}
+        return {dead_letter.id for dead_letter in await client.dead_letters.list(**which)}
 
     assert await ids(tag="nightly") == {one.id, both.id}
     assert await ids(tag=["nightly", "eu"]) == {both.id}
@@ -354,7 +354,7 @@ async def test_matching_dead_jobs_run_again_and_keep_their_history(
 ) -> None:
     await dying(app, client, working, until)
     assert await client.dead_letters.retry_many(error="ValueError") == 2
-    assert [letter.task for letter in await client.dead_letters.list()] == ["times"]
+    assert [dead_letter.task for dead_letter in await client.dead_letters.list()] == ["times"]
     assert await client.dead_letters.retry_many(error="ValueError") == 0
     async with working(queues=["default"]):
 
@@ -362,8 +362,8 @@ async def test_matching_dead_jobs_run_again_and_keep_their_history(
             return len(await client.dead_letters.list(task="breaks")) == 2
 
         await until(buried)
-    letter = (await client.dead_letters.list(task="breaks"))[0]
-    states = [event.state async for event in client.jobs.handle(letter.id).events()]
+    dead_letter = (await client.dead_letters.list(task="breaks"))[0]
+    states = [event.state async for event in client.jobs.handle(dead_letter.id).events()]
     assert Counter(states)["failed"] == 2
     assert "retrying" in states
 
@@ -371,15 +371,15 @@ async def test_matching_dead_jobs_run_again_and_keep_their_history(
 async def test_a_dead_job_runs_again_with_other_arguments(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    [letter, *_] = await dying(app, client, working, until)
+    [dead_letter, *_] = await dying(app, client, working, until)
     with pytest.raises(BadArguments):
-        await client.dead_letters.retry(letter.id, {"x": object()})
+        await client.dead_letters.retry(dead_letter.id, {"x": object()})
     with pytest.raises(BadArguments, match="the server takes"):
-        await client.dead_letters.retry(letter.id, ["x" * 1_100_000])
-    assert (await client.dead_letters.get(letter.id)).payload == letter.payload
-    await client.dead_letters.retry(letter.id, {"x": 7})
+        await client.dead_letters.retry(dead_letter.id, ["x" * 1_100_000])
+    assert (await client.dead_letters.get(dead_letter.id)).payload == dead_letter.payload
+    await client.dead_letters.retry(dead_letter.id, {"x": 7})
     async with working(queues=["default"]):
-        assert await client.jobs.handle(letter.id).result(60) == 7
+        assert await client.jobs.handle(dead_letter.id).result(60) == 7
 
 
 async def test_a_purged_job_keeps_its_own_id_unless_the_purge_releases_it(
@@ -411,9 +411,9 @@ async def test_a_purged_job_keeps_its_own_id_unless_the_purge_releases_it(
 async def test_the_id_of_a_replayed_job_is_not_released(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    [letter, *_] = await dying(app, client, working, until)
+    [dead_letter, *_] = await dying(app, client, working, until)
     broker = await client.broker()
-    await client.dead_letters.retry(letter.id)
+    await client.dead_letters.retry(dead_letter.id)
     with pytest.raises(WrongState, match="is retrying"):
-        await broker.dead_letters.delete_job(letter)
-    assert (await client.jobs.handle(letter.id).status()).state == "retrying"
+        await broker.dead_letters.delete_job(dead_letter)
+    assert (await client.jobs.handle(dead_letter.id).status()).state == "retrying"

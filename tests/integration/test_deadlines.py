@@ -33,7 +33,7 @@ async def states(job: JobHandle[Any]) -> list[str]:
     return [event.state for event in await (await job._connection.broker()).records.history(job.id)]
 
 
-async def nothing_stands(client: Client) -> bool:
+async def nothing_is_stored(client: Client) -> bool:
     return await (await client.broker()).job_reader.waiting_ids("default") == []
 
 
@@ -64,7 +64,7 @@ async def test_a_job_delivered_after_its_deadline_never_starts(
             with pytest.raises(JobExpired, match="its deadline passed before it could start") as caught:
                 await job.result(WAIT)
             assert code_of(caught.value) == JOB_FAILED
-        await until(lambda: nothing_stands(client))
+        await until(lambda: nothing_is_stored(client))
 
     assert ran == []
     for job in jobs:
@@ -95,7 +95,7 @@ async def test_a_coroutine_is_cancelled_at_its_deadline_and_may_clean_up(
         with pytest.raises(JobExpired, match="its deadline passed while it ran"):
             await job.result(WAIT)
         assert cleaned == [job.id]
-        await until(lambda: nothing_stands(client))
+        await until(lambda: nothing_is_stored(client))
 
     assert await states(job) == ["running", "expired"]
     broker = await client.broker()
@@ -136,7 +136,7 @@ async def test_a_retry_after_the_deadline_is_not_scheduled(
         job = await again.options(deadline=60).submit()
         with pytest.raises(JobExpired, match=r"before another attempt; the last: \w+: not yet"):
             await job.result(WAIT)
-        await until(lambda: nothing_stands(client))
+        await until(lambda: nothing_is_stored(client))
     assert await states(job) == ["running", "expired"]
     assert await client.dead_letters.list() == []
 
@@ -241,8 +241,8 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_an_invalid_deadline_is_refused_by_name(bad: str) -> None:
-    value, told = BAD[bad]
-    with pytest.raises(BadOption, match=f"^deadline {told}"):
+    value, message = BAD[bad]
+    with pytest.raises(BadOption, match=f"^deadline {message}"):
         read_options(datetime.now(UTC), deadline=value)
 
 
@@ -279,6 +279,6 @@ async def test_deadlines_are_judged_by_the_servers_clock(
     async with working():
         with pytest.raises(JobExpired):
             await job.result(WAIT)
-        known = (await client.broker()).wire.clock
-        assert abs(known.now() - clock()) < 2
-        assert known.ahead > 3590
+        server_clock = (await client.broker()).wire.clock
+        assert abs(server_clock.now() - clock()) < 2
+        assert server_clock.ahead > 3590

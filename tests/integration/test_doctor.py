@@ -14,8 +14,8 @@ from tests.helpers.servers import nats_server
 from tests.helpers.workers import Working
 
 
-def of(findings: list[Finding], what: str) -> list[tuple[str, str]]:
-    return [(one.severity, one.message) for one in findings if one.subject == what]
+def of(findings: list[Finding], subject: str) -> list[tuple[str, str]]:
+    return [(one.severity, one.message) for one in findings if one.subject == subject]
 
 
 async def test_the_doctor_names_a_queue_that_no_worker_serves(
@@ -29,7 +29,7 @@ async def test_the_doctor_names_a_queue_that_no_worker_serves(
     async with working():
         assert await (await fine.submit()).result(60) == 1
 
-        async def told() -> bool:
+        async def findings_are_complete() -> bool:
             return {f.subject: f.severity for f in await client.admin.doctor()} == {
                 "server": "ok",
                 "storage": "ok",
@@ -42,7 +42,7 @@ async def test_the_doctor_names_a_queue_that_no_worker_serves(
                 "workers": "ok",
             }
 
-        await until(told)
+        await until(findings_are_complete)
 
 
 async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
@@ -53,9 +53,9 @@ async def test_a_consumer_that_was_removed_is_an_error(client: Client) -> None:
 
     await broker.wire.api(f"CONSUMER.DELETE.{ready}.normal")
 
-    [(severity, told)] = of(await client.admin.doctor(), "queue default")
+    [(severity, message)] = of(await client.admin.doctor(), "queue default")
     assert severity == "error"
-    assert told.startswith(f"{ready} normal: missing; run `jsq provision`")
+    assert message.startswith(f"{ready} normal: missing; run `jsq provision`")
 
 
 async def test_an_incomplete_pause_is_an_error(client: Client) -> None:
@@ -64,16 +64,16 @@ async def test_an_incomplete_pause_is_an_error(client: Client) -> None:
     ready, later = broker.subjects.streams.ready("default"), datetime.now(UTC) + timedelta(hours=1)
 
     await broker.jetstream.pause_consumer(ready, "normal", later)
-    told = "the server delivers nothing, and no pause says so; run `jsq queue resume default`"
-    assert of(await client.admin.doctor(), "queue default") == [("error", told)]
+    message = "the server delivers nothing, and no pause says so; run `jsq queue resume default`"
+    assert of(await client.admin.doctor(), "queue default") == [("error", message)]
     await client.queues.resume("default")
     assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
 
     await client.queues.pause("default")
     assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
     await broker.jetstream.pause_consumer(ready, "low", None)
-    told = "it is paused in part; run `jsq queue pause default`"
-    assert of(await client.admin.doctor(), "queue default") == [("error", told)]
+    message = "it is paused in part; run `jsq queue pause default`"
+    assert of(await client.admin.doctor(), "queue default") == [("error", message)]
     await client.queues.pause("default")
     assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
 
@@ -82,15 +82,15 @@ async def test_a_consumer_that_was_changed_by_hand_is_a_warning(client: Client) 
     await client.admin.provision()
     broker = await client.broker()
     ready = broker.subjects.streams.ready("default")
-    known = await broker.jetstream.consumer_info(ready, "low")
-    assert known is not None
-    changed = known["config"] | {"ack_wait": 5 * 10**9}
+    info = await broker.jetstream.consumer_info(ready, "low")
+    assert info is not None
+    changed = info["config"] | {"ack_wait": 5 * 10**9}
     subject = changed["filter_subject"]
     await broker.wire.api(f"CONSUMER.CREATE.{ready}.low.{subject}", {"stream_name": ready, "config": changed})
 
-    [(severity, told)] = of(await client.admin.doctor(), "queue default")
+    [(severity, message)] = of(await client.admin.doctor(), "queue default")
     assert severity == "warning"
-    assert told.startswith(f"{ready} low: ack_wait is 5 s, should be 30 s")
+    assert message.startswith(f"{ready} low: ack_wait is 5 s, should be 30 s")
 
 
 async def test_a_server_whose_clock_is_a_year_ahead_is_an_error(
@@ -103,17 +103,17 @@ async def test_a_server_whose_clock_is_a_year_ahead_is_an_error(
         rewriting_proxy(server.url.removeprefix("nats://"), true, false) as wrong,
         Client(f"nats://{wrong}", namespace=client.namespace) as misled,
     ):
-        [(severity, told)] = of(await misled.admin.doctor(), "clock")
+        [(severity, message)] = of(await misled.admin.doctor(), "clock")
     assert severity == "error"
-    assert "ahead of this machine's" in told
+    assert "ahead of this machine's" in message
     assert of(await client.admin.doctor(), "clock") == [("ok", "its clock and this machine's agree")]
 
 
 async def this_year(client: Client) -> int:
     broker = await client.broker()
-    known = await broker.jetstream.stream_info(broker.subjects.streams.records)
-    assert known is not None
-    return int(known["ts"][:4])
+    info = await broker.jetstream.stream_info(broker.subjects.streams.records)
+    assert info is not None
+    return int(info["ts"][:4])
 
 
 LIMITED = """
@@ -130,9 +130,9 @@ async def test_an_account_that_can_hold_no_more_streams_is_an_error(tmp_path: Pa
         async with Client(f"nats://ann:secret@{address}") as client:
             await client.admin.provision()
             findings = await client.admin.doctor()
-    [(severity, told)] = of(findings, "streams")[:1]
+    [(severity, message)] = of(findings, "streams")[:1]
     assert severity == "error"
-    assert told.startswith("7 of 7 streams: nothing more is taken")
+    assert message.startswith("7 of 7 streams: nothing more is taken")
     assert of(findings, "storage")[0][0] == "ok"
 
 
@@ -159,25 +159,25 @@ async def test_a_forbidden_action_of_a_login_names_the_reason(tmp_path: Path) ->
             assert [severity for severity, _ in of(await ann.admin.doctor(), "permissions")] == ["ok"]
         async with Client(f"nats://bob:secret@{address}") as bob:
             findings = await bob.admin.doctor()
-    told = of(findings, "permissions")
-    assert {severity for severity, _ in told} == {"warning"}
-    denied = {text.removeprefix("this login may not ").partition(":")[0] for _, text in told}
+    message = of(findings, "permissions")
+    assert {severity for severity, _ in message} == {"warning"}
+    denied = {text.removeprefix("this login may not ").partition(":")[0] for _, text in message}
     assert denied == {f"{act} on queue default" for act in DENIED_ACTS}
-    assert all("not allowed to" in text and "as bob" in text for _, text in told)
+    assert all("not allowed to" in text and "as bob" in text for _, text in message)
     assert "takes only 32,768 bytes a message" in of(findings, "server")[0][1]
 
 
 async def test_the_doctor_leaves_everything_as_it_is(client: Client) -> None:
     job = await client.task("any").submit()
-    before = await look(client)
+    before = await stream_counts(client)
 
     await client.admin.doctor()
 
-    assert await look(client) == before
+    assert await stream_counts(client) == before
     assert (await job.status()).state == "queued"
 
 
-async def look(client: Client) -> dict[str, tuple[int, int]]:
+async def stream_counts(client: Client) -> dict[str, tuple[int, int]]:
     """The number of messages in each stream, and how often each was written to."""
     broker = await client.broker()
     subjects = broker.subjects
@@ -189,9 +189,9 @@ async def look(client: Client) -> dict[str, tuple[int, int]]:
         subjects.streams.bucket("ids"),
         subjects.streams.bucket("workers"),
     ):
-        known = await broker.jetstream.stream_info(stream)
-        assert known is not None
-        found[stream] = (known["state"]["messages"], known["state"]["last_seq"])
+        info = await broker.jetstream.stream_info(stream)
+        assert info is not None
+        found[stream] = (info["state"]["messages"], info["state"]["last_seq"])
     return found
 
 
@@ -218,9 +218,9 @@ async def test_an_address_without_a_monitoring_endpoint_is_an_error(
     findings = await client.admin.doctor(monitors=[wrong, "http://127.0.0.1:1"])
 
     for url in (wrong, "http://127.0.0.1:1"):
-        [(severity, told)] = of(findings, f"monitor {url}")
+        [(severity, message)] = of(findings, f"monitor {url}")
         assert severity == "error"
-        assert told.startswith("no report of a nats-server: ")
+        assert message.startswith("no report of a nats-server: ")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8222", "nats://127.0.0.1:4222", "", "http://"])

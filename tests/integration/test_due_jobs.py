@@ -32,16 +32,16 @@ class Starts:
 
     def __init__(self, app: App) -> None:
         self.due: dict[int, float] = {}
-        self.begun: dict[int, list[float]] = defaultdict(list)
+        self.start_times: dict[int, list[float]] = defaultdict(list)
 
         @app.task
         async def note(number: int) -> None:
-            self.begun[number].append(time.time())
+            self.start_times[number].append(time.time())
 
         @app.task(retries=1, backoff=[2], jitter=0.0)
         async def fail_once(number: int) -> None:
-            self.begun[number].append(time.time())
-            if len(self.begun[number]) == 1:
+            self.start_times[number].append(time.time())
+            if len(self.start_times[number]) == 1:
                 self.due[number] = time.time() + 2
                 raise ValueError("once")
 
@@ -58,10 +58,10 @@ class Starts:
 
     def late(self) -> float:
         """The delay of the latest attempt."""
-        return max(begun[-1] - self.due[number] for number, begun in self.begun.items())
+        return max(start_times[-1] - self.due[number] for number, start_times in self.start_times.items())
 
-    def all_begun(self) -> bool:
-        return all(len(self.begun[number]) == 1 + (number % 100 == JOBS) for number in self.due)
+    def all_started(self) -> bool:
+        return all(len(self.start_times[number]) == 1 + (number % 100 == JOBS) for number in self.due)
 
 
 @contextlib.asynccontextmanager
@@ -82,7 +82,7 @@ async def test_due_jobs_start_within_a_second_after_restarts_of_the_server(
                 await starts.submit(first)
                 await asyncio.to_thread(own_server.kill)
                 await asyncio.to_thread(own_server.restart)
-                await until(starts.all_begun, 20)
+                await until(starts.all_started, 20)
 
         assert starts.late() < LATE
 
@@ -97,9 +97,9 @@ async def test_a_worker_that_starts_after_the_server_forwards_due_jobs(
         await asyncio.to_thread(own_server.restart)
         started = time.time()
         async with two_workers(app):
-            await until(lambda: starts.begun[0])
+            await until(lambda: starts.start_times[0])
 
-        assert starts.begun[0][0] - started < LATE + 1
+        assert starts.start_times[0][0] - started < LATE + 1
         assert await final_states(job) == ["succeeded"]
 
 
@@ -202,7 +202,7 @@ async def test_due_jobs_start_soon_after_a_restart_of_all_servers_of_a_cluster(
             await servers.well()
             well = time.time()
             delayed = range(0, JOBS, 2)
-            await until(lambda: all(starts.begun[number] for number in delayed), 20)
+            await until(lambda: all(starts.start_times[number] for number in delayed), 20)
 
         # Elections take several seconds more; without help the server needs half a minute.
-        assert max(starts.begun[number][0] for number in delayed) - well < 10
+        assert max(starts.start_times[number][0] for number in delayed) - well < 10

@@ -333,9 +333,9 @@ async def test_an_edit_interrupted_after_its_record_was_written_is_completed(
 
 @pytest.mark.proof
 @pytest.mark.parametrize("delay", [0, 0.5])
-@pytest.mark.parametrize("what", ["edit", "elsewhere"])
+@pytest.mark.parametrize("operation", ["edit", "elsewhere"])
 async def test_an_edit_killed_at_any_point_loses_and_repeats_no_job(
-    new_site: NewSite, until: Until, what: str, delay: float
+    new_site: NewSite, until: Until, operation: str, delay: float
 ) -> None:
     async def killed_at(point: int) -> Site:
         site = new_site()
@@ -343,7 +343,7 @@ async def test_an_edit_killed_at_any_point_loses_and_repeats_no_job(
             client = site.app.client
             await client.admin.provision(site.app.declared)
             await client.task("last").options(id="mine", delay=delay, unique=False).submit(n=1)
-            await site.die_at(point, what)
+            await site.die_at(point, operation)
             await site.end_well("mine", until)
             states = await site.judge("mine")
             found = await client.jobs.get("mine")

@@ -85,11 +85,11 @@ async def test_the_namespace_comes_from_the_environment_unless_it_is_given(
 async def test_lists_of_a_server_without_jetstream_raise_an_error(tmp_path: Path) -> None:
     with nats_server(tmp_path, "") as address:
         async with Client(f"nats://{address}") as client:
-            for look in (
+            for listing in (
                 client.jobs.list,
                 client.dead_letters.list,
                 client.admin.workers,
                 client.queues.list,
             ):
                 with pytest.raises(JetStreamOff):
-                    await look()
+                    await listing()

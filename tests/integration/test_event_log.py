@@ -26,9 +26,9 @@ async def log_config(client: Client) -> dict[str, Any] | None:
     return found["config"] if found is not None else None
 
 
-async def told(client: Client, **which: Any) -> list[tuple[str, str]]:
+async def events_of(client: Client, **filters: Any) -> list[tuple[str, str]]:
     since = datetime.now(UTC) - timedelta(hours=1)
-    return [(one.id, one.state) async for one in client.jobs.events(since=since, follow=False, **which)]
+    return [(one.id, one.state) async for one in client.jobs.events(since=since, follow=False, **filters)]
 
 
 # -- the event log -------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ async def test_there_is_no_event_log_unless_it_is_requested(
         job = await add.submit(1, 2)
         await job.result(WAIT)
     assert await log_config(client) is None
-    assert await told(client) == [(job.id, "running"), (job.id, "succeeded")]
+    assert await events_of(client) == [(job.id, "running"), (job.id, "succeeded")]
 
 
 async def test_provision_creates_the_event_log_and_changes_its_retention(client: Client) -> None:
@@ -91,9 +91,9 @@ async def test_a_worker_of_an_app_with_events_creates_a_log_that_outlives_the_re
             for job in jobs[:3]:
                 await job.wait(WAIT)
             await jobs[3].cancel()
-        expected = [one for one in await told(client) if one[1] != "running"]
+        expected = [one for one in await events_of(client) if one[1] != "running"]
         assert sorted(state for _, state in expected) == ["cancelled", "failed", "succeeded", "succeeded"]
-        whole = await told(client)
+        complete = await events_of(client)
 
         broker = await client.broker()
 
@@ -102,16 +102,16 @@ async def test_a_worker_of_an_app_with_events_creates_a_log_that_outlives_the_re
             return found is not None and found["state"]["messages"] >= 7
 
         await until(all_are_copied)
-        assert await told(client) == whole  # none is stored twice
+        assert await events_of(client) == complete  # none is stored twice
         # Progress is not a revision: the log does not have it.
         revisions = [one async for one in client.jobs.events(follow=False) if one.progress is None]
         await client.jobs.remove_many(state=["succeeded", "failed", "cancelled"])
         assert await client.jobs.list() == []
-        kept = [one async for one in client.jobs.events(follow=False)]
-        assert [(one.id, one.state, one.sequence) for one in kept] == [
+        events = [one async for one in client.jobs.events(follow=False)]
+        assert [(one.id, one.state, one.sequence) for one in events] == [
             (one.id, one.state, one.sequence) for one in revisions
         ]
-        assert [one.state for one in kept if one.id == jobs[0].id] == ["running", "failed"]
+        assert [one.state for one in events if one.id == jobs[0].id] == ["running", "failed"]
         states = [one.state async for one in client.jobs.events(job=jobs[1].id, follow=False)]
         assert states == ["running", "succeeded"]
 

@@ -45,14 +45,14 @@ async def test_each_way_to_end_records_one_outcome(
         # The worker and its executor survive.
         with pytest.raises(JobFailed, match="SystemExit: 3"):
             await (await client.task(task).submit("SystemExit")).result(WAIT)
-    for (way, (_, reason, told)), error in zip(WAYS.items(), failed, strict=True):
+    for (way, (_, reason, error_text)), error in zip(WAYS.items(), failed, strict=True):
         assert isinstance(error, JobFailed), (way, error)
         assert error.reason == reason, (way, error)
         # Python turns a StopIteration in a coroutine into its own error.
         wanted = (
             "RuntimeError: coroutine raised StopIteration"
             if "loop" in task and way == "StopIteration"
-            else told
+            else error_text
         )
         assert wanted in error.error, (way, error)
         assert len(error.error) < 2_100, way
@@ -62,7 +62,7 @@ async def test_each_way_to_end_records_one_outcome(
         history = await broker.records.history(job.id)
         assert [event.state for event in history if event.state in FINAL_STATES] == ["failed"]
         assert {event.event.crashes for event in history} == {0}
-    await until(lambda: each_has_a_letter(client, len(WAYS) + 1))
+    await until(lambda: each_has_a_dead_letter(client, len(WAYS) + 1))
 
 
 @pytest.mark.parametrize("task", ["on_loop", "in_thread", "in_process", "on_loop_in_process"])
@@ -78,7 +78,7 @@ async def test_a_traceback_starts_in_the_function_of_the_task(
     assert [frame.rpartition(" in ")[2] for frame in frames] == [task, "come_to", "starved"]
 
 
-async def each_has_a_letter(client: Client, count: int) -> bool:
+async def each_has_a_dead_letter(client: Client, count: int) -> bool:
     return len(await client.dead_letters.list()) == count
 
 

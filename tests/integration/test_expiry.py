@@ -26,7 +26,7 @@ async def states(job: JobHandle[Any]) -> list[str]:
     return [event.state for event in await (await job._connection.broker()).records.history(job.id)]
 
 
-async def nothing_stands(client: Client) -> bool:
+async def nothing_is_stored(client: Client) -> bool:
     return await (await client.broker()).job_reader.waiting_ids("default") == []
 
 
@@ -48,8 +48,8 @@ async def test_a_job_expires_on_time_without_a_worker(client: Client) -> None:
 
     assert code_of(caught.value) == JOB_FAILED
     assert 0.95 < took < 5
-    told = await job.status()
-    assert (told.state, told.at, told.expires) == ("expired", asked.expires, asked.expires)
+    record = await job.status()
+    assert (record.state, record.at, record.expires) == ("expired", asked.expires, asked.expires)
     assert [one.id for one in await client.jobs.list(state="expired")] == [job.id]
     assert await client.jobs.list(state="queued") == []
     assert [one.state async for one in job.events()] == ["expired"]
@@ -92,13 +92,13 @@ async def test_a_worker_that_starts_too_late_records_the_expiry_and_runs_nothing
     await passed(until, 0.9)
 
     async with working():
-        await until(lambda: nothing_stands(client))
+        await until(lambda: nothing_is_stored(client))
 
     assert ran == []
     for job in jobs:
         assert await states(job) == ["expired"]
-        told = await job.status()
-        assert (told.state, told.attempt, told.error) == ("expired", 0, NOT_STARTED)
+        record = await job.status()
+        assert (record.state, record.attempt, record.error) == ("expired", 0, NOT_STARTED)
     assert (await jobs[0].status()).headers == {"Trace": "1"}
     assert await client.dead_letters.list() == []
 
@@ -203,17 +203,17 @@ async def test_a_declared_expiry_applies_unless_the_submit_has_its_own(
     async def short(ctx: Context) -> None:
         ran.append(ctx.id)
 
-    told = await short.submit()
+    expired = await short.submit()
     by_name = await client.task("short").submit()
     longer = await short.options(expires=60).submit()
     await passed(until, 0.3)
-    assert (await told.status()).state == "expired"
+    assert (await expired.status()).state == "expired"
 
     async with working():
         await longer.result(WAIT)
-        for job in (told, by_name):
+        for job in (expired, by_name):
             assert (await job.wait(WAIT)).state == "expired"
-        await until(lambda: nothing_stands(client))
+        await until(lambda: nothing_is_stored(client))
     assert ran == [longer.id]
 
 
@@ -284,11 +284,11 @@ async def test_an_expiry_is_judged_by_the_servers_clock(
     job = await client.task("any").options(expires=0.5).submit()
     assert (await job.status()).state == "queued"
 
-    told = await job.wait(WAIT)
+    record = await job.wait(WAIT)
 
-    assert told.state == "expired"
-    assert told.expires is not None
-    assert abs(told.expires.timestamp() - clock()) < 2
+    assert record.state == "expired"
+    assert record.expires is not None
+    assert abs(record.expires.timestamp() - clock()) < 2
 
 
 async def test_the_earlier_of_deadline_and_expiry_applies(
@@ -302,7 +302,7 @@ async def test_the_earlier_of_deadline_and_expiry_applies(
     await passed(until, 0.2)
     async with working():
         assert "deadline" in (await by_deadline.wait(WAIT)).error
-        await until(lambda: nothing_stands(client))
+        await until(lambda: nothing_is_stored(client))
         assert (await by_expiry.wait(WAIT)).error == NOT_STARTED
 
 
@@ -322,8 +322,8 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_an_invalid_expiry_is_refused_by_name(bad: str) -> None:
-    value, told = BAD[bad]
-    with pytest.raises(BadOption, match=f"^expires {told}"):
+    value, message = BAD[bad]
+    with pytest.raises(BadOption, match=f"^expires {message}"):
         read_options(datetime.now(UTC), expires=value)
 
 
@@ -368,13 +368,13 @@ async def test_a_job_without_a_record_expires_by_a_sweep_or_a_worker(
     await passed(until, 3.1)
     assert (await client.jobs.handle("swept").status()).state == "expired"
 
-    flaws = [{(one.kind.value, one.repaired) for one in await client.admin.sweep(age=0)} for _ in range(2)]
-    assert flaws == [{("unrecorded_expiry", True)}, set()]
-    assert await nothing_stands(client)
+    repairs = [{(one.kind.value, one.repaired) for one in await client.admin.sweep(age=0)} for _ in range(2)]
+    assert repairs == [{("unrecorded_expiry", True)}, set()]
+    assert await nothing_is_stored(client)
     await broker.job_writer.enqueue(Job("met", "any", expires=moment))
     assert (await client.jobs.handle("met").status()).state == "expired"
     async with working():
-        await until(lambda: nothing_stands(client))
+        await until(lambda: nothing_is_stored(client))
     for id in ("swept", "met"):
         assert await states(client.jobs.handle(id)) == ["expired"]
 
@@ -397,7 +397,7 @@ async def test_a_job_never_starts_after_a_crash_while_its_expiry_was_recorded(
     assert not await broker.expiry.record(found)
 
     async with working():
-        await until(lambda: nothing_stands(client))
+        await until(lambda: nothing_is_stored(client))
     assert ran == []
     assert await states(job) == ["expired"]
 
@@ -409,8 +409,8 @@ async def test_a_job_expires_though_the_server_is_killed(own_server: EmbeddedSer
         own_server.kill()
         await asyncio.to_thread(own_server.restart)
         for one in (job, later):
-            told = await one.wait(WAIT)
-            assert (told.state, told.error) == ("expired", NOT_STARTED)
+            record = await one.wait(WAIT)
+            assert (record.state, record.error) == ("expired", NOT_STARTED)
 
 
 async def test_an_expired_job_never_starts_and_a_started_job_never_expires(
@@ -425,7 +425,7 @@ async def test_an_expired_job_never_starts_and_a_started_job_never_expires(
 
     async with working(queues=["edge"], concurrency=1):
         jobs = [await note.options(expires=1 + n * 0.005).submit() for n in range(100)]
-        read = [told.state for told in await asyncio.gather(*(job.wait(WAIT) for job in jobs))]
+        read = [record.state for record in await asyncio.gather(*(job.wait(WAIT) for job in jobs))]
         for job, state in zip(jobs, read, strict=True):
             assert (state == "succeeded") == (job.id in ran)
             assert (await job.status()).state == state

@@ -193,7 +193,7 @@ async def test_a_task_that_kills_its_process_is_dead_lettered_and_others_run(
     assert len(workers.effects()) == 3
 
     async def buried() -> bool:
-        return [letter.id for letter in await workers.client.dead_letters.list()] == [poison.id]
+        return [dead_letter.id for dead_letter in await workers.client.dead_letters.list()] == [poison.id]
 
     await until(buried)
     record = await poison.status()
@@ -207,7 +207,7 @@ async def test_a_stop_finishes_running_jobs_and_hands_back_fetched_ones(
     stopped = await workers.start("--concurrency", "10", "--prefetch", "100", "--grace", "20")
     running = [await workers.client.task("nap").submit(2) for _ in range(10)]
     await until(lambda: len(workers.effects()) == 10)
-    held = await asyncio.gather(*(workers.client.task("add").submit(n, 0) for n in range(100)))
+    fetched_jobs = await asyncio.gather(*(workers.client.task("add").submit(n, 0) for n in range(100)))
 
     async def fetched() -> bool:
         return (await workers.client.queues.stats("default"))[0].running == 110
@@ -220,8 +220,8 @@ async def test_a_stop_finishes_running_jobs_and_hands_back_fetched_ones(
     assert [await job.result(1) for job in running]
 
     await workers.start("--concurrency", "50")
-    assert [await job.result(60) for job in held] == list(range(100))
-    for job in [*running, *held]:
+    assert [await job.result(60) for job in fetched_jobs] == list(range(100))
+    for job in [*running, *fetched_jobs]:
         record = await job.status()
         assert (record.attempt, record.failures, record.crashes) == (1, 0, 0)
         assert await final_states(job) == ["succeeded"]

@@ -106,8 +106,8 @@ async def test_a_failed_job_with_any_id_has_a_dead_letter_and_callbacks(
             await job.result(WAIT)
         assert caught.value.id == id
         assert await client.jobs.handle(caught.value.fallback).result(WAIT) == "instead"
-        letter = await client.dead_letters.get(id)
-        assert (letter.id, letter.job and letter.job.id) == (id, id)
+        dead_letter = await client.dead_letters.get(id)
+        assert (dead_letter.id, dead_letter.job and dead_letter.job.id) == (id, id)
         await client.dead_letters.retry(id, [False])
         assert await job.result(WAIT) == "done"
         await job.remove()

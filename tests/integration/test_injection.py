@@ -114,13 +114,13 @@ async def test_a_text_that_a_task_reports_stays_a_text(
     app: App, client: Client, working: Working, until: Until, text: str
 ) -> None:
     @app.task(name="tell", retries=0)
-    async def tell(ctx: Context, what: str) -> str:
-        ctx.progress(0.5, what)
-        return what
+    async def report(ctx: Context, label: str) -> str:
+        ctx.progress(0.5, label)
+        return label
 
     @app.task(name="fail", retries=0)
-    async def fail(what: str) -> None:
-        raise Reject(what)
+    async def fail(label: str) -> None:
+        raise Reject(label)
 
     async with working():
         assert await (await client.task("tell").submit(text)).result(60) == text
@@ -133,8 +133,8 @@ async def test_a_text_that_a_task_reports_stays_a_text(
             return len(await client.dead_letters.list()) == 1
 
         await until(is_dead)
-    [letter] = await client.dead_letters.list()
-    assert letter.error == f"Reject: {text}"
+    [dead_letter] = await client.dead_letters.list()
+    assert dead_letter.error == f"Reject: {text}"
     broker = await client.broker()
     reply = await broker.reads.last(
         broker.subjects.streams.records, broker.subjects.dead("default", "fail", failed.id)

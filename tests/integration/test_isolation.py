@@ -76,12 +76,12 @@ class Steps:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.finish: dict[str, asyncio.Event] = {}
 
         @app.task
         async def step(name: str) -> str:
-            self.begun.append(name)
+            self.started.append(name)
             await self.finish.setdefault(name, asyncio.Event()).wait()
             return name
 
@@ -112,19 +112,19 @@ async def test_a_last_attempt_runs_alone(
     caplog.set_level("INFO", "jsq.job")
     async with working(concurrency=5) as worker:
         await steps.submit("first")
-        await until(lambda: steps.begun == ["first"])
+        await until(lambda: steps.started == ["first"])
         suspects = [await steps.submit_suspect(name) for name in ("second", "third")]
         await until(lambda: worker.dispatcher.room("default") < 0 and len(worker.dispatcher.attempts) == 3)
         last = await steps.submit("fourth")
         await stays_queued(last)
-        assert steps.begun == ["first"]
+        assert steps.started == ["first"]
 
         steps.end("first")
-        await until(lambda: len(steps.begun) == 2)
+        await until(lambda: len(steps.started) == 2)
         await stays_queued(last)
-        [name] = steps.begun[1:]
+        [name] = steps.started[1:]
         steps.end(name)
-        await until(lambda: len(steps.begun) == 3)
+        await until(lambda: len(steps.started) == 3)
         assert last.id not in caplog.text
         steps.end("second")
         steps.end("third")
@@ -133,7 +133,7 @@ async def test_a_last_attempt_runs_alone(
         assert [await job.result(10) for job in suspects] == ["second", "third"]
         assert await last.result(10) == "fourth"
         assert [(await job.status()).crashes for job in suspects] == [2, 2]
-        assert steps.begun[-1] == "fourth"
+        assert steps.started[-1] == "fourth"
         assert caplog.text.count("job isolated") == 2
 
 
@@ -143,11 +143,11 @@ async def test_a_last_attempt_that_cannot_run_alone_is_handed_back_and_others_ru
     caplog.set_level("INFO", "jsq.job")
     async with working(concurrency=5, timings=WorkerTimings(isolation=0.2)):
         await steps.submit("first")
-        await until(lambda: steps.begun == ["first"])
+        await until(lambda: steps.started == ["first"])
         suspect = await steps.submit_suspect("second")
         await until(lambda: "delivery requeued" in caplog.text)
         await steps.submit("third")
-        await until(lambda: steps.begun == ["first", "third"])
+        await until(lambda: steps.started == ["first", "third"])
 
         assert (await suspect.status()).crashes == 1
         steps.end("first")
@@ -162,14 +162,14 @@ async def test_a_waiting_last_attempt_does_not_start_on_a_queue_paused_meanwhile
 ) -> None:
     async with working(concurrency=5) as worker:
         await steps.submit("first")
-        await until(lambda: steps.begun == ["first"])
+        await until(lambda: steps.started == ["first"])
         suspect = await steps.submit_suspect("second")
         await until(lambda: worker.dispatcher.room("default") < 0)
         await client.queues.pause("default")
         await until(lambda: worker.dispatcher.limits.rules.queue_pause("default") is not None)
         steps.end("first")
         await until(lambda: not worker.dispatcher.attempts)
-        assert steps.begun == ["first"]
+        assert steps.started == ["first"]
 
         steps.end("second")
         await client.queues.resume("default")
@@ -181,12 +181,12 @@ async def test_a_worker_that_stops_hands_back_a_waiting_last_attempt(
 ) -> None:
     async with working(concurrency=5, grace=0.1) as worker:
         await steps.submit("first")
-        await until(lambda: steps.begun == ["first"])
+        await until(lambda: steps.started == ["first"])
         suspect = await steps.submit_suspect("second")
         await until(lambda: worker.dispatcher.room("default") < 0)
 
     assert (await suspect.status()).crashes == 1
-    assert steps.begun == ["first"]
+    assert steps.started == ["first"]
     steps.end("first")
     steps.end("second")
     async with working(concurrency=5):
@@ -196,12 +196,12 @@ async def test_a_worker_that_stops_hands_back_a_waiting_last_attempt(
 async def test_a_waiting_last_attempt_can_be_cancelled(steps: Steps, working: Working, until: Until) -> None:
     async with working(concurrency=5) as worker:
         await steps.submit("first")
-        await until(lambda: steps.begun == ["first"])
+        await until(lambda: steps.started == ["first"])
         suspect = await steps.submit_suspect("second")
         await until(lambda: worker.dispatcher.room("default") < 0)
 
         assert (await suspect.cancel()).state == "cancelled"
-        assert steps.begun == ["first"]
+        assert steps.started == ["first"]
         steps.end("first")
 
 

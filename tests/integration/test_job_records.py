@@ -158,15 +158,15 @@ async def recorded(client: Client, job: JobRecord) -> JobRecord:
     return job
 
 
-@pytest.mark.parametrize("told_by", ["task", "submit", "queue"])
+@pytest.mark.parametrize("set_by", ["task", "submit", "queue"])
 async def test_records_never_hold_arguments_that_their_task_does_not_keep(
-    app: App, client: Client, working: Working, told_by: str
+    app: App, client: Client, working: Working, set_by: str
 ) -> None:
-    if told_by == "queue":
+    if set_by == "queue":
         app.queue("default", keep_arguments=False)
         await client.admin.provision(app.declared)
 
-    @app.task(keep_arguments=told_by != "task", retries=1, backoff="none")
+    @app.task(keep_arguments=set_by != "task", retries=1, backoff="none")
     async def use(secret: str, how: str) -> str:
         if how == "raise":
             raise ValueError("no")
@@ -174,8 +174,8 @@ async def test_records_never_hold_arguments_that_their_task_does_not_keep(
             raise Retry(delay=3600)
         return how
 
-    using = use.options(keep_arguments=False) if told_by == "submit" else use.options()
-    waiting = await using.options(queue="idle" if told_by != "queue" else "default", delay=3600).submit(
+    using = use.options(keep_arguments=False) if set_by == "submit" else use.options()
+    waiting = await using.options(queue="idle" if set_by != "queue" else "default", delay=3600).submit(
         SECRET, "wait"
     )
     late = await using.options(expires=0.001).submit(SECRET, "expire")

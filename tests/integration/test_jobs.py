@@ -80,11 +80,11 @@ async def test_the_events_of_a_job_arrive_in_order(app: App, working: Working) -
 
     async with working():
         job = await once_more.submit()
-        told = [event async for event in job.events()]
-    assert [event.state for event in told] == ["running", "retrying", "running", "succeeded"]
-    assert [event.attempt for event in told] == [1, 1, 2, 2]
-    assert told[1].error == "ValueError: not yet"
-    assert [event.sequence for event in told] == sorted(event.sequence for event in told)
+        events = [event async for event in job.events()]
+    assert [event.state for event in events] == ["running", "retrying", "running", "succeeded"]
+    assert [event.attempt for event in events] == [1, 1, 2, 2]
+    assert events[1].error == "ValueError: not yet"
+    assert [event.sequence for event in events] == sorted(event.sequence for event in events)
 
 
 async def test_a_job_record_shows_the_last_event(
@@ -126,8 +126,8 @@ async def test_a_failed_job_has_a_reason_and_one_dead_letter(
             return len(await client.dead_letters.list()) == 1
 
         await until(buried)
-        letter = await client.dead_letters.get(job.id)
-        assert (letter.task, letter.reason, letter.payload) == ("broken", "error", b'{"x":7}')
+        dead_letter = await client.dead_letters.get(job.id)
+        assert (dead_letter.task, dead_letter.reason, dead_letter.payload) == ("broken", "error", b'{"x":7}')
 
 
 async def test_a_rejected_job_is_not_retried(app: App, client: Client, working: Working) -> None:
@@ -239,12 +239,12 @@ async def test_a_start_time_in_the_past_means_now(app: App, working: Working) ->
 async def test_a_worker_runs_its_fetched_jobs_by_priority(app: App, working: Working, until: Until) -> None:
     """The worker requests each priority separately: which job arrives first is not defined."""
     order: list[str] = []
-    held: list[int] = []
+    finished: list[int] = []
     gate = asyncio.Event()
 
     class Watching(Observer):
         def busy(self, running: int, held_now: int, slots: int) -> None:
-            held.append(held_now)
+            finished.append(held_now)
 
     @app.task
     async def note(word: str) -> None:
@@ -256,7 +256,7 @@ async def test_a_worker_runs_its_fetched_jobs_by_priority(app: App, working: Wor
         await until(lambda: order)
         for level in ("low", "normal", "high") * 3:
             jobs.append(await note.options(priority=level).submit(level))
-        await until(lambda: held and held[-1] == 9)
+        await until(lambda: finished and finished[-1] == 9)
         gate.set()
         await asyncio.gather(*(job.result(60) for job in jobs))
 
@@ -317,7 +317,7 @@ async def test_progress_is_visible_to_a_client(app: App, working: Working) -> No
 
 async def test_the_context_describes_the_job(app: App, working: Working) -> None:
     @app.task(tags=["t"])
-    async def tell(ctx: Context) -> dict[str, object]:
+    async def describe(ctx: Context) -> dict[str, object]:
         return {
             "id": ctx.id,
             "attempt": ctx.attempt,
@@ -327,10 +327,10 @@ async def test_the_context_describes_the_job(app: App, working: Working) -> None
         }
 
     async with working():
-        job = await tell.options(headers={"trace": "é1"}).submit()
-        told = await job.result(60)
-        token = told.pop("token")
-        assert told == {"id": job.id, "attempt": 1, "headers": {"trace": "é1"}, "tags": ["t"]}
+        job = await describe.options(headers={"trace": "é1"}).submit()
+        description = await job.result(60)
+        token = description.pop("token")
+        assert description == {"id": job.id, "attempt": 1, "headers": {"trace": "é1"}, "tags": ["t"]}
         events = [event async for event in job.events()]
         assert token == events[0].sequence
 

@@ -50,13 +50,13 @@ async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Asy
 class Floor:
     """The runs of tasks in this process: the starts in order, and how many of a key ran at a time."""
 
-    begun: list[str]
+    started: list[str]
     running: Counter[str]
     peak: Counter[str]
     gate: asyncio.Event
 
     def count(self, key: str) -> int:
-        return sum(one.startswith(f"{key}:") for one in self.begun)
+        return sum(one.startswith(f"{key}:") for one in self.started)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def floor(app: App) -> Floor:
     floor = Floor([], Counter(), Counter(), asyncio.Event())
 
     def come(key: str, number: int) -> None:
-        floor.begun.append(f"{key}:{number}")
+        floor.started.append(f"{key}:{number}")
         floor.running[key] += 1
         floor.peak[key] = max(floor.peak[key], floor.running[key])
 
@@ -90,11 +90,11 @@ async def to(client: Client, key: str, number: int, task: str = "visit", **optio
     return await client.task(task).options(key=key, **options).submit(key, number)
 
 
-async def turn_of(broker: Broker, key: str, queue: str = QUEUE) -> GroupState:
+async def group_state(broker: Broker, key: str, queue: str = QUEUE) -> GroupState:
     return (await broker.key_groups.state(queue, key_token(key)))[0]
 
 
-async def let_on(broker: Broker, *keys: str) -> None:
+async def admit_jobs(broker: Broker, *keys: str) -> None:
     """Admit jobs of keys, as a worker does for a wake-up."""
     for key in keys:
         await broker.key_groups.admit(QUEUE, key_token(key))
@@ -124,7 +124,7 @@ def stays(workers: Workers, killed: dict[int, float]) -> list[Stay]:
             _, key, number = word.split(":")
             end = ends.get((pid, word[3:], job, n)) or killed[int(pid)]
             found.append(Stay(key, int(number), float(at), end, int(pid)))
-    return sorted(found, key=lambda stay: stay.since)
+    return sorted(found, key=lambda visit_run: visit_run.since)
 
 
 def most_at_once(some: list[Stay]) -> int:
@@ -160,7 +160,7 @@ async def run_and_kill(
     killed = {doomed.pid: time.time()}
     await asyncio.gather(*(job.wait(60) for job in jobs))
     found = stays(workers, killed)
-    assert {stay.pid for stay in found} == {process.pid for process in both}
+    assert {visit_run.pid for visit_run in found} == {process.pid for process in both}
     return jobs, found
 
 
@@ -170,10 +170,10 @@ async def test_with_one_job_at_a_time_each_key_keeps_its_order_over_a_killed_wor
     jobs, found = await run_and_kill(workers, until, 10, 15, 1)
 
     by_key: dict[str, list[Stay]] = defaultdict(list)
-    for stay in found:
-        by_key[stay.key].append(stay)
+    for visit_run in found:
+        by_key[visit_run.key].append(visit_run)
     for some in by_key.values():
-        numbers = [stay.number for stay in some]
+        numbers = [visit_run.number for visit_run in some]
         assert numbers == sorted(numbers)
         assert set(numbers) == set(range(15))
         assert most_at_once(some) == 1
@@ -212,8 +212,8 @@ async def test_a_server_killed_repeatedly_loses_no_slot_and_no_order(
                 own_server.restart()
         await asyncio.gather(*(job.wait(60) for job in jobs))
 
-        found = [stay for stay in stays(workers, {}) if stay.key == "k0"]
-        assert [stay.number for stay in found] == sorted(stay.number for stay in found)
+        found = [visit_run for visit_run in stays(workers, {}) if visit_run.key == "k0"]
+        assert [visit_run.number for visit_run in found] == sorted(visit_run.number for visit_run in found)
         assert most_at_once(found) == 1
         assert [await final_states(job) for job in jobs] == [["succeeded"]] * len(jobs)
         broker = await workers.client.broker()
@@ -228,18 +228,18 @@ async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
 ) -> None:
     await client.task("visit").options(key="many").submit_many([("many", number) for number in range(500)])
     async with working(concurrency=5):
-        await until(lambda: len(floor.begun) > 50)
-        before = len(floor.begun)
+        await until(lambda: len(floor.started) > 50)
+        before = len(floor.started)
         few = [await to(client, "few", number) for number in range(10)]
         await asyncio.gather(*(job.wait(10) for job in few))
-        begun = floor.begun[before:]
-        last = max(place for place, one in enumerate(begun) if one.startswith("few:"))
-        others = sum(one.startswith("many:") for one in begun[:last])
+        started = floor.started[before:]
+        last = max(place for place, one in enumerate(started) if one.startswith("few:"))
+        others = sum(one.startswith("many:") for one in started[:last])
 
         # One job of `many` for each of `few`, and those that started while the few were being submitted.
-        first = min(place for place, one in enumerate(begun) if one.startswith("few:"))
+        first = min(place for place, one in enumerate(started) if one.startswith("few:"))
         assert others - first <= 30
-        assert [one for one in begun if one.startswith("few:")] == [f"few:{number}" for number in range(10)]
+        assert [one for one in started if one.startswith("few:")] == [f"few:{number}" for number in range(10)]
         assert floor.count("many") < 500
         assert await client.queues.purge(QUEUE) > 0
         await until(lambda: nothing_is_left(broker))
@@ -255,13 +255,13 @@ async def test_a_key_with_a_weight_of_three_starts_three_jobs_for_each_of_anothe
 
     async with working(concurrency=1):
         await until(lambda: floor.count("gold") and floor.count("tin"))
-        before = len(floor.begun)
-        await until(lambda: len(floor.begun) >= before + 80, 30)
+        before = len(floor.started)
+        await until(lambda: len(floor.started) >= before + 80, 30)
 
-    begun = [one.partition(":")[0] for one in floor.begun[before : before + 80]]
-    assert 56 <= begun.count("gold") <= 64
+    started = [one.partition(":")[0] for one in floor.started[before : before + 80]]
+    assert 56 <= started.count("gold") <= 64
     # The keys alternate; no key starts a dozen jobs in a row.
-    assert all(2 <= begun[start : start + 8].count("gold") <= 8 for start in range(0, 72, 8))
+    assert all(2 <= started[start : start + 8].count("gold") <= 8 for start in range(0, 72, 8))
 
 
 @pytest.mark.parametrize("way", ["set", "provision"])
@@ -274,7 +274,7 @@ async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jo
 
     @app.task
     async def go(key: str, number: int) -> None:
-        floor.begun.append(f"{key}:{number}")
+        floor.started.append(f"{key}:{number}")
         await (let_go if number == 0 else floor.gate).wait()
 
     async with (
@@ -416,7 +416,7 @@ async def test_jobs_that_wait_in_key_groups_are_counted(
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in jobs))
         assert floor.peak["k"] == 1
-        assert floor.begun == [f"k:{number}" for number in range(5)]
+        assert floor.started == [f"k:{number}" for number in range(5)]
 
 
 async def test_a_queue_sets_the_limit_of_keys_that_a_submit_does_not_set(
@@ -477,12 +477,12 @@ async def test_a_delayed_job_joins_the_end_of_its_key_group_when_it_is_due(
     assert (await later.status()).state == "scheduled"
     first = await to(client, "k", 0, "wait", per_key=1)
     async with working():
-        await until(lambda: floor.begun == ["k:0"])
+        await until(lambda: floor.started == ["k:0"])
         await until(lambda: in_line(broker))
         behind = await to(client, "k", 2, per_key=1)
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in (later, first, behind)))
-    assert floor.begun == ["k:0", "k:1", "k:2"]
+    assert floor.started == ["k:0", "k:1", "k:2"]
 
 
 async def test_a_requeued_job_keeps_its_slot(
@@ -492,11 +492,11 @@ async def test_a_requeued_job_keeps_its_slot(
     async with running_worker(Worker(app, settings=WorkerSettings(grace=0.0))):
         await until(lambda: floor.count("k") == 1)
     assert (await jobs[0].status()).state == "interrupted"
-    assert [one.id for one in (await turn_of(broker, "k")).slots] == [jobs[0].id]
+    assert [one.id for one in (await group_state(broker, "k")).slots] == [jobs[0].id]
     floor.gate.set()
     async with running_worker(Worker(app, settings=WorkerSettings())):
         await asyncio.gather(*(job.wait(10) for job in jobs))
-    assert floor.begun == ["k:0", "k:0", "k:1", "k:2"]
+    assert floor.started == ["k:0", "k:0", "k:1", "k:2"]
 
 
 async def test_a_failed_job_releases_its_slot_and_its_replay_waits_in_the_key_group(
@@ -520,10 +520,10 @@ async def test_a_failed_job_releases_its_slot_and_its_replay_waits_in_the_key_gr
         assert (await jobs[0].status()).key == "k"
         broker = await client.broker()
 
-        async def are_lined() -> bool:
+        async def are_in_key_group() -> bool:
             return len(await in_line(broker)) == 2
 
-        await until(are_lined)
+        await until(are_in_key_group)
         gate.set()
         await asyncio.gather(*(job.wait(10) for job in jobs))
         await until(lambda: nothing_is_left(broker))
@@ -544,7 +544,7 @@ async def test_a_deadline_passes_while_a_job_waits_in_its_key_group(
         assert (await last.wait(10)).state == "succeeded"
         assert (await first.wait(10)).state == "succeeded"
         await until(lambda: nothing_is_left(broker))
-    assert floor.begun == ["k:0", "k:2"]
+    assert floor.started == ["k:0", "k:2"]
 
 
 async def test_a_job_in_quarantine_has_left_its_key_group(
@@ -558,7 +558,7 @@ async def test_a_job_in_quarantine_has_left_its_key_group(
         return number
 
     bad, good = [await step.options(key="k").submit(number) for number in range(2)]
-    await let_on(broker, "k")
+    await admit_jobs(broker, "k")
     gone = Event("running", "step", attempt=1, worker="gone", message=1, delivery=0, key="k")
     await broker.records.write(QUEUE, bad.id, gone, expect=0)
 
@@ -583,12 +583,12 @@ async def test_a_message_that_is_not_a_job_becomes_a_dead_letter(
         await last.wait(10)
         await until(lambda: nothing_is_left(broker))
 
-    assert {letter.id for letter in await client.dead_letters.list()} == {"odd", "odder"}
+    assert {dead_letter.id for dead_letter in await client.dead_letters.list()} == {"odd", "odder"}
 
 
 @pytest.mark.parametrize("where", ["line", "queue"])
 @pytest.mark.parametrize(
-    "told",
+    "headers",
     [
         {"Jsq-Again": "9" * 5_000},
         {"Jsq-Key": 'normal 1 "k"', "Jsq-Again": "1 0 " + "9" * 300},
@@ -602,23 +602,23 @@ async def test_invalid_numbers_in_a_group_state_stop_no_worker_and_no_key(
     broker: Broker,
     until: Until,
     where: str,
-    told: dict[str, str],
+    headers: dict[str, str],
 ) -> None:
     await to(client, "k", 0, per_key=1)
     subjects = broker.subjects
     subject = (
         subjects.groups.job(QUEUE, "k", "odd") if where == "line" else subjects.ready(QUEUE, "normal", "odd")
     )
-    await broker.wire.publish(subject, b"{}", {"Jsq-Job": "nonsense"} | told)
+    await broker.wire.publish(subject, b"{}", {"Jsq-Job": "nonsense"} | headers)
     last = await to(client, "k", 1, per_key=1)
 
     async with working():
         await last.wait(10)
 
-        async def is_put_away() -> bool:
-            return [letter.id for letter in await client.dead_letters.list()] == ["odd"]
+        async def is_dead_lettered() -> bool:
+            return [dead_letter.id for dead_letter in await client.dead_letters.list()] == ["odd"]
 
-        await until(is_put_away)
+        await until(is_dead_lettered)
         await until(lambda: nothing_is_left(broker))
 
 
@@ -644,7 +644,7 @@ async def test_an_unreadable_key_group_ends_no_worker(
     async with working():
         await asyncio.wait_for(met.wait(), 10)
         await (await to(client, "k", 1)).wait(10)
-    assert floor.begun == ["k:1"]
+    assert floor.started == ["k:1"]
 
 
 # -- cancel --------------------------------------------------------------------------------------------------
@@ -654,18 +654,18 @@ async def test_a_job_of_a_key_group_is_cancelled_while_it_waits_and_while_it_run
     client: Client, working: Working, floor: Floor, broker: Broker, until: Until
 ) -> None:
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(4)]
-    await let_on(broker, "k")
+    await admit_jobs(broker, "k")
     assert await on_queue(broker) == [jobs[0].id]
 
     assert (await jobs[1].cancel()).state == "cancelled"  # waiting in the key group
     assert await in_line(broker) == [jobs[2].id, jobs[3].id]
     assert (await jobs[0].cancel()).state == "cancelled"  # admitted
     assert await on_queue(broker) == [jobs[2].id]
-    assert (await turn_of(broker, "k")).slots == ((jobs[2].id, "job", 0),)
+    assert (await group_state(broker, "k")).slots == ((jobs[2].id, "job", 0),)
     async with working():
-        await until(lambda: floor.begun == ["k:2"])
+        await until(lambda: floor.started == ["k:2"])
         assert (await jobs[2].cancel()).state == "cancelled"  # running
-        await until(lambda: floor.begun == ["k:2", "k:3"])
+        await until(lambda: floor.started == ["k:2", "k:3"])
         floor.gate.set()
         assert (await jobs[3].wait(10)).state == "succeeded"
         await until(lambda: nothing_is_left(broker))
@@ -695,7 +695,7 @@ async def test_a_purge_of_a_queue_empties_its_key_groups(client: Client, broker:
     for key in ("a", "b"):
         await client.task("visit").options(key=key).submit_many([(key, number) for number in range(50)])
     await to(client, "a", 50, delay=60)
-    await let_on(broker, "a")
+    await admit_jobs(broker, "a")
 
     assert await client.queues.purge(QUEUE) == 101
 
@@ -711,7 +711,7 @@ async def test_a_bulk_of_one_key_runs_in_its_order(client: Client, working: Work
     jobs = await client.task("visit").options(key="k", per_key=1).submit_many(calls)
     async with working():
         await asyncio.gather(*(job.wait(30) for job in jobs))
-    assert floor.begun == [f"k:{number}" for number in range(150)]
+    assert floor.started == [f"k:{number}" for number in range(150)]
     assert floor.peak["k"] == 1
 
 
@@ -746,7 +746,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
         if one.headers["Nats-Subject"].endswith(astray.id)
     ]
     async with working():
-        await until(lambda: floor.begun == ["k:0"])
+        await until(lambda: floor.started == ["k:0"])
         last = await to(client, "k", 2, per_key=1)
         await broker.jetstream.delete_message(
             broker.subjects.streams.groups(QUEUE), int(message.headers["Nats-Sequence"])
@@ -754,13 +754,13 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
         headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
         await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", astray.id), message.payload, headers)
 
-        async def is_lined() -> bool:
+        async def is_in_key_group() -> bool:
             return await in_line(broker) == [last.id, astray.id]
 
-        await until(is_lined)
+        await until(is_in_key_group)
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in (waits, astray, last)))
-    assert floor.begun == ["k:0", "k:2", "k:1"]
+    assert floor.started == ["k:0", "k:2", "k:1"]
 
 
 async def test_a_message_without_a_slot_is_replaced_at_admission(
@@ -774,14 +774,14 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
     headers = {name: value for name, value in message.headers.items() if name.startswith("Jsq-")}
     old = await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", job.id), message.payload, headers)
 
-    await let_on(broker, "k")
+    await admit_jobs(broker, "k")
 
     assert await on_queue(broker) == [job.id, job.id]
     await broker.jetstream.delete_message(broker.subjects.streams.ready(QUEUE), old)
     async with working():
         await job.wait(10)
         await until(lambda: nothing_is_left(broker))
-    assert floor.begun == ["k:0"]
+    assert floor.started == ["k:0"]
 
 
 async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
@@ -789,7 +789,7 @@ async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
 ) -> None:
     """The message is stored until its worker settles it; an admitted job is stored beside it."""
     job = await to(client, "k", 0, per_key=2)
-    await let_on(broker, "k")
+    await admit_jobs(broker, "k")
     [old] = await broker.reads.fetch(
         broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", ANY)
     )
@@ -803,12 +803,12 @@ async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
     again = headers | {"Jsq-Again": f"1 0 {token}"}
     await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", job.id), old.payload, again)
 
-    await let_on(broker, "k")  # it has not released its slot yet
+    await admit_jobs(broker, "k")  # it has not released its slot yet
     assert (await in_line(broker), await on_queue(broker)) == ([job.id], [job.id])
     await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
     await broker.key_groups.release_slot(QUEUE, "k", job.id, over=token - 1)  # a late second release
 
-    assert (await turn_of(broker, "k")).slots == ((job.id, "attempt", token),)
+    assert (await group_state(broker, "k")).slots == ((job.id, "attempt", token),)
     assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
     await broker.jetstream.delete_message(
         broker.subjects.streams.ready(QUEUE), int(old.headers["Nats-Sequence"])
@@ -826,7 +826,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     [first, _] = await broker.reads.fetch(
         broker.subjects.streams.groups(QUEUE), broker.subjects.groups.job(QUEUE, "k", ANY)
     )
-    await let_on(broker, "k")
+    await admit_jobs(broker, "k")
     headers = {name: value for name, value in first.headers.items() if name.startswith("Jsq-")}
     await broker.jetstream.delete_message(
         broker.subjects.streams.groups(QUEUE), int(first.headers["Nats-Sequence"]) + 1
@@ -836,7 +836,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
 
     await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
 
-    assert [one.id for one in (await turn_of(broker, "k")).slots] == [behind.id]
+    assert [one.id for one in (await group_state(broker, "k")).slots] == [behind.id]
     assert await in_line(broker) == []
     assert await on_queue(broker) == [job.id, behind.id]
 
@@ -864,14 +864,14 @@ async def test_an_interrupted_change_of_a_key_group_is_completed_by_the_next_rea
     with monkeypatch.context() as patch:
         patch.setattr(broker.jetstream if place == "delete_message" else KeyGroups, place, die)
         with pytest.raises(Halted):
-            await let_on(broker, "k")
-    assert [one.id for one in (await turn_of(broker, "k")).slots] == [jobs[0].id]
+            await admit_jobs(broker, "k")
+    assert [one.id for one in (await group_state(broker, "k")).slots] == [jobs[0].id]
     assert len(await in_line(broker)) == 3
 
     async with working():
         await asyncio.gather(*(job.wait(10) for job in jobs))
         await until(lambda: nothing_is_left(broker))
-    assert floor.begun == ["k:0", "k:1", "k:2"]
+    assert floor.started == ["k:0", "k:1", "k:2"]
 
 
 async def test_a_slot_released_twice_at_the_same_time_is_free(
@@ -886,7 +886,7 @@ async def test_a_slot_released_twice_at_the_same_time_is_free(
     with monkeypatch.context() as patch:
         patch.setattr(broker.jetstream, "delete_message", die)
         with pytest.raises(Halted):
-            await let_on(broker, "k")
+            await admit_jobs(broker, "k")
     publish, again = broker.wire.publish, list[asyncio.Task[None]]()
 
     async def publish_and_release(subject: str, *rest: Any, **how: Any) -> int:
@@ -902,7 +902,7 @@ async def test_a_slot_released_twice_at_the_same_time_is_free(
         await task
 
     assert len(again) > 1
-    assert (await turn_of(broker, "k")).slots == ()
+    assert (await group_state(broker, "k")).slots == ()
 
 
 async def test_a_job_that_arrives_as_the_last_one_leaves_its_key_group_starts(
@@ -910,7 +910,7 @@ async def test_a_job_that_arrives_as_the_last_one_leaves_its_key_group_starts(
 ) -> None:
     """The job arrives after the key group was found empty. Its wake-up is handled before the slot is free."""
     first = await to(client, "k", 0, per_key=1)
-    await let_on(broker, "k")
+    await admit_jobs(broker, "k")
     publish, late = broker.wire.publish, list[JobHandle[Any]]()
 
     async def publish_late(subject: str, *rest: Any, **how: Any) -> int:
@@ -924,7 +924,7 @@ async def test_a_job_that_arrives_as_the_last_one_leaves_its_key_group_starts(
     monkeypatch.setattr(broker.wire, "publish", publish_late)
     await broker.key_groups.release_slot(QUEUE, "k", first.id)
 
-    assert (await turn_of(broker, "k")).slots == ((late[0].id, "job", 0),)
+    assert (await group_state(broker, "k")).slots == ((late[0].id, "job", 0),)
     assert await in_line(broker) == []
 
 
@@ -942,7 +942,7 @@ async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
         )
         leaving = zip(lines, jobs[:3], strict=False)
         await asyncio.gather(*(one.release_slot(QUEUE, "k", job.id) for one, job in leaving))
-        holders = [id for id, *_ in (await turn_of(broker, "k")).slots]
+        holders = [id for id, *_ in (await group_state(broker, "k")).slots]
         assert sorted(holders) == sorted(job.id for job in jobs[3:6])
         assert sorted(await on_queue(broker)) == sorted(holders)
         assert len(await in_line(broker)) == 6
@@ -960,7 +960,7 @@ async def test_key_group_streams_that_were_removed_are_created_again(
         job = await to(client, "k", 1, per_key=1)
         await client.admin.sweep(age=0)  # the server retries to find the stream only after a while
         await job.wait(10)
-    assert floor.begun == ["k:0", "k:1"]
+    assert floor.started == ["k:0", "k:1"]
 
 
 async def test_the_state_of_an_empty_key_group_expires(
@@ -969,12 +969,12 @@ async def test_the_state_of_an_empty_key_group_expires(
     async with working():
         await (await to(client, "k", 0, per_key=1)).wait(10)
 
-    def turn() -> Any:
+    def read_state() -> Any:
         return broker.reads.last(
             broker.subjects.streams.group_state(QUEUE), broker.subjects.groups.state(QUEUE, "k")
         )
 
-    found: Reply | None = await turn()
+    found: Reply | None = await read_state()
     assert found is not None
     assert found.headers["Nats-TTL"] == "60"
 
@@ -982,7 +982,7 @@ async def test_the_state_of_an_empty_key_group_expires(
 # -- sweeps --------------------------------------------------------------------------------------------------
 
 
-def told(swept: list[Any]) -> list[tuple[Inconsistency, str, bool]]:
+def summary(swept: list[Any]) -> list[tuple[Inconsistency, str, bool]]:
     return [(one.kind, one.job, one.repaired) for one in swept]
 
 
@@ -995,7 +995,7 @@ async def test_waiting_jobs_and_slot_holders_are_not_reported_as_inconsistent(
     async with working():
         await until(lambda: floor.count("k") == 1)
         assert [one.state for one in await broker.records.list_last()] == ["running"]
-        assert told(await client.admin.sweep(age=0)) == []
+        assert summary(await client.admin.sweep(age=0)) == []
         floor.gate.set()
 
 
@@ -1003,10 +1003,10 @@ async def test_a_sweep_finds_a_key_group_whose_wake_up_was_lost(client: Client, 
     job = await to(client, "k", 0, per_key=1)
     await to(client, "k", 1, per_key=1)
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED_KEY_GROUP, "", True)]
+    assert summary(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED_KEY_GROUP, "", True)]
 
     assert await on_queue(broker) == [job.id]
-    assert told(await client.admin.sweep(age=0)) == []
+    assert summary(await client.admin.sweep(age=0)) == []
 
 
 async def test_an_admitted_job_whose_canceller_died_is_put_on_the_queue_by_a_sweep(
@@ -1014,7 +1014,7 @@ async def test_an_admitted_job_whose_canceller_died_is_put_on_the_queue_by_a_swe
 ) -> None:
     """The canceller had cancelled the previous job, and no other job joins or leaves the key group."""
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
-    await let_on(broker, "k")
+    await admit_jobs(broker, "k")
 
     publish = broker.wire.publish
 
@@ -1027,20 +1027,20 @@ async def test_an_admitted_job_whose_canceller_died_is_put_on_the_queue_by_a_swe
         patch.setattr(broker.wire, "publish", die_before_the_queue)
         with pytest.raises(Halted):
             await first.cancel()
-    assert [one.id for one in (await turn_of(broker, "k")).slots] == [second.id]
+    assert [one.id for one in (await group_state(broker, "k")).slots] == [second.id]
     assert (await in_line(broker), await on_queue(broker)) == ([second.id], [])
 
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED_KEY_GROUP, "", True)]
+    assert summary(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED_KEY_GROUP, "", True)]
 
     assert (await in_line(broker), await on_queue(broker)) == ([], [second.id])
-    assert told(await client.admin.sweep(age=0)) == []
+    assert summary(await client.admin.sweep(age=0)) == []
 
 
 async def test_a_sweep_releases_the_slot_of_a_finished_job(
     client: Client, broker: Broker, until: Until
 ) -> None:
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
-    await let_on(broker, "k")
+    await admit_jobs(broker, "k")
     await broker.records.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
     await broker.jetstream.purge(
         broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", first.id)
@@ -1051,11 +1051,11 @@ async def test_a_sweep_releases_the_slot_of_a_finished_job(
         return found is not None and found.state in FINAL_STATES
 
     await until(is_known)
-    assert told(await client.admin.sweep(age=0)) == [(Inconsistency.LEAKED_SLOT, first.id, True)]
+    assert summary(await client.admin.sweep(age=0)) == [(Inconsistency.LEAKED_SLOT, first.id, True)]
 
-    assert (await turn_of(broker, "k")).slots == ((second.id, "job", 0),)
+    assert (await group_state(broker, "k")).slots == ((second.id, "job", 0),)
     assert await on_queue(broker) == [second.id]
-    assert told(await client.admin.sweep(age=0)) == []
+    assert summary(await client.admin.sweep(age=0)) == []
 
 
 # -- provision -----------------------------------------------------------------------------------------------
@@ -1089,27 +1089,27 @@ async def test_key_group_streams_are_provisioned_where_they_are_declared_or_exis
 async def test_a_worker_without_a_connection_leaves_a_wake_up_to_another(
     client: Client, broker: Broker, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
-    knocked = functools.partial(
+    wakeup_consumer = functools.partial(
         broker.jetstream.consumer_info, broker.subjects.streams.group_state("mail"), WAKEUPS
     )
 
     async def under_way() -> int:
-        return int((await knocked() or {}).get("num_ack_pending", 0))
+        return int((await wakeup_consumer() or {}).get("num_ack_pending", 0))
 
     async def answered() -> bool:
-        return (await knocked() or {}).get("num_pending", 1) == 0 and not await under_way()
+        return (await wakeup_consumer() or {}).get("num_pending", 1) == 0 and not await under_way()
 
     await client.admin.provision({"mail": QueueSettings(per_key=1)})
     await client.task("add").options(queue="mail", key="a").submit(1, 2)
     async with asyncio.TaskGroup() as group:
-        knocks = GroupWakeups(broker, "mail", group)
-        answering = group.create_task(knocks.run())
+        wakeups = GroupWakeups(broker, "mail", group)
+        running_wakeups = group.create_task(wakeups.run())
         await until(answered)
-        answering.cancel()
+        running_wakeups.cancel()
 
     await client.task("add").options(queue="mail", key="b").submit(1, 2)
     await until(under_way)
     await broker.wire.flush()
 
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-    await knocks.close()
+    await wakeups.close()

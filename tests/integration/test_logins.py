@@ -21,7 +21,7 @@ async def works(url: str | Login) -> None:
         assert (await (await client.task("any").submit()).status()).state == "queued"
 
 
-async def told(url: str | Login) -> str:
+async def refusal(url: str | Login) -> str:
     """The error of a refused login: one line, soon."""
     began = time.monotonic()
     with pytest.raises((BrokerError, UsageError)) as caught:
@@ -46,10 +46,10 @@ async def test_login_with_a_user_and_a_password(tmp_path: Path) -> None:
         await works(Login(url=address, user="ann", password="s3cret"))
         await works(read_login(address, {"JSQ_USER": "ann", "JSQ_PASSWORD": "s3cret"}))
         for wrong in (f"nats://ann:wr0ng@{address}", Login(url=address, user="ann", password="wr0ng")):
-            message = await told(wrong)
+            message = await refusal(wrong)
             assert message.startswith(f"NotAllowed: nats://{address} refused the login as ann; check user, ")
             assert "wr0ng" not in message
-        assert (await told(address)).startswith(f"NotAllowed: nats://{address} refused the login; check")
+        assert (await refusal(address)).startswith(f"NotAllowed: nats://{address} refused the login; check")
 
 
 async def test_login_with_a_token(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ async def test_login_with_a_token(tmp_path: Path) -> None:
         await works(Login(url=address, token="t0k3n"))
         await works(read_login(address, {"JSQ_TOKEN": "t0k3n"}))
         for wrong in (f"nats://wr0ng@{address}", Login(url=address, token="wr0ng")):
-            message = await told(wrong)
+            message = await refusal(wrong)
             assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
             assert "wr0ng" not in message
 
@@ -72,7 +72,7 @@ async def test_login_with_an_nkey_from_a_file_or_a_seed(tmp_path: Path) -> None:
         await works(Login(url=address, nkey=str(file)))
         await works(Login(url=address, nkey=key.seed))
         await works(read_login(address, {"JSQ_NKEY": str(file)}))
-        message = await told(Login(url=address, nkey=other.seed))
+        message = await refusal(Login(url=address, nkey=other.seed))
         assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
         assert other.seed not in message
 
@@ -93,7 +93,7 @@ async def test_login_with_a_creds_file_signed_by_an_operator(tmp_path: Path) -> 
         await works(Login(url=address, creds=str(tmp_path / "good.creds")))
         await works(read_login(address, {"JSQ_CREDS": str(tmp_path / "good.creds")}))
         for name in ("old", "strange"):
-            message = await told(Login(url=address, creds=str(tmp_path / f"{name}.creds")))
+            message = await refusal(Login(url=address, creds=str(tmp_path / f"{name}.creds")))
             assert message.startswith(f"NotAllowed: nats://{address} refused the login; check")
 
 
@@ -104,7 +104,7 @@ async def test_an_unusable_key_file_is_named(tmp_path: Path, field: str, text: s
     if text is not None:
         path.write_text(text)
     with nats_server(tmp_path, conf(tmp_path, "authorization { token: t }")) as address:
-        message = await told(Login.read(url=address, **{field: str(path)}))
+        message = await refusal(Login.read(url=address, **{field: str(path)}))
         assert message.startswith(f"UsageError: the {field} file {path} ")
         assert "check its path" in message
         assert not text or text not in message
@@ -148,7 +148,7 @@ async def test_a_connection_with_tls(tmp_path: Path, authority: Authority) -> No
         await works(Login(url=f"tls://{address}", ca=authority.ca))
         await works(read_login(f"tls://{address}", {"JSQ_CA": authority.ca}))
         for wrong in (Login(url=f"tls://{address}", ca=stranger.ca), f"tls://{address}"):
-            message = await told(wrong)
+            message = await refusal(wrong)
             assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
             assert "certificate verify failed" in message
             assert message.endswith("check the scheme and ca, cert, key")
@@ -165,7 +165,7 @@ async def test_an_expired_certificate_or_one_for_another_name_is_refused(
         folder = tmp_path / name
         folder.mkdir()
         with nats_server(folder, conf(folder, authority.conf(name))) as address:
-            message = await told(Login(url=f"tls://{address}", ca=authority.ca))
+            message = await refusal(Login(url=f"tls://{address}", ca=authority.ca))
             assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
             assert why in message
 
@@ -177,9 +177,9 @@ async def test_a_connection_with_mutual_tls(tmp_path: Path, authority: Authority
     verify = authority.conf("server", f"ca_file: '{authority.ca}'", "verify: true")
     with nats_server(tmp_path, conf(tmp_path, verify)) as address:
         await works(Login(url=f"tls://{address}", ca=authority.ca, cert=cert, key=key))
-        known = {"JSQ_CA": authority.ca, "JSQ_CERT": cert, "JSQ_KEY": key}
-        await works(read_login(f"tls://{address}", known))
-        message = await told(Login(url=f"tls://{address}", ca=authority.ca))
+        variables = {"JSQ_CA": authority.ca, "JSQ_CERT": cert, "JSQ_KEY": key}
+        await works(read_login(f"tls://{address}", variables))
+        message = await refusal(Login(url=f"tls://{address}", ca=authority.ca))
         assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
         assert message.endswith("check the scheme and ca, cert, key")
 
@@ -192,7 +192,7 @@ async def test_an_unusable_tls_file_is_named(tmp_path: Path, authority: Authorit
     rubbish.write_text("no certificate")
     with nats_server(tmp_path, conf(tmp_path, authority.conf("server"))) as address:
         for path in (tmp_path / "absent.pem", rubbish):
-            message = await told(Login.read(url=f"tls://{address}", **files | {field: str(path)}))
+            message = await refusal(Login.read(url=f"tls://{address}", **files | {field: str(path)}))
             assert message.startswith("UsageError: the ")
             assert f"the {field} file {path}" in message
 
@@ -203,11 +203,11 @@ async def test_a_connection_with_tls_before_the_greeting(tmp_path: Path, authori
         first = Login(url=f"tls://{address}", ca=authority.ca, tls_first=True)
         await works(first)
         await works(read_login(f"tls://{address}", {"JSQ_CA": authority.ca, "JSQ_TLS_FIRST": "true"}))
-        message = await told(Login(url=f"tls://{address}", ca=authority.ca))
+        message = await refusal(Login(url=f"tls://{address}", ca=authority.ca))
         assert message.startswith("BrokerUnavailable: ")
         assert "JSQ_TLS_FIRST=true" in message
     folder = tmp_path / "plain"
     folder.mkdir()
     with nats_server(folder, conf(folder, "")) as address:
-        message = await told(first.replace(url=f"tls://{address}"))
+        message = await refusal(first.replace(url=f"tls://{address}"))
         assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")

@@ -39,18 +39,18 @@ async def test_two_thousand_results_use_one_subscription(
     app: App, client: Client, double: Any, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await client.broker()
-    heard: list[str] = []
+    received: list[str] = []
     subscribe = broker.wire.subscribe
 
     async def counted(subject: str, *rest: Any) -> Any:
         if ".on." in subject:
-            heard.append(subject)
+            received.append(subject)
         return await subscribe(subject, *rest)
 
     async with working(concurrency=200):
         monkeypatch.setattr(broker.wire, "subscribe", counted)
         assert await double.map(range(2_000)) == [2 * n for n in range(2_000)]
-    assert len(heard) == 1
+    assert len(received) == 1
 
 
 async def test_unordered_results_are_returned_as_jobs_end(app: App, working: Working) -> None:
@@ -151,7 +151,7 @@ async def test_a_missing_result_raises_a_timeout(client: Client, double: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ({"window": 0}, "window must "),
         ({"window": True}, "window must "),
@@ -162,10 +162,10 @@ async def test_a_missing_result_raises_a_timeout(client: Client, double: Any) ->
     ],
 )
 async def test_arguments_that_cannot_be_mapped_are_refused_at_the_call(
-    double: Any, how: dict[str, Any], told: str
+    double: Any, how: dict[str, Any], message: str
 ) -> None:
     calls = how.pop("calls", [1])
-    with pytest.raises(BadOption, match=told):
+    with pytest.raises(BadOption, match=message):
         double.map(calls, **how)
 
 
@@ -194,13 +194,13 @@ async def test_a_cancelled_job_or_a_result_that_was_not_kept_raises_its_error(
 async def test_completions_that_were_not_received_are_read(
     double: Any, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear, lost = Completions.receive, []
+    receive, lost = Completions.receive, []
 
     def half_deaf(self: Completions, message: Any) -> None:
         if is_final(message.payload):
             lost.append(message)
             if len(lost) % 2:
-                hear(self, message)
+                receive(self, message)
 
     monkeypatch.setattr("jsq.broker.operations.completions.RECHECK_SECONDS", 0.3)
     monkeypatch.setattr(Completions, "receive", half_deaf)

@@ -47,14 +47,14 @@ class Site:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.begins: Counter[str] = Counter()
+        self.starts: Counter[str] = Counter()
         self.runs: dict[str, str] = {}
         self.finish: dict[str, asyncio.Event] = {}
         self.ended: list[str] = []
 
         @app.task(keep_result=600)
         async def wait_for(name: str) -> str:
-            self.begins[name] += 1
+            self.starts[name] += 1
             try:
                 await self.finish.setdefault(name, asyncio.Event()).wait()
             finally:
@@ -89,7 +89,7 @@ async def test_a_job_that_ends_during_an_outage_is_recorded_and_not_run_again(
 ) -> None:
     async with site.worker():
         jobs = await site.submit("a", "b")
-        await until(lambda: site.begins.total() == 2)
+        await until(lambda: site.starts.total() == 2)
         async with outage(own_server):
             site.finish["a"].set()
             site.finish["b"].set()
@@ -97,7 +97,7 @@ async def test_a_job_that_ends_during_an_outage_is_recorded_and_not_run_again(
             await asyncio.sleep(2 * LEASE)  # the outage is the subject of the test
         assert [await job.result(20) for job in jobs.values()] == ["a", "b"]
 
-        assert site.begins == {"a": 1, "b": 1}
+        assert site.starts == {"a": 1, "b": 1}
         for job in jobs.values():
             assert await counts(job) == ("succeeded", 0, 0, 0)
             assert await final_states(job) == ["succeeded"]
@@ -115,10 +115,10 @@ async def test_a_job_that_runs_longer_than_its_lease_in_an_outage_starts_again(
     caplog.set_level(logging.WARNING, "jsq.job")
     async with site.worker():
         jobs = await site.submit("a", "b")
-        await until(lambda: site.begins.total() == 2)
+        await until(lambda: site.starts.total() == 2)
         async with outage(own_server):
             await until(lambda: len(site.ended) == 2)
-        await until(lambda: site.begins == {"a": 2, "b": 2})
+        await until(lambda: site.starts == {"a": 2, "b": 2})
         site.finish["a"].set()
         site.finish["b"].set()
         assert [await job.result(20) for job in jobs.values()] == ["a", "b"]
@@ -139,7 +139,7 @@ async def test_a_second_worker_that_reconnects_first_counts_no_crash(
         names = [f"j{number}" for number in range(20)]
         async with elsewhere.worker():
             jobs = await site.submit(*names)
-            await until(lambda: (site.begins + elsewhere.begins).total() == len(names))
+            await until(lambda: (site.starts + elsewhere.starts).total() == len(names))
             async with outage(own_server):
                 for name in names[:10]:
                     for one in (site, elsewhere):
@@ -152,8 +152,8 @@ async def test_a_second_worker_that_reconnects_first_counts_no_crash(
 
             found = {name: await counts(job) for name, job in jobs.items()}
             assert {one[:3] for one in found.values()} == {("succeeded", 0, 0)}
-            begins = site.begins + elsewhere.begins
-            assert {name: begins[name] for name in names[:10]} == dict.fromkeys(names[:10], 1)
+            starts = site.starts + elsewhere.starts
+            assert {name: starts[name] for name in names[:10]} == dict.fromkeys(names[:10], 1)
             await until(lambda: drained(site))
 
 
@@ -162,17 +162,17 @@ async def test_a_thread_that_runs_during_an_outage_keeps_its_job(
     own_server: EmbeddedServer, site: Site, until: Until, caplog: pytest.LogCaptureFixture, outage: Outage
 ) -> None:
     caplog.set_level(logging.INFO, "jsq.job")
-    finish, begins = threading.Event(), list[int]()
+    finish, starts = threading.Event(), list[int]()
 
     def hold(number: int) -> int:
-        begins.append(number)
+        starts.append(number)
         assert finish.wait(30)
         return number
 
     task = site.app.task(hold)
     async with site.worker(), App(own_server.url) as other:
         job = await task.submit(1)
-        await until(lambda: begins)
+        await until(lambda: starts)
         other.queue("default", lease=LEASE, max_crashes=1)
         other.task(hold)
         async with Site(other).worker():
@@ -183,7 +183,7 @@ async def test_a_thread_that_runs_during_an_outage_keeps_its_job(
             finish.set()
 
             assert await job.result(10) == 1
-            assert begins == [1]
+            assert starts == [1]
             assert await counts(job) == ("succeeded", 0, 0, 0)
             await until(lambda: drained(site))
 
@@ -195,7 +195,7 @@ async def test_a_repeated_delivery_does_not_take_a_job_from_the_worker_that_runs
     worker = Worker(site.app, settings=WorkerSettings(concurrency=1, prefetch=0))
     async with running_worker(worker), App(own_server.url) as other:
         job = (await site.submit("a"))["a"]
-        await until(lambda: site.begins.total() == 1)
+        await until(lambda: site.starts.total() == 1)
         other.queue("default", lease=LEASE, max_crashes=1)
         elsewhere = Site(other)
         async with elsewhere.worker():
@@ -205,7 +205,7 @@ async def test_a_repeated_delivery_does_not_take_a_job_from_the_worker_that_runs
             site.finish["a"].set()
 
             assert await job.result(10) == "a"
-            assert (site.begins + elsewhere.begins).total() == 1
+            assert (site.starts + elsewhere.starts).total() == 1
             assert await counts(job) == ("succeeded", 0, 0, 0)
             await until(lambda: drained(site))
 

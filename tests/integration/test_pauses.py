@@ -49,12 +49,12 @@ async def paused(broker: Broker, queue: str) -> list[bool]:
 async def test_a_paused_queue_keeps_running_jobs_and_starts_no_others(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    begun: list[int] = []
+    started: list[int] = []
     go_on = asyncio.Event()
 
     @app.task(queue="mail")
     async def send(number: int) -> int:
-        begun.append(number)
+        started.append(number)
         await go_on.wait()
         return number
 
@@ -63,7 +63,7 @@ async def test_a_paused_queue_keeps_running_jobs_and_starts_no_others(
 
     first = await send.submit(1)
     async with working(), working():
-        await until(lambda: begun)
+        await until(lambda: started)
         assert await client.queues.pause("mail") == Pause()
         assert await client.queues.pause("mail") == Pause()  # a second pause succeeds without effect
         second = await send.submit(2)
@@ -71,7 +71,7 @@ async def test_a_paused_queue_keeps_running_jobs_and_starts_no_others(
         await (await other.submit()).result(WAIT)
         go_on.set()
         assert await first.result(WAIT) == 1
-        assert begun == [1]
+        assert started == [1]
         assert (await second.status()).state == "queued"
         await client.queues.resume("mail")
         assert await second.result(WAIT) == 2
@@ -133,15 +133,15 @@ async def test_a_pause_ends_automatically_at_its_end_time(app: App, client: Clie
 async def test_a_job_of_a_paused_task_or_key_waits_on_the_server_and_resumes_at_once(
     app: App, client: Client, working: Working, until: Until, on: str
 ) -> None:
-    begun: list[str] = []
+    started: list[str] = []
 
     @app.task
-    async def call(whose: str) -> None:
-        begun.append(whose)
+    async def call(owner: str) -> None:
+        started.append(owner)
 
     @app.task(name="other")
-    async def another(whose: str) -> None:
-        begun.append(whose)
+    async def another(owner: str) -> None:
+        started.append(owner)
 
     async def submit(task: str, key: str) -> JobHandle[Any]:
         return await client.task(task).options(key=key).submit(f"{task} {key}")
@@ -150,14 +150,14 @@ async def test_a_job_of_a_paused_task_or_key_waits_on_the_server_and_resumes_at_
     free = ("other", "a") if on == "task" else ("call", "b")
     await submit("call", "c")
     async with working() as worker:
-        await until(lambda: begun == ["call c"])
-        begun.clear()
+        await until(lambda: started == ["call c"])
+        started.clear()
         await client.queues.pause("default", **where)
-        await until(lambda: known(worker))
+        await until(lambda: is_known(worker))
         jobs = [await submit("call", "a") for _ in range(3)]
         await (await submit(*free)).result(WAIT)
         await until(lambda: later(client, 3), WAIT)
-        assert begun == [" ".join(free)]
+        assert started == [" ".join(free)]
         assert [(await job.status()).state for job in jobs] == ["queued"] * 3
         assert await client.queues.pauses() == {"default": (Pause(**where),)}
 
@@ -168,7 +168,7 @@ async def test_a_job_of_a_paused_task_or_key_waits_on_the_server_and_resumes_at_
     assert await client.queues.pauses() == {}
 
 
-def known(worker: Worker) -> bool:
+def is_known(worker: Worker) -> bool:
     """Whether a worker has learned of a pause on the default queue."""
     return bool(worker.dispatcher.limits.rules.is_paused("default"))
 
@@ -187,7 +187,7 @@ async def test_a_task_paused_until_a_time_resumes_then_or_at_an_earlier_time(
     await client.admin.provision()
     async with working() as worker:
         await client.queues.pause("default", task="call", until=3600)
-        await until(lambda: known(worker))
+        await until(lambda: is_known(worker))
         job = await call.submit()
         await until(lambda: later(client, 1), WAIT)
         await client.queues.pause("default", task="call", until=1)
@@ -204,7 +204,7 @@ async def test_an_interrupted_resume_continues_where_it_stopped(
     broker = await client.broker()
     async with working() as worker:
         await client.queues.pause("default", task="call")
-        await until(lambda: known(worker))
+        await until(lambda: is_known(worker))
         jobs = [await call.submit() for _ in range(4)]
         await until(lambda: later(client, 4), WAIT)
         publish, hastened = broker.wire.publish, 0
@@ -226,9 +226,9 @@ async def test_an_interrupted_resume_continues_where_it_stopped(
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
 
-@pytest.mark.parametrize("who", ["asks the leader", "may ask replicas only"])
+@pytest.mark.parametrize("reader", ["asks the leader", "may ask replicas only"])
 async def test_a_worker_notified_of_a_pause_observes_it_though_a_replica_is_behind(
-    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch, who: str
+    app: App, client: Client, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
     await client.admin.provision()
     broker = await client.broker()
@@ -239,17 +239,17 @@ async def test_a_worker_notified_of_a_pause_observes_it_though_a_replica_is_behi
         if stream != bucket:
             return await read(stream, subject, consistent=consistent)
         asked.append(consistent)
-        behind = not consistent or (who != "asks the leader" and len(asked) < 4)
+        behind = not consistent or (reader != "asks the leader" and len(asked) < 4)
         return None if behind else await read(stream, subject)
 
     def may_ask_leader(stream: str) -> bool:
-        return who == "asks the leader"
+        return reader == "asks the leader"
 
     async with working() as worker, Client(app.client.login, namespace=app.client.namespace) as other:
         monkeypatch.setattr(broker.reads, "last", read_from_one_behind)
         monkeypatch.setattr(broker.reads, "may_ask_leader", may_ask_leader)
         await other.queues.pause("default", task="call")
-        await until(lambda: known(worker), 5)
+        await until(lambda: is_known(worker), 5)
 
 
 async def test_a_requeued_job_is_delivered_again_though_a_replica_is_behind(
@@ -262,7 +262,7 @@ async def test_a_requeued_job_is_delivered_again_though_a_replica_is_behind(
     reads = (await client.broker()).reads
     async with working() as worker:
         await client.queues.pause("default", task="call")
-        await until(lambda: known(worker))
+        await until(lambda: is_known(worker))
         jobs = [await call.submit() for _ in range(3)]
         await until(lambda: later(client, 3), WAIT)
         page = reads.page
@@ -285,20 +285,20 @@ async def test_a_job_requeued_while_its_pause_ends_is_delivered_again(
     await client.admin.provision()
     async with working() as worker:
         await client.queues.pause("default", task="call")
-        await until(lambda: known(worker))
-        looked = 0
+        await until(lambda: is_known(worker))
+        refreshes = 0
 
         async def learn_nothing() -> None:
-            nonlocal looked
-            looked += 1
+            nonlocal refreshes
+            refreshes += 1
 
         # The worker does not learn that the pause ended before it requeues the job.
         monkeypatch.setattr(worker.dispatcher.limits.rules, "refresh", learn_nothing)
         await client.queues.resume("default", task="call")
-        await until(lambda: looked == 1)
+        await until(lambda: refreshes == 1)
         job = await call.submit()
-        await until(lambda: looked == 2)  # the worker found it out itself, and delivered the job again
-        assert known(worker)
+        await until(lambda: refreshes == 2)  # the worker found it out itself, and delivered the job again
+        assert is_known(worker)
         monkeypatch.undo()
         worker.dispatcher.limits.rules.refresh_soon()
         await job.result(WAIT)
@@ -352,12 +352,12 @@ async def test_a_pause_set_before_a_worker_starts_applies_to_it(
 async def test_rate_limited_pauses_the_key_or_else_the_queue(
     app: App, client: Client, working: Working, until: Until, key: str | None
 ) -> None:
-    begun: list[tuple[str, datetime]] = []
+    started: list[tuple[str, datetime]] = []
 
     @app.task(queue="calls", retries=0)
     async def call(ctx: Context, name: str) -> int:
-        begun.append((name, datetime.now(UTC)))
-        if name == "first" and len([one for one, _ in begun if one == name]) == 1:
+        started.append((name, datetime.now(UTC)))
+        if name == "first" and len([one for one, _ in started if one == name]) == 1:
             raise RateLimited(retry_after=1.5)
         return ctx.attempt
 
@@ -370,7 +370,7 @@ async def test_rate_limited_pauses_the_key_or_else_the_queue(
         assert await first.result(WAIT) == 1  # it spent no attempt
         await asyncio.gather(held.result(WAIT), free.result(WAIT))
 
-    at = dict(begun)
+    at = dict(started)
     slack = timedelta(seconds=0.05)
     assert at["first"] >= end - slack
     assert at["held"] >= end - slack
@@ -516,7 +516,7 @@ async def test_a_retried_pause_request_after_its_end_pauses_nothing(client: Clie
         await publish_with_retry(broker.wire, subject, first.payload, {EXPECTED: first.headers[EXPECTED]})
 
     # As long as such a request may be in transit, there is a revision that it does not expect.
-    stands = await broker.reads.last(bucket, subject, consistent=True)
-    assert stands is not None
-    assert int(stands.headers[TTL]) > 3_600
+    stored = await broker.reads.last(bucket, subject, consistent=True)
+    assert stored is not None
+    assert int(stored.headers[TTL]) > 3_600
     assert await client.queues.pauses() == {}

@@ -89,8 +89,8 @@ async def lost_with_the_power(
         with EmbeddedServer(disk / "streams", sync_interval=sync_interval) as server:
             async with App(server.url, namespace=namespace) as app:
                 broker = await app.client.broker()
-                stands = set(await broker.job_reader.waiting_ids("default"))
-    return len(before), len(set(before) - stands)
+                stored = set(await broker.job_reader.waiting_ids("default"))
+    return len(before), len(set(before) - stored)
 
 
 @needs_root

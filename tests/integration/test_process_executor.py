@@ -67,8 +67,8 @@ DEATHS = {
 
 async def test_a_child_that_dies_is_one_failure_and_the_worker_survives(app: App, working: Working) -> None:
     async with working():
-        for how, told in DEATHS.items():
-            with pytest.raises(JobFailed, match=told) as caught:
+        for how, message in DEATHS.items():
+            with pytest.raises(JobFailed, match=message) as caught:
                 await ran(app, "die", how)
             assert caught.value.reason == "child_died"
         assert await ran(app, "add", 1, 2) == 3
@@ -116,8 +116,8 @@ async def test_retry_snooze_and_reject_work_in_a_child(app: App, working: Workin
 
 async def test_a_result_of_a_child_that_cannot_be_stored_fails_the_job(app: App, working: Working) -> None:
     async with working():
-        for kind, told in (("object", "object"), ("large", "2,000,0"), ("lambda", "func")):
-            with pytest.raises(JobFailed, match=told) as caught:
+        for kind, message in (("object", "object"), ("large", "2,000,0"), ("lambda", "func")):
+            with pytest.raises(JobFailed, match=message) as caught:
                 await ran(app, "give", kind)
             assert caught.value.reason == "bad_result"
 

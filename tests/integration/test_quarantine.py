@@ -38,10 +38,10 @@ async def crashed(job: JobHandle[Any], times: int) -> None:
     for _ in range(times):
         last = await log.last(job.id, job.queue, consistent=True)
         before = last.event if last is not None else Event("queued", "work")
-        lane = before.quarantine or job.queue
+        queue = before.quarantine or job.queue
         message = await (await job._connection.broker()).reads.last(
-            (await job._connection.broker()).subjects.streams.ready(lane),
-            (await job._connection.broker()).subjects.ready(lane, "*", job.id),
+            (await job._connection.broker()).subjects.streams.ready(queue),
+            (await job._connection.broker()).subjects.ready(queue, "*", job.id),
         )
         assert message is not None
         gone = Event(
@@ -150,8 +150,8 @@ async def test_a_job_that_crashes_workers_of_the_quarantine_becomes_a_dead_lette
             await job.result(60)
         assert caught.value.reason == "crashed"
         await until(lambda: empty(client))
-        [letter] = await client.dead_letters.list(queue="risky")
-        assert letter.id == job.id
+        [dead_letter] = await client.dead_letters.list(queue="risky")
+        assert dead_letter.id == job.id
     # A replay starts on the original queue, with its crashes reset.
     await client.dead_letters.retry(job.id)
     async with working():
@@ -204,7 +204,7 @@ async def test_a_sweep_of_a_quarantine_repairs_only_the_inconsistencies_in_it(
     await asyncio.gather(crashed(one, 2), crashed(other, 2))
     async with working():
         await until(lambda: all_moved(client, 2))
-    await until(lambda: taken_over(client))
+    await until(lambda: all_received(client))
     assert await client.admin.sweep(age=0) == []
     # The client that cancelled it died before it removed the message.
     log = (await one._connection.broker()).records
@@ -218,7 +218,7 @@ async def test_a_sweep_of_a_quarantine_repairs_only_the_inconsistencies_in_it(
         assert await other.result(60) == [3, True]
 
 
-async def taken_over(client: Client) -> bool:
+async def all_received(client: Client) -> bool:
     """Whether the quarantine has received all jobs that were due there."""
     [apart] = await client.queues.stats("apart")
     return apart.scheduled == 0

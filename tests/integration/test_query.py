@@ -64,8 +64,8 @@ async def test_headers_and_tags_stay_in_the_record_after_the_end(tasks: App, wor
     job = await tasks.tasks["add"].options(headers={"Trace": "7", "Who": "é"}, tags=["x"]).submit(1, 2)
     async with working():
         await job.result(WAIT)
-    told = await job.status()
-    assert (told.state, told.headers, told.tags) == ("succeeded", {"Trace": "7", "Who": "é"}, ("x",))
+    record = await job.status()
+    assert (record.state, record.headers, record.tags) == ("succeeded", {"Trace": "7", "Who": "é"}, ("x",))
 
 
 async def test_jobs_are_found_by_their_arguments_in_every_state(
@@ -77,7 +77,7 @@ async def test_jobs_are_found_by_their_arguments_in_every_state(
     async with working():
         for job in (done, *failed):
             await job.wait(WAIT)
-        await until(lambda: letters(client, 2))
+        await until(lambda: has_dead_letters(client, 2))
     waiting = [await add.submit(n) for n in (7, 8)]
     later = await add.options(delay=HOUR).submit(7)
     by_name = await client.task("add").submit(7)
@@ -93,7 +93,7 @@ async def test_jobs_are_found_by_their_arguments_in_every_state(
     assert (await later.status()).state == "scheduled"
 
 
-async def letters(client: Client, count: int) -> bool:
+async def has_dead_letters(client: Client, count: int) -> bool:
     return len(await client.dead_letters.list()) == count
 
 
@@ -151,7 +151,7 @@ async def test_failed_jobs_are_retried_by_filter(
     async with working():
         for job in (*failed, other):
             await job.wait(WAIT)
-        await until(lambda: letters(client, 5))
+        await until(lambda: has_dead_letters(client, 5))
 
     assert await client.jobs.retry_many(tag="bulk", arg={"user.id": 1}) == 1
     assert (await failed[1].status()).state == "retrying"
@@ -168,12 +168,12 @@ async def test_scheduled_jobs_are_promoted_by_filter(
     client: Client, tasks: App, working: Working, until: Until
 ) -> None:
     add = tasks.tasks["add"]
-    held = [await add.options(delay=HOUR, tags=["held"]).submit(n) for n in range(5)]
-    kept = await add.options(delay=HOUR).submit(1)
+    scheduled = [await add.options(delay=HOUR, tags=["held"]).submit(n) for n in range(5)]
+    untagged = await add.options(delay=HOUR).submit(1)
     async with working():
         assert await client.jobs.promote_many(tag="held") == 5
-        assert [await job.result(WAIT) for job in held] == list(range(5))
-    assert (await kept.status()).state == "scheduled"
+        assert [await job.result(WAIT) for job in scheduled] == list(range(5))
+    assert (await untagged.status()).state == "scheduled"
     with pytest.raises(BadOption, match="only those are due later"):
         await client.jobs.promote_many(state="running")
 
@@ -187,7 +187,7 @@ async def test_a_finished_job_is_removed_and_its_id_is_free(
     async with working():
         await done.wait(WAIT)
         await failed.wait(WAIT)
-        await until(lambda: letters(client, 1))
+        await until(lambda: has_dead_letters(client, 1))
     waiting = await add.options(tags=["old"]).submit(1)
     gone = await add.options(expires=0.05, tags=["old"]).submit(1)
     assert (await gone.wait(WAIT)).state == "expired"

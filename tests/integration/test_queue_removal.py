@@ -56,12 +56,12 @@ async def test_a_queue_with_jobs_or_schedules_is_removed_only_with_force(app: Ap
     assert (caught.value.queue, caught.value.jobs, caught.value.schedules) == ("mail", 4, ("nightly",))
     assert "queue mail holds 4 jobs and 1 schedule (nightly)" in str(caught.value)
     assert (await waiting.status()).state == "queued"
-    held = await client.queues.remove("mail", dry_run=True)
-    assert (held.jobs, held.schedules, held.dead) == (4, ("nightly",), 0)
+    removal = await client.queues.remove("mail", dry_run=True)
+    assert (removal.jobs, removal.schedules, removal.dead) == (4, ("nightly",), 0)
 
-    held = await client.queues.remove("mail", force=True)
+    removal = await client.queues.remove("mail", force=True)
 
-    assert (held.jobs, held.schedules, held.dead) == (4, ("nightly",), 0)
+    assert (removal.jobs, removal.schedules, removal.dead) == (4, ("nightly",), 0)
 
     assert await streams_of(client, "mail") == []
     assert await client.schedules.list() == []
@@ -84,13 +84,13 @@ async def test_dead_letters_and_records_remain_after_their_queue_is_removed(
         await asyncio.gather(good.wait(WAIT), bad.wait(WAIT))
 
     async def is_settled() -> bool:
-        held = await client.queues.remove("mail", dry_run=True)
-        return (held.jobs, held.records) == (0, 4)  # two revisions each
+        removal = await client.queues.remove("mail", dry_run=True)
+        return (removal.jobs, removal.records) == (0, 4)  # two revisions each
 
     await until(is_settled)
-    held = await client.queues.remove("mail")
+    removal = await client.queues.remove("mail")
 
-    assert (held.dead, held.records) == (1, 4)
+    assert (removal.dead, removal.records) == (1, 4)
     assert (await good.status()).state == "succeeded"
     assert (await client.dead_letters.get(bad.id)).error == "ValueError: no such address"
     await client.dead_letters.retry(bad.id)  # creates the queue again

@@ -55,7 +55,7 @@ async def slots_of(client: Client, queue: str) -> SlotTable:
     return (await (await client.broker()).queue_slots.read(queue)).table
 
 
-async def held(client: Client, queue: str) -> list[int]:
+async def slots_held(client: Client, queue: str) -> list[int]:
     """The number of slots that each worker holds, in rising order."""
     return sorted(one.slots for one in (await slots_of(client, queue)).holders.values())
 
@@ -186,7 +186,7 @@ async def test_a_worker_that_stops_releases_its_slots_at_once(
     app.queue("narrow", concurrency=2)
     async with working(queues=["narrow"]) as worker:
         await until(lambda: worker.dispatcher.pullers.gates["narrow"].slots)
-        assert await held(client, "narrow") == [1]
+        assert await slots_held(client, "narrow") == [1]
     assert not (await slots_of(client, "narrow")).holders
 
 
@@ -210,22 +210,22 @@ async def test_a_task_that_blocks_the_loop_for_longer_than_the_lease_keeps_its_s
 async def test_jobs_whose_slots_were_lost_are_interrupted_and_run_again(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    begun: list[int] = []
+    attempts: list[int] = []
     app.queue("narrow", concurrency=2, lease=1)
 
     @app.task(queue="narrow", retries=0)
     async def work(ctx: Context) -> int:
-        begun.append(ctx.attempt)
-        await asyncio.sleep(60 if len(begun) == 1 else 0)
+        attempts.append(ctx.attempt)
+        await asyncio.sleep(60 if len(attempts) == 1 else 0)
         return ctx.attempt
 
     async with working() as worker:
         job = await work.submit()
-        await until(lambda: begun)
+        await until(lambda: attempts)
         broker = await client.broker()
         await broker.queue_slots.change("narrow", lambda table, _: table.without(worker.name), seconds=5)
         assert await job.result(WAIT) == 1
-    assert begun == [1, 1]
+    assert attempts == [1, 1]
 
 
 # -- distribution of slots -----------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ async def test_idle_slots_move_to_a_worker_with_waiting_jobs(
 
     async with working(concurrency=2, queues=["narrow", "wide"]):
         await asyncio.gather(*[(await work.submit(0.1)).result(WAIT) for _ in range(4)])
-        assert await held(client, "narrow") == [2]
+        assert await slots_held(client, "narrow") == [2]
         busy = [await occupy.submit() for _ in range(2)]
         async with working(queues=["narrow"]):
             began = time.monotonic()
@@ -275,11 +275,11 @@ async def test_a_worker_that_starts_later_gets_its_share_of_slots(
     jobs = [await work.submit() for _ in range(400)]
     async with working(queues=["narrow"]):
         await until(lambda: running.now == 4)
-        assert await held(client, "narrow") == [4]
+        assert await slots_held(client, "narrow") == [4]
         async with working(queues=["narrow"]):
 
             async def is_shared() -> bool:
-                return await held(client, "narrow") == [2, 2]
+                return await slots_held(client, "narrow") == [2, 2]
 
             await until(is_shared)
             await asyncio.gather(*(job.result(WAIT) for job in jobs))

@@ -150,11 +150,11 @@ async def test_a_job_waits_for_its_rate_on_the_server_and_is_requeued_once(
     async def call() -> None: ...
 
     async with working(concurrency=2) as worker:
-        put_aside = worker.dispatcher.limits.requeue
+        requeue = worker.dispatcher.limits.requeue
 
         async def counted(delivery: Delivery, *rest: object) -> None:
             aside[delivery.id] += 1
-            await put_aside(delivery, *rest)  # type: ignore[arg-type]  # the same
+            await requeue(delivery, *rest)  # type: ignore[arg-type]  # the same
 
         monkeypatch.setattr(worker.dispatcher.limits, "requeue", counted)
         jobs = [await call.submit() for _ in range(8)]

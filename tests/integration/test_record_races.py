@@ -172,9 +172,9 @@ async def test_a_late_record_of_a_reschedule_is_valid_after_the_job_fired_again(
             return await write(*args, **named)  # type: ignore[arg-type]  # as it was called
 
         monkeypatch.setattr(RecordStore, "write", late)
-        told = await client.jobs.handle(job.id).promote()
+        result = await client.jobs.handle(job.id).promote()
         monkeypatch.undo()
-        assert told.state in ("running", "succeeded")
+        assert result.state in ("running", "succeeded")
         assert await job.result(WAIT) == 2
     history = [one.state for one in await broker.records.history(job.id)]
     assert history == ["running", "retrying", "running", "succeeded"]
@@ -199,8 +199,8 @@ async def test_a_cancel_confirmed_while_a_job_starts_ends_the_job(
             return job.id, False
 
     async with working(concurrency=20):
-        told = await asyncio.gather(*(submit_and_cancel(n) for n in range(200)))
-        for id, cancelled in told:
+        results = await asyncio.gather(*(submit_and_cancel(n) for n in range(200)))
+        for id, cancelled in results:
             record = await observer.jobs.handle(id).wait(WAIT)
             assert record.state == ("cancelled" if cancelled else "succeeded")
             assert cancelled or id in finished

@@ -19,7 +19,7 @@ from tests.helpers.jobs import queued_job
 from tests.helpers.workers import Working
 
 
-async def letters(client: Client, number: int) -> bool:
+async def has_dead_letters(client: Client, number: int) -> bool:
     return len(await client.dead_letters.list()) == number
 
 
@@ -34,7 +34,7 @@ async def test_a_dead_letter_that_would_be_too_large_is_truncated(
         job = await picky.submit("x" * 1_046_000)
         with pytest.raises(JobFailed):
             await job.result(60)
-        await until(lambda: letters(client, 1))
+        await until(lambda: has_dead_letters(client, 1))
         assert (await client.dead_letters.get(job.id)).error.startswith("Reject: éé")
         await until(lambda: settled(client))
 
@@ -116,14 +116,14 @@ async def test_a_replay_before_the_old_message_is_settled_loses_no_job(
     monkeypatch.setattr(Attempt, "ack", keep)
     async with working():
         job = await once_bad.submit()
-        await until(lambda: letters(client, 1))
+        await until(lambda: has_dead_letters(client, 1))
         await until(lambda: unsettled)
         await job.retry()
         monkeypatch.undo()
         for attempt in unsettled:
             attempt.ack()
         assert await job.result(60) == "good"
-        await until(lambda: letters(client, 0))
+        await until(lambda: has_dead_letters(client, 0))
 
 
 async def test_a_replay_removes_only_the_dead_letter_it_replays(

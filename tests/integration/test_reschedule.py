@@ -33,7 +33,7 @@ async def states(job: JobHandle[Any]) -> list[str]:
     return [event.state for event in await (await job._connection.broker()).records.history(job.id)]
 
 
-async def nothing_stands(client: Client) -> bool:
+async def nothing_is_stored(client: Client) -> bool:
     return await (await client.broker()).job_reader.waiting_ids("default") == []
 
 
@@ -55,13 +55,13 @@ async def test_a_delayed_job_that_is_promoted_runs_now(
 
     job = await add.options(delay=HOUR, priority="high", tags=["x"]).submit(1, 2)
     async with working():
-        told = await job.promote()
-        assert (told.state, told.tags) == ("scheduled", ("x",))
-        assert ahead(told) <= 0
+        record = await job.promote()
+        assert (record.state, record.tags) == ("scheduled", ("x",))
+        assert ahead(record) <= 0
         assert await job.result(WAIT) == 3
 
     assert (await states(job))[-2:] == ["running", "succeeded"]
-    await until(lambda: nothing_stands(client))
+    await until(lambda: nothing_is_stored(client))
 
 
 async def test_a_moved_job_runs_at_its_new_time_and_the_record_shows_it(
@@ -126,7 +126,7 @@ async def test_a_job_that_waits_for_its_retry_is_moved_and_promoted(
 
     assert len(ran) == 2
     assert await states(job) == ["running", state, state, state, "running", "succeeded"]
-    await until(lambda: nothing_stands(client))
+    await until(lambda: nothing_is_stored(client))
 
 
 async def test_a_moved_job_can_be_cancelled(app: App, client: Client, working: Working, until: Until) -> None:
@@ -152,10 +152,10 @@ async def test_a_job_that_is_not_scheduled_is_refused_by_its_state(
     go = asyncio.Event()
 
     @app.task
-    async def held() -> None:
+    async def is_paused() -> None:
         await go.wait()
 
-    job = await held.submit()
+    job = await is_paused.submit()
     fired = await client.task("held").options(delay=0.3).submit()
     await until(lambda: fired_is_ready(client, fired.id))
     for one in (job, fired):
@@ -220,10 +220,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 async def test_an_invalid_time_is_refused_and_moves_nothing(client: Client, bad: str) -> None:
-    named, told = BAD[bad]
+    named, message = BAD[bad]
     job = await client.task("any").options(delay=HOUR).submit()
     before = (await job.status()).due
-    with pytest.raises(BadOption, match=told):
+    with pytest.raises(BadOption, match=message):
         await job.reschedule(**named)
     assert (await job.status()).due == before
 
@@ -269,8 +269,8 @@ async def test_a_job_that_many_clients_promote_runs_once(app: App, working: Work
     async with working():
         tries = [job.promote() if n % 2 else job.cancel() for n in range(10)]
         await asyncio.gather(*tries, return_exceptions=True)
-        told = await job.wait(WAIT)
-    assert len(ran) == (1 if told.state == "succeeded" else 0)
+        record = await job.wait(WAIT)
+    assert len(ran) == (1 if record.state == "succeeded" else 0)
     assert len([state for state in await states(job) if state == "running"]) == len(ran)
 
 
@@ -287,14 +287,14 @@ async def test_a_reschedule_survives_a_killed_server(
         assert ahead(await moving) <= 0
         broker = await app.client.broker()
         await until(lambda: broker.reads.fetch(broker.subjects.streams.ready("default"), "jsq.q.>"), WAIT)
-        told = await job.status()
-        assert (told.state, told.due) == ("queued", None)
+        record = await job.status()
+        assert (record.state, record.due) == ("queued", None)
 
 
 async def test_the_blocking_forms_of_reschedule_do_the_same(app: App, client: Client) -> None:
-    def twins() -> None:
+    def call_blocking_forms() -> None:
         job = client.task("any").options(delay=HOUR).blocking.submit()
         assert ahead(job.reschedule(delay=timedelta(hours=2))) > HOUR
         assert ahead(job.promote()) <= 0
 
-    await asyncio.to_thread(twins)
+    await asyncio.to_thread(call_blocking_forms)

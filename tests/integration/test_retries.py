@@ -234,13 +234,13 @@ async def test_no_attempt_starts_after_the_window_though_it_was_scheduled_within
     await until(lambda: time.time() > end)
     async with working():
         error = await failed(job)
-        await until(lambda: nothing_stands(job))
+        await until(lambda: nothing_is_stored(job))
     assert error.reason == "overdue"
     assert error.error.endswith("closed before another attempt; the last: Down: down")
     assert ran == [1]
     assert (await job.status()).attempt == 1
-    [letter] = await app.client.dead_letters.list()
-    assert (letter.id, letter.reason, letter.attempt) == (job.id, "overdue", 1)
+    [dead_letter] = await app.client.dead_letters.list()
+    assert (dead_letter.id, dead_letter.reason, dead_letter.attempt) == (job.id, "overdue", 1)
     # A replayed job has a new window.
     async with working():
         await job.retry()
@@ -251,20 +251,20 @@ async def retrying(job: JobHandle[Any]) -> bool:
     return (await job.status()).state == "retrying"
 
 
-async def nothing_stands(job: JobHandle[Any]) -> bool:
+async def nothing_is_stored(job: JobHandle[Any]) -> bool:
     return await (await job._connection.broker()).job_reader.waiting_ids(job.queue) == []
 
 
 async def test_a_snooze_does_not_spend_the_window(app: App, working: Working) -> None:
     @app.task(retries=0, retry_for=0.2)
-    async def put_off(ctx: Context) -> int:
+    async def snooze(ctx: Context) -> int:
         if ctx.checkpointed is None:
             await ctx.checkpoint(1)
             raise Snooze(0.5)
         return 7
 
     async with working():
-        assert await (await put_off.submit()).result(WAIT) == 7
+        assert await (await snooze.submit()).result(WAIT) == 7
 
 
 async def test_a_crash_does_not_move_the_window(app: App, working: Working, until: Until) -> None:

@@ -57,12 +57,16 @@ class Place:
     async def raw(self, user: str, refused: list[str]) -> AsyncIterator[NatsClient]:
         """A connection without jsq, as an intruder has it."""
 
-        async def heard(error: Exception) -> None:
+        async def record_refusal(error: Exception) -> None:
             refused.append(str(error))
 
         login = self.login(user)
         wire = await nats.connect(
-            login.url, user=user, password=login.password, inbox_prefix=login.inbox_prefix, error_cb=heard
+            login.url,
+            user=user,
+            password=login.password,
+            inbox_prefix=login.inbox_prefix,
+            error_cb=record_refusal,
         )
         try:
             yield wire
@@ -98,7 +102,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             for queue in ("mail", "pay"):
                 await to(admin, queue, id=f"{queue}-1")
                 await (await to(admin, queue, id=f"{queue}-2")).cancel()
-            await letter(admin, "pay", "x")
+            await dead_letter(admin, "pay", "x")
             await admin.schedules.add("weekly", "greet", every=604_800, queue="pay")
 
     with served(tmp_path_factory.mktemp("quiet")) as held:
@@ -154,11 +158,11 @@ async def working(login: Login, *queues: str) -> AsyncIterator[Worker]:
 
     @app.task(queue="mail", retries=1, backoff=[0.3])
     async def keep(ctx: Context) -> list[object]:
-        kept = [ctx.checkpointed, await ctx.once("greet", greet, str(ctx.attempt))]
+        checkpoints = [ctx.checkpointed, await ctx.once("greet", greet, str(ctx.attempt))]
         await ctx.checkpoint(ctx.attempt)
         if ctx.attempt == 1:
             raise ValueError("again")
-        return kept
+        return checkpoints
 
     with_others(app)
 
@@ -277,8 +281,8 @@ async def test_a_worker_retries_writes_dead_letters_and_is_listed(place: Place, 
 
         await until(is_dead)
         assert len(await admin.admin.workers()) == 1
-        [letter] = await admin.dead_letters.list(queue="mail")
-        assert (letter.id, letter.attempt) == (failed.id, 2)
+        [dead_letter] = await admin.dead_letters.list(queue="mail")
+        assert (dead_letter.id, dead_letter.attempt) == (failed.id, 2)
 
 
 async def test_a_worker_receives_ticks_and_stores_the_schedules_of_its_app(
@@ -324,11 +328,11 @@ async def test_a_workers_callbacks_go_to_its_queue_and_a_denied_one_blocks_no_jo
         await until(mourned)
         [call] = await mourned()
         assert call.id.startswith(f"{job.id}-dead-")
-        assert [letter.id for letter in await admin.dead_letters.list()] == [job.id]
+        assert [dead_letter.id for dead_letter in await admin.dead_letters.list()] == [job.id]
         states = [event.state async for event in admin.jobs.handle(call.id).events()]
         assert states == ["running", "succeeded"]
-    [told] = [line for line in caplog.records if line.getMessage() == "callback not submitted"]
-    assert "not allowed to publish to jsq.q.other.normal." in vars(told)["why"]
+    [warning] = [line for line in caplog.records if line.getMessage() == "callback not submitted"]
+    assert "not allowed to publish to jsq.q.other.normal." in vars(warning)["why"]
 
 
 async def test_a_worker_stores_checkpoints_and_steps(place: Place) -> None:
@@ -355,11 +359,11 @@ async def test_a_worker_observes_rates_and_pauses_of_an_admin(place: Place, unti
             await until(lambda: worker.dispatcher.limits.rules.is_paused("mail"))
             held = await to(web, "mail")
 
-            async def is_put_aside() -> bool:
+            async def is_requeued() -> bool:
                 [stats] = await web.queues.stats("mail")
                 return (stats.scheduled, len(stats.pauses)) == (1, 1)
 
-            await until(is_put_aside)
+            await until(is_requeued)
             await admin.queues.resume("mail", task="greet")
             assert await held.result(60) == "hello you"
 
@@ -442,8 +446,8 @@ async def test_observers_read_the_event_log_as_far_as_their_queues_go(place: Pla
             await broker.reads.fetch(stream, subject("mail", "mail-1"))
 
         await admin.jobs.remove_many(state="cancelled")
-        kept = {(one.id, one.state) async for one in tower.jobs.events(follow=False)}
-        assert kept == {("mail-1", "cancelled"), ("pay-1", "cancelled")}
+        checkpoints = {(one.id, one.state) async for one in tower.jobs.events(follow=False)}
+        assert checkpoints == {("mail-1", "cancelled"), ("pay-1", "cancelled")}
 
 
 async def test_a_submitter_of_all_queues_submits_to_each(place: Place) -> None:
@@ -570,7 +574,7 @@ async def test_a_denied_request_is_not_allowed_at_once(quiet: Place, act: str) -
         assert time.monotonic() - began < PROMPT
 
 
-async def letter(admin: Client, queue: str, id: str) -> None:
+async def dead_letter(admin: Client, queue: str, id: str) -> None:
     """A dead letter of some job."""
     wire = (await admin.broker()).wire
     await wire.publish(NAMES.dead(queue, "greet", id), b"{}", {"Jsq-Job": '{"v":1,"task":"greet"}'})
@@ -720,7 +724,7 @@ async def test_an_intruder_is_refused_actions_that_its_role_does_not_need(
         for queue in ("mail", "pay"):
             await to(admin, queue, id=f"{queue}-1")
             await to(admin, queue, delay=60)
-            await letter(admin, queue, "x")
+            await dead_letter(admin, queue, "x")
     before, refused = await counted(place), list[str]()
 
     async with place.raw(user, refused) as wire:
@@ -730,8 +734,8 @@ async def test_an_intruder_is_refused_actions_that_its_role_does_not_need(
             await wire.subscribe(subject)
         await until(lambda: len(refused) == len(REFUSED[user]) + len(UNHEARD))
 
-    told = [text.split('"')[1] for text in refused]
-    assert told == [subject.lower() for subject in (*REFUSED[user], *UNHEARD)]
+    refused_subjects = [text.split('"')[1] for text in refused]
+    assert refused_subjects == [subject.lower() for subject in (*REFUSED[user], *UNHEARD)]
     assert await counted(place) == before
 
 
@@ -846,14 +850,14 @@ async def test_in_one_account_a_reply_sent_to_another_subject_has_an_effect(
 async def test_a_user_does_not_receive_the_replies_of_another(place: Place, until: Until) -> None:
     refused = list[str]()
     async with place.raw("eyes", refused) as thief, place.raw("tower", refused) as other:
-        heard = await thief.subscribe("_INBOX_eyes.>")
+        record_refusal = await thief.subscribe("_INBOX_eyes.>")
         await thief.flush()
         await other.publish("_INBOX_eyes.x", b"forged")
         async with place.client("web") as web:
             await (await to(web, "mail")).status()
         await until(lambda: len(refused) == 1)
         with pytest.raises(TimeoutError):
-            await heard.next_msg(0.1)
+            await record_refusal.next_msg(0.1)
 
 
 async def test_an_admin_does_not_receive_the_replies_of_another_admin(tmp_path: Path, until: Until) -> None:
@@ -984,8 +988,8 @@ async def test_a_worker_that_may_create_no_stream_is_not_ready_while_one_is_miss
         await jetstream.call(f"STREAM.DELETE.{names.bucket('ids')}")
         await until(lambda: not worker.is_ready())
         await until(lambda: "stream not restored" in caplog.messages)
-        told = next(one for one in caplog.records if one.message == "stream not restored")
-        assert "have an admin run `jsq provision`" in getattr(told, "why", "")
+        warning = next(one for one in caplog.records if one.message == "stream not restored")
+        assert "have an admin run `jsq provision`" in getattr(warning, "why", "")
 
         await admin.admin.provision()
         await until(worker.is_ready)

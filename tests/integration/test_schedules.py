@@ -40,7 +40,7 @@ async def entry(client: Client, name: str) -> ScheduleEntry:
     return await (await client.broker()).schedules.find(name)
 
 
-async def held(client: Client, name: str, queue: str = "default") -> str:
+async def stored_tick(client: Client, name: str, queue: str = "default") -> str:
     """When the server is to wake a worker for a schedule, as stored; empty without a stored tick."""
     broker = await client.broker()
     found = await broker.reads.last(
@@ -49,7 +49,7 @@ async def held(client: Client, name: str, queue: str = "default") -> str:
     return found.headers["Nats-Schedule"] if found is not None else ""
 
 
-async def set_back(client: Client, name: str, done: datetime, **more: Any) -> None:
+async def reset(client: Client, name: str, done: datetime, **more: Any) -> None:
     """Reset a schedule to the tick `done`, and wake a worker for it."""
     broker = await client.broker()
     found = await broker.schedules.find(name)
@@ -72,20 +72,20 @@ async def ids(client: Client) -> list[str]:
 async def test_a_declared_schedule_submits_a_job_at_each_tick(
     app: App, working: Working, until: Until
 ) -> None:
-    told: list[dict[str, str]] = []
+    submitted: list[dict[str, str]] = []
 
     @app.every("1s", args=["x"], tags=["beat"])
     async def beat(ctx: Context, word: str) -> str:
-        told.append({**ctx.headers, "word": word, "id": ctx.job.id})
+        submitted.append({**ctx.headers, "word": word, "id": ctx.job.id})
         return word
 
     async with working():
-        await until(lambda: len(told) >= 3)
+        await until(lambda: len(submitted) >= 3)
 
-    ticks = [datetime.fromisoformat(one["tick"]) for one in told]
+    ticks = [datetime.fromisoformat(one["tick"]) for one in submitted]
     assert ticks == [ticks[0] + timedelta(seconds=n) for n in range(len(ticks))]
-    assert [one["id"] for one in told] == [tick_id("beat", tick) for tick in ticks]
-    assert {(one["schedule"], one["word"]) for one in told} == {("beat", "x")}
+    assert [one["id"] for one in submitted] == [tick_id("beat", tick) for tick in ticks]
+    assert {(one["schedule"], one["word"]) for one in submitted} == {("beat", "x")}
     assert (await app.client.jobs.list())[0].tags == ("beat",)
 
 
@@ -164,26 +164,26 @@ async def test_a_tick_that_is_delivered_twice_submits_once(app: App, client: Cli
     now = broker.schedules.now()
     start = now - timedelta(minutes=150)
     await client.schedules.add("beat", "any", every=3600, catch_up="all", start=start)
-    await set_back(client, "beat", start - timedelta(hours=1))
+    await reset(client, "beat", start - timedelta(hours=1))
     before = await entry(client, "beat")
     consistent = lambda: True  # noqa: E731 -- a lease that holds
 
-    turns = await asyncio.gather(
+    runs = await asyncio.gather(
         *(broker.ticks.run("default", "beat", now.timestamp(), consistent) for _ in range(8))
     )
 
-    assert sum(turn is not None for turn in turns) == 1
-    [turn] = [turn for turn in turns if turn is not None]
-    assert len(turn.ticks) == 3
+    assert sum(run is not None for run in runs) == 1
+    [run] = [run for run in runs if run is not None]
+    assert len(run.ticks) == 3
     assert sorted(await broker.job_reader.waiting_ids("default")) == [
-        tick_id("beat", tick) for tick in turn.ticks
+        tick_id("beat", tick) for tick in run.ticks
     ]
     # A worker that died before it stored its progress leaves a state that submits the same jobs again.
     key = broker.subjects.key("schedules", "default.beat")
     await broker.wire.publish(key, codec.encode(before.schedule, before.state))
-    assert await broker.ticks.run("default", "beat", now.timestamp(), consistent) == turn
+    assert await broker.ticks.run("default", "beat", now.timestamp(), consistent) == run
     assert len(await broker.job_reader.waiting_ids("default")) == 3
-    assert await held(client, "beat") != ""
+    assert await stored_tick(client, "beat") != ""
 
 
 async def test_a_worker_without_its_lease_writes_no_tick(
@@ -192,7 +192,7 @@ async def test_a_worker_without_its_lease_writes_no_tick(
     async with Client(own_server.url) as other:
         await other.schedules.add("beat", "any", every=60)
         broker = await other.broker()
-        await set_back(other, "beat", PAST)
+        await reset(other, "beat", PAST)
         known = await entry(other, "beat")
         own_server.kill()
         lost = asyncio.Event()
@@ -233,7 +233,7 @@ async def test_a_tick_of_a_killed_worker_is_completed_once_by_another(
         now = broker.schedules.now()
         start = (now - timedelta(minutes=150)).replace(microsecond=0)
         await client.schedules.add(name, "any", every=3600, catch_up="all", start=start)
-        await set_back(client, name, start - timedelta(hours=1))
+        await reset(client, name, start - timedelta(hours=1))
         async with Client(server.url, namespace=namespace) as doomed:
             other = await doomed.broker()
             die_at(other.wire, point, before=before)
@@ -249,7 +249,7 @@ async def test_a_tick_of_a_killed_worker_is_completed_once_by_another(
         waiting = [id for id in await broker.job_reader.waiting_ids("default") if id.startswith(f"{name}-")]
         assert sorted(waiting) == sorted(tick_id(name, tick) for tick in ticks)
         assert (found.state.decided_until, found.state.fired) == (ticks[-1], 3)
-        assert await held(client, name) == f"@at {following:%Y-%m-%dT%H:%M:%S}.000Z"
+        assert await stored_tick(client, name) == f"@at {following:%Y-%m-%dT%H:%M:%S}.000Z"
         if len(died) < point:
             break
     assert died[:5] == ["API", *["q"] * 3, f"{namespace}_schedules"]
@@ -274,17 +274,17 @@ async def test_ticks_missed_without_a_worker_are_caught_up(
     half_past = broker.schedules.now().replace(microsecond=0) - timedelta(minutes=30)
     start = half_past - timedelta(days=1)
     await client.schedules.add("hours", note, every=3600, catch_up=catch_up, start=start)
-    await set_back(client, "hours", half_past - timedelta(hours=5))
+    await reset(client, "hours", half_past - timedelta(hours=5))
 
     async with working():
         await until(lambda: moved(client, "hours", half_past))
         await until(lambda: len(ran) == count)
-        await until(lambda: held(client, "hours"))
+        await until(lambda: stored_tick(client, "hours"))
 
     expected = [half_past - timedelta(hours=n) for n in reversed(range(count))]
     assert sorted(datetime.fromisoformat(tick) for tick in ran) == expected
     following = (half_past + timedelta(hours=1)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    assert await held(client, "hours") == f"@at {following}"
+    assert await stored_tick(client, "hours") == f"@at {following}"
 
 
 async def moved(client: Client, name: str, done: datetime) -> bool:
@@ -299,7 +299,7 @@ async def test_all_missed_ticks_are_caught_up_in_several_parts(
 
     await client.schedules.add("minutes", note, every=60, catch_up="all")
     start = (await client.broker()).schedules.now().replace(second=0, microsecond=0)
-    await set_back(client, "minutes", start - timedelta(minutes=250))
+    await reset(client, "minutes", start - timedelta(minutes=250))
 
     async with working(concurrency=50):
         await until(lambda: moved(client, "minutes", start))
@@ -321,7 +321,7 @@ async def test_a_tick_while_the_previous_job_runs(
     async def slow() -> None:
         await go_on.wait()
 
-    async def told() -> bool:
+    async def overlap_is_visible() -> bool:
         found = (await entry(client, "slow")).state
         states = [job.state for job in await client.jobs.list()]
         match overlap:
@@ -333,7 +333,7 @@ async def test_a_tick_while_the_previous_job_runs(
                 return states.count("cancelled") >= 2 and states.count("running") == 1
 
     async with working(grace=1.0):
-        await until(told)
+        await until(overlap_is_visible)
         if overlap == "skip":
             go_on.set()
             await until(lambda: fired_again(client))
@@ -357,7 +357,7 @@ async def test_a_paused_schedule_submits_nothing_and_catches_up_nothing(
 
     await client.schedules.add("beat", note, every=1, catch_up="all")
     assert (await client.schedules.pause("beat")).paused
-    await set_back(client, "beat", PAST, paused=True)
+    await reset(client, "beat", PAST, paused=True)
     [known] = await client.schedules.list()
     assert (known.paused, known.next) == (True, None)
 
@@ -375,12 +375,12 @@ async def test_a_paused_schedule_submits_nothing_and_catches_up_nothing(
 
 async def test_a_changed_schedule_replaces_its_stored_tick(client: Client) -> None:
     await client.schedules.add("report", "any", cron="0 3 1 1 *")
-    first = await held(client, "report")
+    first = await stored_tick(client, "report")
     assert first.endswith("-01-01T03:00:00.000Z")
 
     changed = await client.schedules.add("report", "any", cron="0 4 1 1 *")
 
-    assert await held(client, "report") == first.replace("T03", "T04")
+    assert await stored_tick(client, "report") == first.replace("T03", "T04")
     assert changed.cron == "0 4 1 1 *"
     [known] = await client.schedules.list()
     assert known == changed
@@ -391,7 +391,7 @@ async def test_a_changed_schedule_replaces_its_stored_tick(client: Client) -> No
 
 async def test_changed_arguments_keep_the_due_tick_and_changed_times_replace_it(client: Client) -> None:
     await client.schedules.add("report", "any", ["a"], every=60)
-    await set_back(client, "report", PAST)
+    await reset(client, "report", PAST)
 
     await client.schedules.add("report", "any", ["b"], every=60)
     assert (await entry(client, "report")).state.decided_until == PAST
@@ -406,8 +406,8 @@ async def test_a_schedule_moves_to_another_queue_completely(client: Client) -> N
     await client.schedules.add("report", "any", every=3600, queue="pdf")
 
     assert [one.queue for one in await client.schedules.list()] == ["pdf"]
-    assert await held(client, "report", "mail") == ""
-    assert await held(client, "report", "pdf") != ""
+    assert await stored_tick(client, "report", "mail") == ""
+    assert await stored_tick(client, "report", "pdf") != ""
     await client.schedules.add("report", "any", every=3600, queue="mail")
     assert [one.queue for one in await client.schedules.list()] == ["mail"]
 
@@ -419,12 +419,12 @@ async def test_a_removed_schedule_leaves_no_trace(client: Client) -> None:
 
     assert removed.every == 3600
     assert await client.schedules.list() == []
-    assert await held(client, "report") == ""
+    assert await stored_tick(client, "report") == ""
     for act in (client.schedules.remove, client.schedules.run, client.schedules.pause, client.schedules.next):
         with pytest.raises(ScheduleNotFound, match="no schedule is named 'report'"):
             await act("report")
     await client.schedules.add("report", "any", every=3600)
-    assert await held(client, "report") != ""
+    assert await stored_tick(client, "report") != ""
 
 
 async def test_a_schedule_that_has_ended_stores_no_tick(client: Client) -> None:
@@ -432,7 +432,7 @@ async def test_a_schedule_that_has_ended_stores_no_tick(client: Client) -> None:
     added = await client.schedules.add("report", "any", every=60, end=now - timedelta(hours=1))
 
     assert (added.next, await client.schedules.next("report")) == (None, [])
-    assert await held(client, "report") == ""
+    assert await stored_tick(client, "report") == ""
 
 
 async def test_the_next_ticks_are_shown_in_the_zone_of_the_schedule(client: Client) -> None:
@@ -497,7 +497,7 @@ async def test_provision_removes_schedules_that_no_code_declares(
         [left] = await provision()
         assert "declared no more; left, for" in left.how
     async with released(new):
-        await until(lambda: told_orphans(orphans))
+        await until(lambda: orphans_are_reported(orphans))
     gone = [Change("schedule b", "declared no more: an orphan")]
     await until(lambda: nobody(client))
 
@@ -506,10 +506,10 @@ async def test_provision_removes_schedules_that_no_code_declares(
     assert await provision() == gone
     assert await provision() == []
     assert [one.name for one in await client.schedules.list()] == ["a", "ours"]
-    assert await held(client, "b") == ""
+    assert await stored_tick(client, "b") == ""
 
 
-async def told_orphans(orphans: Any) -> bool:
+async def orphans_are_reported(orphans: Any) -> bool:
     return bool(await orphans() == ["b"])
 
 
@@ -556,7 +556,7 @@ async def test_a_schedule_without_a_tick_is_found_and_repaired(
     await broker.jetstream.purge(
         broker.subjects.streams.scheduled("default"), broker.subjects.next_tick("default", "beat")
     )
-    assert await held(client, "beat") == ""
+    assert await stored_tick(client, "beat") == ""
 
     with caplog.at_level(logging.WARNING, "jsq.schedule"):
         async with working():
@@ -570,7 +570,7 @@ async def test_a_tick_scheduled_too_late_is_repaired_and_one_too_early_is_kept(
 ) -> None:
     await client.schedules.add("beat", "any", every=60)
     broker = await client.broker()
-    subject, right = broker.subjects.next_tick("default", "beat"), await held(client, "beat")
+    subject, right = broker.subjects.next_tick("default", "beat"), await stored_tick(client, "beat")
 
     async def hold(at: str) -> None:
         target = broker.subjects.due_tick("default", "normal", "beat")
@@ -578,10 +578,10 @@ async def test_a_tick_scheduled_too_late_is_repaired_and_one_too_early_is_kept(
 
     await hold("@at 2099-01-01T00:00:00.000Z")
     assert await broker.ticks.repair_wakeups("default", []) == ["beat"]
-    mended = await held(client, "beat")
-    assert right <= mended < "@at 2099"
+    repaired = await stored_tick(client, "beat")
+    assert right <= repaired < "@at 2099"
     early = f"@at {(broker.schedules.now() + timedelta(seconds=20)).isoformat(timespec='milliseconds')[:-6]}Z"
-    if early < mended:
+    if early < repaired:
         await hold(early)
         assert await broker.ticks.repair_wakeups("default", []) == []
 
@@ -645,7 +645,7 @@ async def test_a_full_queue_postpones_a_tick(
     await client.schedules.add("beat", note, every=3600)
     broker = await client.broker()
     hour = broker.schedules.now().replace(minute=0, second=0, microsecond=0)
-    await set_back(client, "beat", hour - timedelta(hours=1))
+    await reset(client, "beat", hour - timedelta(hours=1))
     with pytest.raises(QueueFull, match="queue small is full"):
         await broker.ticks.run("small", "beat", 0, lambda: True)
     assert (await entry(client, "beat")).state.fired == 0

@@ -34,8 +34,8 @@ async def test_a_job_that_succeeded_runs_again_under_its_id(
     async with working():
         job = await add.submit(1, b=2)
         assert await job.result(WAIT) == 103
-        told = await client.jobs.retry(job.id, again=True)
-        assert (told.id, told.state) == (job.id, "retrying") or told.state in ("running", "succeeded")
+        result = await client.jobs.retry(job.id, again=True)
+        assert (result.id, result.state) == (job.id, "retrying") or result.state in ("running", "succeeded")
         assert await job.result(WAIT) == 203
     assert runs == [(1, 2), (1, 2)]
     assert await history(client, job.id) == ["running", "succeeded", "retrying", "running", "succeeded"]

@@ -64,12 +64,12 @@ def awaited(find: Callable[[], T | None], *, limit: float = 20.0) -> T:
     return found
 
 
-def parts(conf: Path) -> list[str]:
+def sections(conf: Path) -> list[str]:
     """The disabled sections, by the words of their headings."""
     return [part for part in re.findall(r"# --- (.+) ---", conf.read_text()) if part != "end"]
 
 
-def turned_on(conf: Path, *wanted: str) -> str:
+def enable(conf: Path, *wanted: str) -> str:
     """The text of a conf without the `#~` before the lines of some sections."""
     lines, part = [], ""
     for line in conf.read_text().splitlines():
@@ -173,25 +173,25 @@ def with_certificate(certificate: Path) -> Callable[[str], str]:
 
 @pytest.mark.parametrize("conf", [SHIPPED, KUBERNETES], ids=["shipped", "kubernetes"])
 def test_a_conf_is_valid_as_shipped(conf: Path, tmp_path: Path) -> None:
-    told = check(conf.read_text(), tmp_path)
+    result = check(conf.read_text(), tmp_path)
 
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_shipped_conf_needs_no_environment_variables(tmp_path: Path) -> None:
-    told = check(SHIPPED.read_text(), tmp_path, variables={})
+    result = check(SHIPPED.read_text(), tmp_path, variables={})
 
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_shipped_conf_syncs_always(serve: Callable[..., Served]) -> None:
     server = serve(SHIPPED.read_text())
 
-    status, told = server.get("/jsz?config=true")
+    status, config = server.get("/jsz?config=true")
     assert status == 200
-    assert told["config"]["sync_always"] is True
-    assert told["config"]["max_storage"] == 8 * 2**30
-    assert told["config"]["max_memory"] == 256 * 2**20
+    assert config["config"]["sync_always"] is True
+    assert config["config"]["max_storage"] == 8 * 2**30
+    assert config["config"]["max_memory"] == 256 * 2**20
     assert server.get("/healthz") == (200, {"status": "ok"})
 
 
@@ -217,37 +217,37 @@ async def test_the_shipped_conf_accepts_jobs(serve: Callable[..., Served], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("conf", "part"), [(conf, part) for conf in (SHIPPED, KUBERNETES) for part in parts(conf)]
+    ("conf", "part"), [(conf, part) for conf in (SHIPPED, KUBERNETES) for part in sections(conf)]
 )
 def test_a_section_is_valid_when_it_is_enabled(
     conf: Path, part: str, tmp_path: Path, with_certificate: Callable[[str], str]
 ) -> None:
-    text = turned_on(conf, part)
+    text = enable(conf, part)
     assert text != conf.read_text()
 
-    told = check(with_certificate(text), tmp_path)
+    result = check(with_certificate(text), tmp_path)
 
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("conf", [SHIPPED, KUBERNETES], ids=["shipped", "kubernetes"])
 def test_all_sections_are_valid_together(
     conf: Path, tmp_path: Path, with_certificate: Callable[[str], str]
 ) -> None:
-    text = turned_on(conf, *parts(conf))
+    text = enable(conf, *sections(conf))
     assert "#~" not in re.sub(r"`#~`", "", text)
 
-    told = check(with_certificate(text), tmp_path)
+    result = check(with_certificate(text), tmp_path)
 
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("part", ["encryption", "accounts"])
 def test_a_server_does_not_start_without_its_secrets(part: str, tmp_path: Path) -> None:
-    told = check(turned_on(SHIPPED, part), tmp_path, variables={})
+    result = check(enable(SHIPPED, part), tmp_path, variables={})
 
-    assert told.returncode != 0
-    assert "variable reference" in told.stderr
+    assert result.returncode != 0
+    assert "variable reference" in result.stderr
 
 
 SECRETS = ("a word of the arguments", "a word of the result", "a-word-of-the-id", "a word of the header")
@@ -259,16 +259,18 @@ async def keep_secrets(address: str) -> None:
     app = App(f"nats://{address}")
 
     @app.task
-    async def tell(given: str) -> str:
+    async def report(given: str) -> str:
         return result
 
     async with app:
         running = asyncio.create_task((worker := Worker(app)).run())
-        assert await (await tell.options(id=id, headers={"X": header}).submit(arguments)).result(60) == result
+        assert (
+            await (await report.options(id=id, headers={"X": header}).submit(arguments)).result(60) == result
+        )
         worker.stop()
         await running
-        await tell.options(delay=600, headers={"X": header}).submit(arguments)
-        await tell.options(headers={"X": header}).submit(arguments)
+        await report.options(delay=600, headers={"X": header}).submit(arguments)
+        await report.options(headers={"X": header}).submit(arguments)
 
 
 def readable(folder: Path) -> list[str]:
@@ -282,7 +284,7 @@ async def test_with_encryption_stored_data_cannot_be_read_without_the_key(
     serve: Callable[..., Served], tmp_path: Path
 ) -> None:
     place = json.dumps(str(tmp_path / "data"))
-    text = turned_on(SHIPPED, "encryption").replace('"./data"', place)
+    text = enable(SHIPPED, "encryption").replace('"./data"', place)
 
     first = serve(text, tmp_path / "first", NATS_STORE_KEY="right")
     await keep_secrets(first.address)
@@ -312,7 +314,7 @@ async def test_without_encryption_stored_data_can_be_read(
 
 
 def test_the_accounts_are_those_that_provision_prints() -> None:
-    written = turned_on(SHIPPED, "accounts")
+    written = enable(SHIPPED, "accounts")
     printed = Client("nats://nowhere").admin.roles("jsq=admin", "web=submitter:*+observer:*").conf()
 
     assert printed.removesuffix("}\n") in written
@@ -321,7 +323,7 @@ def test_the_accounts_are_those_that_provision_prints() -> None:
 async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge(
     serve: Callable[..., Served], until: Until
 ) -> None:
-    server = serve(turned_on(SHIPPED, "accounts"))
+    server = serve(enable(SHIPPED, "accounts"))
 
     async with Client(f"nats://jsq:everything@{server.address}") as operator:
         await operator.admin.provision()
@@ -340,8 +342,8 @@ async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge
             return job.id in [one.id for one in await web.jobs.list(queue="default", limit=10)]
 
         await until(listed)
-        held = await web.task("anything").options(delay=60).submit()
-        assert (await held.reschedule(delay=120)).state == (await held.promote()).state == "scheduled"
+        delayed = await web.task("anything").options(delay=60).submit()
+        assert (await delayed.reschedule(delay=120)).state == (await delayed.promote()).state == "scheduled"
         assert (await (await web.task("anything").options(expires=0.1).submit()).wait(10)).state == "expired"
         assert await web.dead_letters.list() == []
         with pytest.raises(NotAllowed, match=r"STREAM\.PURGE\.KV_jsq_jobs as web"):
@@ -351,7 +353,7 @@ async def test_with_accounts_a_web_server_submits_and_cancels_but_does_not_purge
 async def test_with_tls_a_client_logs_in_by_its_certificate(
     serve: Callable[..., Served], certificate: Path, with_certificate: Callable[[str], str]
 ) -> None:
-    server = serve(with_certificate(turned_on(SHIPPED, "tls")))
+    server = serve(with_certificate(enable(SHIPPED, "tls")))
     ca, cert, key = (str(certificate / name) for name in ("ca.pem", "server-cert.pem", "server-key.pem"))
 
     async with Client(Login(url=f"tls://{server.address}", ca=ca, cert=cert, key=key)) as client:

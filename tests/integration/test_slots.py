@@ -47,37 +47,37 @@ async def test_a_job_takes_as_many_slots_as_it_declares(app: App, working: Worki
 async def test_small_jobs_do_not_start_before_a_waiting_big_job(
     app: App, working: Working, until: Until
 ) -> None:
-    begun: list[str] = []
+    started: list[str] = []
     go_on = asyncio.Event()
 
     @app.task
     async def first() -> None:
-        begun.append("first")
+        started.append("first")
         await go_on.wait()
 
     @app.task(slots=2)
     async def big() -> None:
-        begun.append("big")
+        started.append("big")
 
     @app.task
     async def small() -> None:
-        begun.append("small")
+        started.append("small")
 
     async with working(concurrency=2, prefetch=5) as worker:
         jobs = [await first.submit()]
-        await until(lambda: begun)
+        await until(lambda: started)
         jobs += [await big.submit(), *[await small.submit() for _ in range(5)]]
         await until(lambda: worker.dispatcher.waiting.count >= 2)
         held = worker.dispatcher.waiting.next()
         assert held is not None
         # The delivery is kept for longer than one that only waits for a slot.
         await until(lambda: time.monotonic() - held.received > MAX_SLOT_WAIT + 2 * ROUND_INTERVAL)
-        assert begun == ["first"]
+        assert started == ["first"]
         assert worker.dispatcher.waiting.next() is held
         go_on.set()
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
-    assert begun == ["first", "big", *["small"] * 5]
+    assert started == ["first", "big", *["small"] * 5]
 
 
 async def test_a_job_that_needs_more_slots_than_exist_runs_alone(app: App, working: Working) -> None:
@@ -130,11 +130,11 @@ async def test_bad_slots_are_refused_at_registration_and_at_the_submit(
 
 @pytest.mark.parametrize("concurrency", [1, 4, 10])
 async def test_queues_share_the_starts_by_their_weights(app: App, concurrency: int) -> None:
-    begun: list[str] = []
+    started: list[str] = []
 
     @app.task
     async def note(queue: str) -> None:
-        begun.append(queue)
+        started.append(queue)
 
     jobs = [
         job
@@ -146,8 +146,8 @@ async def test_queues_share_the_starts_by_their_weights(app: App, concurrency: i
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
     # While both queues wait, mail finishes after 100 of its own jobs and about 33 of the other queue.
-    assert collections.Counter(begun) == {"mail": 100, "default": 100}
-    counted = collections.Counter(begun[:100])["mail"]
+    assert collections.Counter(started) == {"mail": 100, "default": 100}
+    counted = collections.Counter(started[:100])["mail"]
     assert abs(counted - 75) <= concurrency + 4
 
 

@@ -68,18 +68,18 @@ async def test_a_stream_that_is_deleted_under_a_worker_is_created_again(
         failed = await divide.submit(0)
         await failed.wait(WAIT)
 
-        async def has_letter() -> bool:
+        async def has_dead_letter() -> bool:
             return [one.id for one in await client.dead_letters.list()] == [failed.id]
 
-        await until(has_letter)
+        await until(has_dead_letter)
         assert [one.name for one in await client.schedules.list()] == ["yearly"]
         settings = await broker.queues.setting("default")
         assert settings is not None
         assert (settings.max_jobs, settings.lease) == (1_000, 20)
 
-    told = [one for one in caplog.records if one.message in ("stream missing", "stream restored")]
+    records = [one for one in caplog.records if one.message in ("stream missing", "stream restored")]
     # The heartbeat may have created the stream before the watch checked it: then its consumers were missing.
-    named = {(one.levelno, getattr(one, "stream", "").split(" ")[0]) for one in told}
+    named = {(one.levelno, getattr(one, "stream", "").split(" ")[0]) for one in records}
     assert named >= {(logging.ERROR, stream), (logging.WARNING, stream)}
 
 

@@ -28,7 +28,7 @@ from tests.helpers.servers import nats_server
 from tests.helpers.workers import Working
 
 
-async def known(client: Client, until: Until, id: str, state: str) -> None:
+async def until_recorded(client: Client, until: Until, id: str, state: str) -> None:
     """Wait until the record of a job has this state."""
     broker = await client.broker()
 
@@ -43,8 +43,8 @@ async def fail(client: Client, order: Job) -> LoggedEvent:
     """Have a job fail whose message remains: its worker died before it settled the delivery."""
     broker = await client.broker()
     failed = Event("failed", order.task, attempt=1, reason="error", error="ValueError: no")
-    letter = broker.dead_letters.message(order, failed)
-    await broker.records.put_with(READY, order.id, events.encode(failed), [letter], expect=0)
+    dead_letter = broker.dead_letters.message(order, failed)
+    await broker.records.put_with(READY, order.id, events.encode(failed), [dead_letter], expect=0)
     found = await broker.records.last(order.id)
     assert found is not None
     return found
@@ -205,10 +205,10 @@ async def test_an_undeliverable_message_that_is_not_a_job_is_dead_lettered_by_a_
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, "odd", True)]
     async with working():
 
-        async def put_away() -> bool:
-            return [letter.payload for letter in await client.dead_letters.list()] == [b"\x00"]
+        async def is_dead_lettered() -> bool:
+            return [dead_letter.payload for dead_letter in await client.dead_letters.list()] == [b"\x00"]
 
-        await until(put_away)
+        await until(is_dead_lettered)
 
 
 # -- messages, records, dead letters and ids that are inconsistent -------------------------------------------
@@ -254,10 +254,14 @@ async def test_the_message_of_a_failed_job_is_removed_and_its_dead_letter_stays(
     await fail(client, replace(order, priority="low"))
 
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
-    letter = await client.dead_letters.get(job.id)
-    assert letter.job is not None
-    assert (letter.reason, letter.error, letter.job.arguments) == ("error", "ValueError: no", order.arguments)
-    assert letter.job.priority == "low"
+    dead_letter = await client.dead_letters.get(job.id)
+    assert dead_letter.job is not None
+    assert (dead_letter.reason, dead_letter.error, dead_letter.job.arguments) == (
+        "error",
+        "ValueError: no",
+        order.arguments,
+    )
+    assert dead_letter.job.priority == "low"
     assert await on_queue(client) == []
 
 
@@ -273,10 +277,10 @@ async def test_a_purged_dead_letter_is_not_written_again(
         with pytest.raises(JobFailed):
             await job.result(60)
 
-        async def lettered() -> bool:
+        async def has_dead_letter() -> bool:
             return bool(await client.dead_letters.list()) and not await on_queue(client)
 
-        await until(lettered)
+        await until(has_dead_letter)
     await client.dead_letters.purge()
 
     assert await client.admin.sweep(age=0) == []
@@ -339,10 +343,10 @@ async def test_an_interrupted_replay_is_completed(
         with pytest.raises(JobFailed):
             await job.result(60)
 
-        async def lettered() -> bool:
+        async def has_dead_letter() -> bool:
             return bool(await client.dead_letters.list()) and not await on_queue(client)
 
-        await until(lettered)
+        await until(has_dead_letter)
     broker = await client.broker()
     with monkeypatch.context() as patch:
         patch.setattr(broker.job_writer, "schedule", dying)
@@ -370,7 +374,7 @@ async def test_the_dead_letter_of_a_replayed_job_is_removed(
         patch.setattr(broker.jetstream, "purge", dying)
         with pytest.raises(MemoryError):
             await job.retry()
-    await known(client, until, job.id, "retrying")
+    await until_recorded(client, until, job.id, "retrying")
 
     assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.STALE_DEAD_LETTER, job.id, True)]
     assert await client.dead_letters.list() == []
@@ -467,7 +471,9 @@ async def test_sweeps_do_not_disturb_work_in_progress(
         await until(nothing_left)
 
     assert [record.state for record in records] == ["succeeded", "succeeded", "failed"] * 40
-    assert {letter.id for letter in await client.dead_letters.list()} == {job.id for job in jobs[2::3]}
+    assert {dead_letter.id for dead_letter in await client.dead_letters.list()} == {
+        job.id for job in jobs[2::3]
+    }
     assert [runs[job.id] for job in jobs] == [1, 2, 1] * 40
     assert await client.admin.sweep(age=0) == []
 
@@ -475,7 +481,7 @@ async def test_sweeps_do_not_disturb_work_in_progress(
 # -- one sweep at a time -------------------------------------------------------------------------------------
 
 
-async def many_flaws(client: Client) -> set[str]:
+async def make_inconsistencies(client: Client) -> set[str]:
     """Twenty undeliverable messages, and twenty messages of finished jobs."""
     broker = await client.broker()
     ghosts = [await client.task("count").submit() for _ in range(20)]
@@ -489,11 +495,11 @@ async def many_flaws(client: Client) -> set[str]:
 async def test_two_concurrent_sweeps_repair_each_inconsistency_once(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
-    flaws = await many_flaws(client)
+    affected = await make_inconsistencies(client)
     async with Client(client.login, namespace=client.namespace) as other:
         both = await asyncio.gather(client.admin.sweep(age=0), other.admin.sweep(age=0))
 
-    assert Counter(one.job for swept in both for one in swept if one.repaired) == dict.fromkeys(flaws, 1)
+    assert Counter(one.job for swept in both for one in swept if one.repaired) == dict.fromkeys(affected, 1)
     assert len(await on_queue(client)) == 20
     async with working():
         for id in await on_queue(client):
@@ -504,15 +510,17 @@ async def test_two_concurrent_sweeps_repair_each_inconsistency_once(
 async def test_two_sweeps_that_both_assume_to_hold_the_lease_repeat_no_repair(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
-    flaws = await many_flaws(client)
+    affected = await make_inconsistencies(client)
     broker = await client.broker()
     found = await broker.sweeper.scan(age=0)
-    assert {one.job for one in found} == flaws
+    assert {one.job for one in found} == affected
     async with Client(client.login, namespace=client.namespace) as other:
         sweeps = [one.sweeper for one in (broker, await other.broker())]
-        mended = await asyncio.gather(*(one._repair(flaw) for flaw in found for one in sweeps))
+        repaired = await asyncio.gather(
+            *(one._repair(inconsistency) for inconsistency in found for one in sweeps)
+        )
 
-    assert Counter(one.job for one in mended if one.repaired) == dict.fromkeys(flaws, 1)
+    assert Counter(one.job for one in repaired if one.repaired) == dict.fromkeys(affected, 1)
     assert len(await on_queue(client)) == 20
     async with working():
         for id in await on_queue(client):
@@ -523,30 +531,30 @@ async def test_two_sweeps_that_both_assume_to_hold_the_lease_repeat_no_repair(
 async def test_a_sweep_whose_lease_was_reclaimed_stops(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await many_flaws(client)
+    await make_inconsistencies(client)
     broker = await client.broker()
-    mend, mended = Repairs.repair, []
+    repair, repaired = Repairs.repair, []
 
     async def slowly(repairs: Repairs, found: Any) -> bool:
-        mended.append(found)
+        repaired.append(found)
         # As if this process had been suspended: the key has expired, and another process has created it.
         await broker.jetstream.purge(
             broker.subjects.streams.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
         )
         assert await SweepLease(broker.namespace, "another").acquire()
-        return await mend(repairs, found)
+        return await repair(repairs, found)
 
     monkeypatch.setattr(Repairs, "repair", slowly)
     with pytest.raises(BrokerUnavailable, match="another has taken over"):
         await client.admin.sweep(age=0)
-    assert len(mended) == 1
-    monkeypatch.setattr(Repairs, "repair", mend)
+    assert len(repaired) == 1
+    monkeypatch.setattr(Repairs, "repair", repair)
     with pytest.raises(BrokerUnavailable, match="another is sweeping"):
         await broker.sweeper.sweep("third", age=0, wait_seconds=0)
 
 
 async def test_workers_alternate_sweeps_and_wait_between_them(client: Client) -> None:
-    await many_flaws(client)
+    await make_inconsistencies(client)
     broker = await client.broker()
     turns = await asyncio.gather(
         *(broker.sweeper.sweep_slice(f"w{number}", interval=60, age=0) for number in range(5))
@@ -563,33 +571,33 @@ async def test_workers_alternate_sweeps_and_wait_between_them(client: Client) ->
 
 
 async def test_a_sweep_of_everything_reads_in_parts(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    flaws = await many_flaws(client)
+    affected = await make_inconsistencies(client)
     monkeypatch.setattr("jsq.broker.maintenance.sweeper.SCAN_SLICE_MESSAGES", 8)
 
     assert Counter(one.job for one in await client.admin.sweep(age=0, dry_run=True)) == dict.fromkeys(
-        flaws, 1
+        affected, 1
     )
-    assert Counter(one.job for one in await client.admin.sweep(age=0)) == dict.fromkeys(flaws, 1)
+    assert Counter(one.job for one in await client.admin.sweep(age=0)) == dict.fromkeys(affected, 1)
     assert await client.admin.sweep(age=0) == []
 
 
 async def test_a_sweep_continues_where_the_last_one_stopped(
     client: Client, monkeypatch: pytest.MonkeyPatch, until: Until
 ) -> None:
-    flaws = await many_flaws(client)
+    affected = await make_inconsistencies(client)
     monkeypatch.setattr("jsq.broker.maintenance.sweeper.SCAN_SLICE_MESSAGES", 8)
     broker = await client.broker()
     parts: list[int] = []
-    mended: set[str] = set()
+    repaired: set[str] = set()
 
-    async def all_mended() -> bool:
+    async def all_repaired() -> bool:
         swept = await broker.sweeper.sweep_slice("w", interval=0, age=0)
         if swept is not None:
             parts.append(len(swept))
-            mended.update(one.job for one in swept)
-        return mended == flaws
+            repaired.update(one.job for one in swept)
+        return repaired == affected
 
-    await until(all_mended, 30)
+    await until(all_repaired, 30)
     assert max(parts) <= 8
     assert len(parts) >= 5
 
@@ -644,7 +652,7 @@ async def test_the_doctor_reports_inconsistencies(client: Client, monkeypatch: p
 
     found = {f.message.partition(":")[0]: f for f in await client.admin.doctor() if f.subject == "sweeps"}
 
-    assert {told: f.severity for told, f in found.items()} == {
+    assert {kind: f.severity for kind, f in found.items()} == {
         "1 of undeliverable": "error",
         "1 of leftover_message": "warning",
     }

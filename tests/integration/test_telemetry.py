@@ -231,9 +231,9 @@ async def test_each_event_of_a_job_is_one_json_log_entry_without_its_arguments(
         await job.wait(10)
         await until(lambda: "job failed" in shown.said.read_text())
         lines = [json.loads(line) for line in shown.lines()]
-    turns = [line for line in lines if line.get("job") == job.id]
-    assert [line["message"] for line in turns] == ["job started", "job failed"]
-    assert turns[0] | {"time": "", "token": 0} == {
+    entries = [line for line in lines if line.get("job") == job.id]
+    assert [line["message"] for line in entries] == ["job started", "job failed"]
+    assert entries[0] | {"time": "", "token": 0} == {
         "time": "",
         "level": "debug",
         "logger": "jsq.job",
@@ -244,7 +244,7 @@ async def test_each_event_of_a_job_is_one_json_log_entry_without_its_arguments(
         "attempt": 1,
         "token": 0,
     }
-    assert (turns[1]["reason"], "s3cret" in shown.said.read_text()) == ("bad_arguments", False)
+    assert (entries[1]["reason"], "s3cret" in shown.said.read_text()) == ("bad_arguments", False)
 
 
 async def test_a_worker_that_reloads_runs_the_new_code(

@@ -202,10 +202,10 @@ async def test_a_key_is_made_of_all_arguments_or_some_or_by_a_function(app: App)
     async def by_sum(a: int, b: int) -> None: ...
 
     calls = [(1, 2), (1, 2), (1, 3), (2, 1)]
-    told = {
+    duplicates = {
         task.name: [h.duplicate for h in await task.submit_many(calls)] for task in (by_all, by_some, by_sum)
     }
-    assert told == {
+    assert duplicates == {
         "by_all": [False, True, False, False],
         "by_some": [False, True, True, False],
         "by_sum": [False, True, False, True],
@@ -373,8 +373,8 @@ async def test_throttle_stores_the_first_job_of_a_window(
     work = gate.declare(app, unique=["n"], throttle=1)
     gate.open.set()
     async with working():
-        told = [await work.submit(n) for n in (1, 1, 2, 1)]
-        assert [h.duplicate for h in told] == [False, True, False, True]
+        handles = [await work.submit(n) for n in (1, 1, 2, 1)]
+        assert [h.duplicate for h in handles] == [False, True, False, True]
 
         async def next_window() -> bool:
             return not (await work.submit(1)).duplicate

@@ -76,8 +76,8 @@ class Race:
 
     def judge(self, waiting: Iterable[str]) -> None:
         """All submits of a key returned one job, and that job is stored."""
-        told = [ids for ids in self.got.values() if len(ids) != 1]
-        assert (len(self.got), self.answers, told) == (KEYS, KEYS * SUBMITTERS, [])
+        wrong = [ids for ids in self.got.values() if len(ids) != 1]
+        assert (len(self.got), self.answers, wrong) == (KEYS, KEYS * SUBMITTERS, [])
         jobs = list(waiting)
         assert len(jobs) == KEYS
         assert set(jobs) == {id for ids in self.got.values() for id in ids}
