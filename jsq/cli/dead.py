@@ -8,10 +8,12 @@ from typing import Annotated, Any, cast
 import typer
 
 from jsq.broker.operations.dead_letters import DeadLetter
+from jsq.cli.escaping import safe
 from jsq.cli.filters import FROM, BulkOptions, moments, without_none
+from jsq.cli.job_view import call_text
 from jsq.cli.options import Group, JobId, Texts
 from jsq.cli.parsing import merge_arguments, read_json_option, read_pairs, strict_json
-from jsq.cli.printing import document
+from jsq.cli.printing import cell, document
 from jsq.cli.session import Session, collect, confirm
 from jsq.client.client import Client
 from jsq.client.dead_letters import DeadLetterFilter
@@ -105,7 +107,11 @@ def get(session: Session, id: JobId) -> None:
     """
     letter = session.run(lambda client: client.dead_letters.get(id))
     traceback = {"traceback": letter.traceback} if letter.traceback else {}
-    session.printer.one(summary(letter) | traceback | job_fields_of(letter))
+    known = summary(letter) | traceback | job_fields_of(letter)
+    shown = {name: cell(value, whole=True) for name, value in known.items() if name != "sequence"}
+    if "arguments" in known:
+        shown["arguments"] = safe(call_text(known["arguments"]))
+    session.printer.one(known, fields=shown)
 
 
 @dead.adds("retry")

@@ -93,9 +93,12 @@ def arguments_text(job: JobRecord) -> str:
     """The arguments as a call writes them: `1, b=2`."""
     if job.arguments_hash:
         return f"{size_text(job.arguments_size)}, not in the record"
-    if not job.has_arguments:
-        return ""
-    positional, named = split_arguments(job.arguments)
+    return call_text(job.arguments) if job.has_arguments else ""
+
+
+def call_text(arguments: Any) -> str:
+    """Arguments as a call writes them, or their number and size if they are long."""
+    positional, named = split_arguments(arguments)
     parts = [json_text(value) for value in positional]
     parts += [f"{name}={json_text(value)}" for name, value in named.items()]
     text = ", ".join(parts) or "none"

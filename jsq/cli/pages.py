@@ -1,5 +1,6 @@
 """The help page of a command: usage, arguments, options, and the common options under their own heading."""
 
+import re
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any, get_args, get_origin
@@ -32,7 +33,7 @@ class CommandPage(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 name = str(parameter.metavar) if parameter.param_type_name == "argument" else record[0]
-                sections[section_of(parameter)].append((name, record[1]))
+                sections[section_of(parameter)].append((name, plain_defaults(parameter, record[1])))
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
@@ -51,6 +52,18 @@ def without_adapter(option: Any) -> Any:
     if option is not None:
         read_without_adapter(option)
     return option
+
+
+_range = re.compile(r"; [\d<=]*x[<>=]+\d+(?=\])| *\[[\d<=]*x[<>=]+\d+\]")
+_seconds = re.compile(r"(?<=\[default: )([\d.]+)(?=\])")
+
+
+def plain_defaults(parameter: Any, text: str) -> str:
+    """A help text without the notation of a range, and with the unit of a default duration."""
+    text = _range.sub("", text)
+    if parameter.metavar == "DURATION":
+        text = _seconds.sub(lambda found: f"{float(found[1]):g}s", text)
+    return text
 
 
 def section_of(parameter: Any) -> str:

@@ -71,7 +71,8 @@ def test_every_example_of_a_help_page_is_a_valid_command(path: str) -> None:
 @pytest.mark.parametrize("path", PAGES)
 def test_every_value_has_a_name_that_is_no_type_of_python(path: str) -> None:
     text = help_of(PAGES[path], path)
-    assert not re.search(r"<\w+[^>]*>", text), text
+    assert not re.search(r"<\w+[^>]*>|x[<>]=", text), text
+    assert not re.search(r"DURATION .*default: [\d.]+\]", text), text
     assert not re.search(r"\[\[|\{[A-Z:]+\}|\.\.\.\]", text.splitlines()[0])
 
 
