@@ -28,7 +28,10 @@ def dev(
     port: Annotated[
         int,
         typer.Option(
-            min=0, max=65_535, metavar="PORT", help="port of the server; another if it is taken; 0 for any"
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help="port of the server; another one if it is in use; 0 for any",
         ),
     ] = PORT,
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the server's files")] = Path(
@@ -114,6 +117,6 @@ def free_or_any(port: int) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
         except OSError:
-            typer.echo(f"port {port} is taken; taking another", err=True)
+            typer.echo(f"port {port} is in use; using another one", err=True)
             return -1
     return port

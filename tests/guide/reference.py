@@ -44,7 +44,7 @@ COMMAND_PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
 """The commands of each reference page."""
 
 OTHER_VARIABLES = {
-    "JSQ_NAMESPACE": "the namespace [jsq]",
+    "JSQ_NAMESPACE": "the namespace [jsq]; read by `App()` and `Client()`, the login at the first use",
     "JSQ_DEBUG": "`1` prints a traceback with each error of a command",
     "NO_COLOR": "`1` switches colors off",
     "NATS_CONTEXT": "the context of the `nats` command that is used if `JSQ_URL` is not set",
