@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --seconds 600 --seed 1`: break everything, then judge the whole history."""
+"""`python -m tests.chaos --seconds 600 --seed 1`: inject faults under load, then check the whole history."""
 
 import argparse
 import asyncio
@@ -13,9 +13,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rate", type=float, default=150, help="acts of the clients a second")
+    parser.add_argument("--rate", type=float, default=150, help="client operations per second")
     parser.add_argument("--cluster", type=int, choices=(1, 3), default=1, metavar="SERVERS", help="1 or 3")
-    parser.add_argument("--disk", action="store_true", help="fill the one server's disk too; asks for root")
+    parser.add_argument(
+        "--disk", action="store_true", help="also fill the disk of the single server; needs root"
+    )
     parser.add_argument(
         "--mutant",
         action="append",
@@ -23,26 +25,30 @@ def main() -> None:
         const="fencing",
         default=[],
         choices=list(MUTANTS),
-        help="workers without fencing, or without something else: must be found out",
+        help="run workers without fencing, or without another feature; the checker must detect them",
     )
-    parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="these faults alone")
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="FAULT", help="inject only these faults"
+    )
+    options = parser.parse_args()
     found = asyncio.run(
         run(
-            asked.seconds,
-            asked.seed,
-            asked.rate,
-            servers=asked.cluster,
-            only=asked.only,
-            mutants=asked.mutant,
-            disk=asked.disk,
+            options.seconds,
+            options.seed,
+            options.rate,
+            servers=options.cluster,
+            only=options.only,
+            mutants=options.mutant,
+            disk=options.disk,
         )
     )
-    command = f"python -m tests.chaos --seconds {asked.seconds:g} --seed {asked.seed} --rate {asked.rate:g}"
-    command += "".join(f" --only '{fault}'" for fault in asked.only)
-    command += f" --cluster {asked.cluster}" * (asked.cluster > 1)
-    command += " --disk" * asked.disk
-    command += "".join(f" --mutant {name}" for name in asked.mutant)
+    command = (
+        f"python -m tests.chaos --seconds {options.seconds:g} --seed {options.seed} --rate {options.rate:g}"
+    )
+    command += "".join(f" --only '{fault}'" for fault in options.only)
+    command += f" --cluster {options.cluster}" * (options.cluster > 1)
+    command += " --disk" * options.disk
+    command += "".join(f" --mutant {name}" for name in options.mutant)
     lines, proof = report(found, command)
     print("\n".join(lines))
     sys.exit(0 if proof else 1)

@@ -1,4 +1,4 @@
-"""What is to be broken: one server, or a cluster of three; each with the faults that befall it."""
+"""The servers of a chaos run, one or a cluster of three, and the faults that can be injected into them."""
 
 import asyncio
 import contextlib
@@ -16,41 +16,43 @@ from jsq.server import EmbeddedServer
 from tests.helpers.cluster import Cluster, Node, cluster
 
 NAMESPACE = "chaos"
-WELL_SECONDS = 40.0
+HEALTHY_SECONDS = 40.0
 DISK = "1g"
 
 Fault = tuple[int, str, Callable[[], Awaitable[int | None]]]
-"""How often it comes beside others, its name, and what does it and mends it again.
+"""Relative frequency, name, and a function that injects the fault and ends it.
 
-That returns the process that it befell, if it was one.
+The function returns the id of the affected process if the fault affects a single one.
 """
 
 
 class Broker(Protocol):
-    """What a run needs of it: where it listens, and what may befall it."""
+    """The interface of the servers for a run: their address and their faults."""
 
-    has_hand: bool
-    """Whether its faults come beside those of workers and links, or one after the other with them."""
+    concurrent_faults: bool
+    """Whether server faults are injected concurrently with those of workers and links, or in turn with them.
+    """
 
     @property
     def url(self) -> str: ...
 
     def faults(self, chance: random.Random, lease: float) -> list[Fault]: ...
 
-    async def well(self) -> None:
-        """Wait until what was broken works again."""
+    async def wait_healthy(self) -> None:
+        """Wait until the servers have recovered from a fault."""
 
-    async def mend(self) -> list[str]:
-        """Wait until all replicas hold the same. Which servers stayed behind the others, and for how long.
+    async def synchronize(self) -> list[str]:
+        """Wait until all replicas are equal. Return the servers that lagged behind, each with its duration.
 
-        One that stays behind is restarted; if that does not help it is stopped, for nobody to read from it.
+        A server that lags behind is restarted. If it still lags, it is stopped so that no client reads from
+        it.
         """
 
 
-class Lone:
-    """One server."""
+class SingleServer:
+    """A broker of one server."""
 
-    has_hand = False
+    concurrent_faults = False
 
     def __init__(self, server: EmbeddedServer, disk: Path | None = None) -> None:
         self._server = server
@@ -73,7 +75,10 @@ class Lone:
             os.kill(self._server.pid, signal.SIGCONT)
 
         async def fill() -> None:
-            """Fill the disk, and free it; such a server stays broken until it is started again."""
+            """Fill the disk and free it.
+
+            The server does not recover from a full disk until it is restarted.
+            """
             assert self._disk is not None
             filler = self._disk / "filler"
             await asyncio.to_thread(fill_up, filler)
@@ -83,22 +88,25 @@ class Lone:
 
         faults: list[Fault] = [
             (3, "server killed", kill),
-            (1, "server told to stop", stop),
+            (1, "server stopped", stop),
             (2, "server halted", halt),
         ]
         return [*faults, (2, "disk filled", fill)] if self._disk is not None else faults
 
-    async def well(self) -> None:
-        """One server is well when it runs."""
+    async def wait_healthy(self) -> None:
+        """Return at once: a single server is healthy while it runs."""
 
-    async def mend(self) -> list[str]:
+    async def synchronize(self) -> list[str]:
         return []
 
 
-class Three:
-    """A cluster. One server at a time is broken, until all are well again; now and then all are killed."""
+class ServerCluster:
+    """A broker of three servers.
 
-    has_hand = True
+    A fault affects one server until all are healthy again, or kills all three.
+    """
+
+    concurrent_faults = True
 
     def __init__(self, servers: Cluster) -> None:
         self._servers = servers
@@ -109,33 +117,33 @@ class Three:
         each = functools.partial(self._break, chance, lambda: chance.uniform(least, most))
         return [
             (3, "leader killed", each(Node.kill, Node.start, leading=True)),
-            (2, "leader told to stop", each(told_to_stop, Node.start, leading=True)),
+            (2, "leader stopped", each(stop_node, Node.start, leading=True)),
             (2, "leader halted", each(Node.halt, Node.go_on, leading=True)),
-            (2, "leader parted from the others", each(Node.part, Node.heal, leading=True)),
-            (1, "leader held apart from the others", each(Node.hold, Node.heal, leading=True)),
+            (2, "leader partitioned from the others", each(Node.part, Node.heal, leading=True)),
+            (1, "links of the leader held", each(Node.hold, Node.heal, leading=True)),
             (1, "server killed", each(Node.kill, Node.start)),
-            (1, "server parted from the others", each(Node.part, Node.heal)),
+            (1, "server partitioned from the others", each(Node.part, Node.heal)),
             (1, "all servers killed", self._kill_all),
-            (1, "servers restarted in turn", self._servers.restart_in_turn),
+            (1, "servers restarted one by one", self._servers.restart_in_turn),
         ]
 
     def _break(
         self,
         chance: random.Random,
         pause: Callable[[], float],
-        harm: Callable[[Node], None],
-        mend: Callable[[Node], None],
+        start: Callable[[Node], None],
+        end: Callable[[Node], None],
         *,
         leading: bool = False,
     ) -> Callable[[], Awaitable[None]]:
-        """What harms a server, mends it after a while, and waits until all are well."""
+        """Return a fault that affects a server for `pause()` seconds, then waits until all are healthy."""
 
         async def fault() -> None:
             node = await self._leader(chance) if leading else chance.choice(self._servers.nodes)
-            await asyncio.to_thread(harm, node)
+            await asyncio.to_thread(start, node)
             await asyncio.sleep(pause())
-            mend(node)
-            await self.well()
+            end(node)
+            await self.wait_healthy()
 
         return fault
 
@@ -143,52 +151,55 @@ class Three:
         await asyncio.gather(*(asyncio.to_thread(node.kill) for node in self._servers.nodes))
         for node in self._servers.nodes:
             node.start()
-        await self.well()
+        await self.wait_healthy()
 
-    async def well(self) -> None:
-        """A server that was cut off may take a minute to catch up: then the next fault finds it behind."""
+    async def wait_healthy(self) -> None:
+        """Wait for at most `HEALTHY_SECONDS`. A server that was cut off may need a minute to catch up."""
         with contextlib.suppress(AssertionError):
-            await self._servers.well(WELL_SECONDS)
+            await self._servers.well(HEALTHY_SECONDS)
 
-    async def mend(self) -> list[str]:
-        late = await self._servers.behind(WELL_SECONDS)
+    async def synchronize(self) -> list[str]:
+        late = await self._servers.behind(HEALTHY_SECONDS)
         for node in late:
             await asyncio.to_thread(node.kill, signal.SIGTERM)
             node.start()
-        left = await self._servers.behind(WELL_SECONDS)
-        assert len(left) < 2, f"servers stay behind: {[(node.name, node.holds()) for node in left]}"
-        for node in left:
+        lagging = await self._servers.behind(HEALTHY_SECONDS)
+        assert len(lagging) < 2, f"servers lag behind: {[(node.name, node.holds()) for node in lagging]}"
+        for node in lagging:
             await asyncio.to_thread(node.kill, signal.SIGTERM)
-        return [f"{node.name} {'for good' if node in left else 'until a restart'}" for node in late]
+        return [f"{node.name} {'permanently' if node in lagging else 'until a restart'}" for node in late]
 
     async def _leader(self, chance: random.Random) -> Node:
-        """Who leads the log, or the queue."""
+        """The leader of the stream of records or of the queue, chosen at random."""
         async with Client(self.url, namespace=NAMESPACE) as client:
             subjects = (await client.broker()).subjects
             streams = [subjects.streams.records, subjects.streams.ready("default")]
             return await self._servers.leader(client, chance.choice(streams))
 
 
-def told_to_stop(node: Node) -> None:
+def stop_node(node: Node) -> None:
     node.kill(signal.SIGTERM)
 
 
 @contextlib.asynccontextmanager
 async def serving(servers: int, folder: Path, *, disk: bool = False) -> AsyncIterator[Broker]:
-    """A broker of one server or of three; with `disk` one on a small disk of its own, which asks for root."""
+    """Run a broker of one server or of three.
+
+    With `disk`, the single server has a small disk; this needs root.
+    """
     if servers == 1 and disk:
         with small_disk(folder / "disk") as place, EmbeddedServer(place / "js", sync_interval="1s") as server:
-            yield Lone(server, place)
+            yield SingleServer(server, place)
     elif servers == 1:
         with EmbeddedServer(sync_interval="1s") as server:
-            yield Lone(server)
+            yield SingleServer(server)
     else:
         async with cluster(folder, size=servers) as found:
-            yield Three(found)
+            yield ServerCluster(found)
 
 
 def fill_up(filler: Path) -> None:
-    """Write until there is no room left."""
+    """Write until the disk is full."""
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(bytes(2**20)):
             pass
@@ -196,7 +207,7 @@ def fill_up(filler: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(place: Path) -> Iterator[Path]:
-    """A disk in memory, which can be filled."""
+    """Mount a small disk in memory that can be filled."""
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", place], check=True)
     try:

@@ -1,8 +1,8 @@
-"""`python -m tests.chaos.delayed`: how late delayed jobs are, what held ones cost, many due at once.
+"""`python -m tests.chaos.delayed`: measure the lateness of delayed jobs, their cost, and many due at once.
 
-lateness   jobs at random times within some seconds, on an idle worker
-held       submit and run rates of a queue that holds many delayed jobs, beside those of an empty one
-instant    jobs that are due at one instant: all run, none twice
+- lateness: jobs due at random times within some seconds, on an idle worker
+- held: submit and run rates of a queue with many delayed jobs, compared with an empty queue
+- instant: jobs that are due at the same time; each runs exactly once
 """
 
 import argparse
@@ -24,7 +24,7 @@ from jsq.server import EmbeddedServer
 
 AT_ONCE = 200
 AHEAD = 3.0
-"""Seconds that everything is submitted before it is due."""
+"""Seconds between the submits and the earliest due time."""
 
 
 @contextlib.asynccontextmanager
@@ -43,7 +43,7 @@ async def site(server: EmbeddedServer, jobs: int) -> AsyncIterator[Site]:
 
 
 async def send_at(site: Site, moments: list[datetime]) -> None:
-    """Submit a job for each moment, which notes when it began beside when it was due, told apart."""
+    """Submit a job for each time. The job notes its start and its due time, which also holds its number."""
     left = iter(enumerate(moments))
 
     async def send_next() -> None:
@@ -55,7 +55,7 @@ async def send_at(site: Site, moments: list[datetime]) -> None:
 
 
 async def lateness(server: EmbeddedServer, jobs: int, seconds: float) -> bool:
-    """Jobs at random times: the lateness of each."""
+    """Measure how late jobs start that are due at random times."""
     async with site(server, jobs) as one, one.working("noop", baseline=False) as worker:
         start = datetime.now(UTC) + timedelta(seconds=AHEAD)
         await send_at(one, [start + timedelta(seconds=random.uniform(0, seconds)) for _ in range(jobs)])
@@ -69,7 +69,7 @@ async def lateness(server: EmbeddedServer, jobs: int, seconds: float) -> bool:
 
 
 async def rates(server: EmbeddedServer, jobs: int, held: int) -> tuple[float, float]:
-    """Jobs submitted and run in a second on a queue that holds so many delayed ones."""
+    """The jobs submitted and run per second on a queue that holds `held` delayed jobs."""
     async with site(server, jobs) as one:
         noop = one.tasks["noop"]
         for start in range(0, held, 10_000):
@@ -84,53 +84,58 @@ async def rates(server: EmbeddedServer, jobs: int, held: int) -> tuple[float, fl
 
 
 async def held(server: EmbeddedServer, jobs: int, many: int, rounds: int) -> bool:
-    """The rates with many held jobs beside those without, in turn: the best of some rounds of each."""
+    """Compare the rates with many delayed jobs and without: the best of several alternating rounds."""
     found = [(await rates(server, jobs, 0), await rates(server, jobs, many)) for _ in range(rounds)]
     empty, full = ([max(pair[way][what] for pair in found) for what in (0, 1)] for way in (0, 1))
     for name, before, after in zip(("submitted", "run"), empty, full, strict=True):
-        told = f"{before:,.0f}/s on an empty queue, {after:,.0f}/s beside {many:,} held jobs"
-        print(f"{name}: {told}: {after / before:.2f}")
+        compared = f"{before:,.0f}/s on an empty queue, {after:,.0f}/s with {many:,} delayed jobs"
+        print(f"{name}: {compared}: {after / before:.2f}")
     return all(after >= 0.8 * before for before, after in zip(empty, full, strict=True))
 
 
 async def instant(server: EmbeddedServer, jobs: int) -> bool:
-    """Jobs that are due at one instant: each begins once."""
+    """Check that each of many jobs that are due at the same time starts once."""
     async with site(server, jobs) as one, one.working("noop", baseline=False) as worker:
         due = datetime.now(UTC) + timedelta(seconds=AHEAD + jobs / 500)
         await send_at(one, [due + timedelta(microseconds=number // 1000) for number in range(jobs)])
         early = one.count()
         await one.until(jobs, worker)
-        await asyncio.sleep(2.0)  # for one that would run twice
+        await asyncio.sleep(2.0)  # so that a second run of a job would be noticed
         rows = one.rows()
-    late = sorted((began - asked) / 1e6 for asked, began in rows)
-    different = len({asked for asked, _ in rows})
+    late = sorted((began - due_at) / 1e6 for due_at, began in rows)
+    different = len({due_at for due_at, _ in rows})
     print(
         f"instant: {jobs:,} due at once: {len(rows):,} runs of {different:,} jobs, {early} of them early; "
-        f"the last began {late[-1]:,.0f} ms late"
+        f"the last started {late[-1]:,.0f} ms late"
     )
     return len(rows) == different == jobs and not early and time.time() > due.timestamp()
 
 
-async def run(asked: argparse.Namespace) -> bool:
+async def run(arguments: argparse.Namespace) -> bool:
     print(machine())
     with EmbeddedServer(sync_interval="1s") as server:
-        well = [
-            await lateness(server, asked.jobs, asked.seconds) if "lateness" in asked.what else True,
-            await held(server, asked.drained, asked.held, asked.rounds) if "held" in asked.what else True,
-            await instant(server, asked.due) if "instant" in asked.what else True,
+        passed = [
+            "lateness" not in arguments.what or await lateness(server, arguments.jobs, arguments.seconds),
+            "held" not in arguments.what
+            or await held(server, arguments.drained, arguments.held, arguments.rounds),
+            "instant" not in arguments.what or await instant(server, arguments.due),
         ]
-    return all(well)
+    return all(passed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", nargs="*", default=["lateness", "held", "instant"])
-    parser.add_argument("--jobs", type=int, default=1_000, help="of lateness")
-    parser.add_argument("--seconds", type=float, default=60, help="within which they are due")
-    parser.add_argument("--held", type=int, default=100_000, help="delayed jobs that are held")
-    parser.add_argument("--drained", type=int, default=10_000, help="jobs submitted and run beside them")
+    parser.add_argument("--jobs", type=int, default=1_000, help="jobs of `lateness`")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="seconds within which the jobs of `lateness` are due"
+    )
+    parser.add_argument("--held", type=int, default=100_000, help="delayed jobs on the queue of `held`")
+    parser.add_argument(
+        "--drained", type=int, default=10_000, help="jobs submitted and run on the queue of `held`"
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--due", type=int, default=10_000, help="jobs due at one instant")
+    parser.add_argument("--due", type=int, default=10_000, help="jobs of `instant`")
     sys.exit(0 if asyncio.run(run(parser.parse_args())) else 1)
 
 

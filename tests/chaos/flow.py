@@ -1,6 +1,7 @@
-"""Clients of a chaos run that say when, whether and how many at once; they note what they asked for and got.
+"""Client operations of a chaos run that use flow control: delays, expiry, unique keys, keys and limits.
 
-Of a key with a line one client submits at a time, so that the order of its submits is known.
+The operations note each request and its result. Jobs of one key are submitted one after another, so that the
+order of the submits is known.
 """
 
 import asyncio
@@ -14,10 +15,10 @@ from typing import Any
 from jsq import BrokerError, Client, JobNotFound, WrongState
 from jsq.codec.envelope import new_id
 from jsq.errors import BulkUnknown
-from tests.chaos.history import Asked, Bulk, History, Moved, Pause
+from tests.chaos.history import Bulk, FlowSubmit, History, Pause, Rescheduled
 
 KEYS = tuple(f"key-{number}" for number in range(8))
-"""Those that have a line."""
+"""The keys of key groups."""
 
 UNIQUE_WAYS: Mapping[str, Mapping[str, str]] = {
     "finish": {},
@@ -25,19 +26,22 @@ UNIQUE_WAYS: Mapping[str, Mapping[str, str]] = {
     "replace": {"on_duplicate": "replace"},
     "keep_last": {"on_duplicate": "keep_last"},
 }
-"""What is asked for with a unique key, by its name: who holds a key is judged by what it was taken with."""
+"""The options of a unique key, by the prefix of the key. The prefix decides when a job releases the key."""
 
 UNIQUE_KEYS = 2
-"""Of each of these ways."""
+"""The number of unique keys for each entry of `UNIQUE_WAYS`."""
 
 BULK = 20
-OPEN_SECONDS, SHUT_SECONDS = (2.0, 5.0), (4.0, 9.0)
-"""How long the gate is open, and how long it is shut, at least and at most."""
+RESUMED_SECONDS, PAUSED_SECONDS = (2.0, 5.0), (4.0, 9.0)
+"""The shortest and the longest time that the paused queue is running, and that it is paused."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be submitted, and what is noted of it; `delay` and `expires` are among its options too."""
+    """A job to submit, with the kind and the key that are noted of it.
+
+    Its options may have delay and expires.
+    """
 
     task: str
     args: tuple[object, ...] = ()
@@ -45,11 +49,11 @@ class Order:
     kind: str = ""
     key: str = ""
 
-    def asked(self, job: str, first: float, began: float, *, duplicate: bool) -> Asked:
-        """What is noted of it when it has been acknowledged, after a `first` try."""
+    def acknowledged(self, job: str, first: float, began: float, *, duplicate: bool) -> FlowSubmit:
+        """The note of an acknowledged submit. `first` is the time of the first try, `began` of the last."""
         delay, expires = self.options.get("delay"), self.options.get("expires")
         answered = time.time()
-        return Asked(
+        return FlowSubmit(
             self.kind,
             job,
             began,
@@ -62,23 +66,23 @@ class Order:
 
 
 Put = Callable[[Client, Order], Awaitable[str | None]]
-"""Submits until it is acknowledged, or enough was tried; returns the job's id in the first case."""
+"""Submits an order until it is acknowledged, and returns the id of the job; None after too many tries."""
 
 Note = Callable[[str, str], None]
-"""Notes of a job's id what was told of its submit."""
+"""Notes the outcome of the submit of a job id."""
 
 
 class Flow:
-    """What the clients of a load do besides."""
+    """The operations with flow control."""
 
     def __init__(self, history: History, chance: random.Random, put: Put, note: Note) -> None:
         self._history = history
         self._chance = chance
         self._put = put
         self._note = note
-        self._lines = {key: asyncio.Lock() for key in KEYS}
+        self._locks = {key: asyncio.Lock() for key in KEYS}
         self._acts: list[tuple[int, Callable[[Client], Awaitable[None]]]] = [
-            (6, self._line_up),
+            (6, self._submit_keyed),
             (6, self._unique),
             (5, self._expiring),
             (3, self._limited),
@@ -90,36 +94,36 @@ class Flow:
         ]
 
     async def act(self, client: Client) -> None:
-        """Do one of these things, by chance."""
+        """Run one of the operations, chosen at random."""
         weights = [weight for weight, _ in self._acts]
         [(_, act)] = self._chance.choices(self._acts, weights)
         await act(client)
 
     # -- how many at once --------------------------------------------------------------------------------
 
-    async def _line_up(self, client: Client) -> None:
-        free = [key for key, lock in self._lines.items() if not lock.locked()]
+    async def _submit_keyed(self, client: Client) -> None:
+        free = [key for key, lock in self._locks.items() if not lock.locked()]
         if not free:
             return
         key = self._chance.choice(free)
-        async with self._lines[key]:
-            await self._put(client, self._lined(key))
+        async with self._locks[key]:
+            await self._put(client, self._keyed(key))
 
-    def _lined(self, key: str) -> Order:
-        options: dict[str, Any] = {"queue": "lines", "key": key, "priority": self._priority()}
+    def _keyed(self, key: str) -> Order:
+        options: dict[str, Any] = {"queue": "groups", "key": key, "priority": self._priority()}
         if self._chance.random() < 0.1:
             options["delay"] = self._chance.uniform(0.1, 2)
         draw = self._chance.random()
         if draw < 0.1:
-            return Order("flaky", (), options, "lined", key)
+            return Order("flaky", (), options, "keyed", key)
         if draw < 0.2:
-            return Order("snoozing", (time.time() + self._chance.uniform(0, 1),), options, "lined", key)
+            return Order("snoozing", (time.time() + self._chance.uniform(0, 1),), options, "keyed", key)
         if draw < 0.25:
-            return Order("doomed", (), options, "lined", key)
-        return Order("work", (self._chance.choice([0.0, 0.05, 0.2]),), options, "lined", key)
+            return Order("doomed", (), options, "keyed", key)
+        return Order("work", (self._chance.choice([0.0, 0.05, 0.2]),), options, "keyed", key)
 
     async def _limited(self, client: Client) -> None:
-        """Now and then more at once than the rate lets through."""
+        """Submit one job, or sometimes more at once than the rate limit admits."""
         task = self._chance.choice(["limited", "metered"])
         queue = {"queue": "limited"} if task == "limited" else {}
         order = Order(task, (), queue, task)
@@ -127,7 +131,7 @@ class Flow:
         await asyncio.gather(*(self._put(client, order) for _ in range(count)))
 
     async def _narrowed(self, client: Client) -> None:
-        """Now and then more at once than may run."""
+        """Submit one job, or sometimes more than may run at once."""
         count = 8 if self._chance.random() < 0.1 else 1
         for _ in range(count):
             options = {"queue": "narrow", "priority": self._priority()}
@@ -173,10 +177,10 @@ class Flow:
             if self._chance.random() < 0.3:
                 return
 
-    def _note_bulk(self, ids: tuple[str, ...], told: str) -> None:
-        self._history.bulks.append(Bulk(ids, told))
+    def _note_bulk(self, ids: tuple[str, ...], outcome: str) -> None:
+        self._history.bulks.append(Bulk(ids, outcome))
         for id in ids:
-            self._note(id, told)
+            self._note(id, outcome)
 
     async def _batched(self, client: Client) -> None:
         count = self._chance.choice([1, 1, 5])
@@ -200,7 +204,7 @@ class Flow:
         await self._put(client, Order("work", (self._chance.choice([0.0, 0.5]),), options, "expiring"))
 
     async def _moved(self, client: Client) -> None:
-        """Have a delayed job run now, or at another moment; perhaps twice."""
+        """Submit a delayed job, then promote or reschedule it once or twice."""
         options = {"delay": self._chance.uniform(1, 10)}
         id = await self._put(client, Order("work", (0.0,), options, "moved"))
         for _ in range(self._chance.choice([1, 1, 2])):
@@ -211,44 +215,45 @@ class Flow:
             await self._move(client, id, delay)
 
     async def _move(self, client: Client, id: str, delay: float | None) -> None:
-        moved = Moved(id, time.time() + (delay or 0.0), promoted=delay is None, known=True)
+        moved = Rescheduled(id, time.time() + (delay or 0.0), promoted=delay is None, known=True)
         job = client.jobs.handle(id)
         try:
             await (job.promote() if delay is None else job.reschedule(delay=delay))
         except BrokerError:
-            self._history.moved.append(replace(moved, known=False))
+            self._history.rescheduled.append(replace(moved, known=False))
         except WrongState:
             pass
         except JobNotFound:
             self._history.missing.append(id)
         else:
-            self._history.moved.append(moved)
+            self._history.rescheduled.append(moved)
 
     def _priority(self) -> str:
         return self._chance.choice(["high", "normal", "low"])
 
-    # -- a gate ------------------------------------------------------------------------------------------
+    # -- pauses ------------------------------------------------------------------------------------------
 
     async def gate(self, client: Client, seconds: float) -> None:
-        """Pause a queue and let it go on, again and again for so long. It is left open."""
+        """Pause and resume a queue repeatedly for `seconds`. At the end the queue is not paused."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            await asyncio.sleep(self._chance.uniform(*OPEN_SECONDS))
+            await asyncio.sleep(self._chance.uniform(*RESUMED_SECONDS))
             try:
                 await client.queues.pause("gated")
             except BrokerError:
                 began = math.inf
             else:
                 began = time.time()
-                await asyncio.sleep(self._chance.uniform(*SHUT_SECONDS))
+                await asyncio.sleep(self._chance.uniform(*PAUSED_SECONDS))
             ended = time.time()
-            await open_gate(client)
+            await resume_gate(client)
             if began < ended:
                 self._history.pauses.append(Pause("gated", began, ended))
 
 
-async def open_gate(client: Client) -> None:
-    """Resume the queue, for as long as it takes."""
+async def resume_gate(client: Client) -> None:
+    """Resume the queue; try until it succeeds."""
+
     while True:
         try:
             return await client.queues.resume("gated")

@@ -1,8 +1,10 @@
-"""Judges what clients asked for about when, whether and how many at once. Pure, as all of the checker is.
+"""Checks flow control in a history: times, expiry, unique keys, keys and limits.
 
-What a key is promised is judged by the log, in which all events have one order; that jobs of one key did not
-run at the same time by what they themselves wrote as well. Moments are compared only where a client, a task
-and the server say when something was: on one machine, by one clock.
+All checks are pure functions.
+
+The guarantees of a key are checked against the event log, in which all events have one order. That jobs of
+one key never run at the same time is also checked against the notes of the jobs themselves. Times of clients,
+tasks and the server can be compared, because all of them run on one machine with one clock.
 """
 
 import math
@@ -12,28 +14,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from jsq.model.event import FINAL_STATES, LoggedEvent
-from tests.chaos.history import Asked, Effect, History
+from tests.chaos.history import Effect, FlowSubmit, History
 
 GRACE = 2.0
-"""Seconds after a pause in which what was delivered before it may begin, on a busy machine."""
+"""Seconds after the start of a pause in which jobs delivered before it may start, on a busy machine."""
 
-HOLDS_UP = ("held", "slowed", "halted", "parted")
-"""Words of what is done to links, workers and servers by which a delivery comes late, and is not lost."""
+DELAYING_FAULTS = ("held", "slowed", "halted", "partitioned")
+"""Words in the names of faults that delay a delivery without losing it."""
 
 HALTED = 0.5
-"""Seconds after a halted worker goes on in which a start may come late."""
+"""Seconds after a halted worker resumes in which a start may be late."""
 
 CLOSE = 0.05
-"""Seconds by which two who say when something was may differ."""
+"""Seconds by which two times of the same event may differ."""
 
 
 USED = 0.75
-"""The share of a rate in one window from which it was used up: without a limit there might have been more."""
+"""The share of a rate from which a window counts as used up: without a limit it might have had more starts.
+"""
 
 
 @dataclass(frozen=True)
 class Life:
-    """From the first start of a job to its end, as sequences of the log; a replay is another one."""
+    """From the first start of a job to its end, as sequences of the log.
+
+    A retried dead letter has another life.
+    """
 
     job: str
     begun: float
@@ -41,7 +47,7 @@ class Life:
 
 
 def lives(events: list[LoggedEvent]) -> list[Life]:
-    """The lives of one job, that it has had so far."""
+    """All lives of one job."""
     found: list[Life] = []
     begun = math.inf
     for event in events:
@@ -57,8 +63,8 @@ def first(events: list[LoggedEvent], *states: str) -> LoggedEvent | None:
     return next((event for event in events if event.state in states and event.event.progress is None), None)
 
 
-def together(held: list[Life]) -> Iterator[tuple[Life, Life]]:
-    """Those that were not over when the next of another job began."""
+def overlapping(held: list[Life]) -> Iterator[tuple[Life, Life]]:
+    """The pairs of lives of different jobs where the second began before the end of the first."""
     longest: Life | None = None
     for one in sorted(held, key=lambda life: life.begun):
         if longest is not None and one.job != longest.job and one.begun < longest.ended:
@@ -67,17 +73,17 @@ def together(held: list[Life]) -> Iterator[tuple[Life, Life]]:
             longest = one
 
 
-def by_key(history: History, kind: str) -> dict[str, dict[str, Asked]]:
+def by_key(history: History, kind: str) -> dict[str, dict[str, FlowSubmit]]:
     """Acknowledged submits of a kind, in their order, by key and by job."""
-    found: dict[str, dict[str, Asked]] = defaultdict(dict)
-    for asked in history.asked:
-        if asked.kind == kind:
-            found[asked.key].setdefault(asked.job, asked)
+    found: dict[str, dict[str, FlowSubmit]] = defaultdict(dict)
+    for submit in history.flow_submits:
+        if submit.kind == kind:
+            found[submit.key].setdefault(submit.job, submit)
     return found
 
 
 def key_of(history: History) -> dict[str, str]:
-    """The key of each job that has a line, by what its own events say: not all were acknowledged."""
+    """The key of each job in a key group, read from its events, because not all submits were acknowledged."""
     keys = {job: next((one.event.key for one in events), "") for job, events in history.events.items()}
     return {job: key for job, key in keys.items() if key}
 
@@ -86,14 +92,14 @@ def key_of(history: History) -> dict[str, str]:
 
 
 def in_order(history: History) -> Iterator[str]:
-    """Who was submitted later begins after the end of all that came before: after the first one.
+    """A job starts only after the end of every job of its key that was submitted before it.
 
-    Judged of those that were to be due at once, each submitted when the one before was acknowledged. A replay
-    comes to the end of its line.
+    Checked for jobs without a delay: each of them was submitted when the one before was acknowledged. A
+    retried dead letter goes to the end of its key queue.
     """
-    for key, asked in by_key(history, "lined").items():
+    for key, submits in by_key(history, "keyed").items():
         over, before = 0.0, ""
-        for job in (one.job for one in asked.values() if not one.due):
+        for job in (one.job for one in submits.values() if not one.due):
             events = history.events.get(job, [])
             begun, ended = first(events, "running"), first(events, *FINAL_STATES)
             if begun is not None and begun.sequence < over:
@@ -104,9 +110,9 @@ def in_order(history: History) -> Iterator[str]:
 
 
 def one_at_a_time(history: History) -> Iterator[str]:
-    """No job begins while another of its key holds the place: from its start to its end, over its retries.
+    """No job starts while another job of its key holds the slot: from its start to its end, retries included.
 
-    Nor do the runs themselves overlap of which each is the one that counts.
+    The successful runs of the jobs do not overlap either.
     """
     keys = key_of(history)
     held: dict[str, list[Life]] = defaultdict(list)
@@ -119,30 +125,33 @@ def one_at_a_time(history: History) -> Iterator[str]:
         run = next((one.event.token for one in events if one.state == "succeeded"), 0)
         if (job, run) in begins and (job, run) in ends:
             ran[key].append(Life(job, begins[job, run], ends[job, run]))
-    for what, all_of in (("held its place", held), ("ran", ran)):
-        for key, those in all_of.items():
-            for one, other in together(those):
+    for what, by_group in (("held the slot", held), ("ran", ran)):
+        for key, spans in by_group.items():
+            for one, other in overlapping(spans):
                 yield f"{other.job} of {key} began at {other.begun}, while {one.job} {what} until {one.ended}"
 
 
 def within_rate(history: History) -> Iterator[str]:
-    """No window sees more starts than its rate allows: of those that no halt has made late."""
+    """No window has more starts than its rate allows.
+
+    Starts that a halt of the worker delayed are not counted.
+    """
     for task, rate in history.rates.items():
         for moment, count in zip(starts(history, task), windows(history, task), strict=True):
             if count > rate.count:
-                yield f"{task} began {count} times in {rate.per:g} s from {moment:.3f}, and may {rate.count}"
+                yield f"{task} began {count} times in {rate.per:g} s from {moment:.3f}; its limit is {rate}"
 
 
 def windows(history: History, task: str) -> list[int]:
-    """How many starts the window has that begins with each."""
+    """The number of starts in the window that begins with each start."""
     at, seconds = starts(history, task), history.rates[task].per
     return [bisect_left(at, moment + seconds) - place for place, moment in enumerate(at)]
 
 
 def starts(history: History, task: str) -> list[float]:
-    """When the runs of a task began, in order."""
+    """The times at which the runs of a task began, in ascending order."""
     jobs = {job for job, events in history.events.items() if any(one.event.task == task for one in events)}
-    halts = [(one.pid, one.ended) for one in history.broken if one.pid]
+    halts = [(one.pid, one.ended) for one in history.injected_faults if one.pid]
     return [
         effect.at
         for effect in history.effects
@@ -152,8 +161,8 @@ def starts(history: History, task: str) -> list[float]:
     ]
 
 
-def shut(history: History) -> Iterator[str]:
-    """Nothing begins while its queue is paused, but what was delivered before and held up on its way."""
+def paused_never_start(history: History) -> Iterator[str]:
+    """No job starts while its queue is paused, except jobs delivered before that a fault delayed."""
     begun = [
         (event.at.timestamp(), event)
         for events in history.events.values()
@@ -161,25 +170,25 @@ def shut(history: History) -> Iterator[str]:
         if event.state == "running" and event.event.progress is None
     ]
     for pause in history.pauses:
-        since = shut_from(history, pause.began)
+        since = effective_from(history, pause.began)
         for at, event in begun:
             if event.queue == pause.queue and since < at < pause.ended:
-                told = f"from {pause.began:.3f} to {pause.ended:.3f}"
-                yield f"{event.job} began at {at:.3f}, and {pause.queue} was paused {told}"
+                span = f"from {pause.began:.3f} to {pause.ended:.3f}"
+                yield f"{event.job} began at {at:.3f}, and {pause.queue} was paused {span}"
 
 
-def shut_from(history: History, began: float) -> float:
-    """From when nothing may begin after a pause: what is held up on its way was delivered before."""
+def effective_from(history: History, began: float) -> float:
+    """The time from which no job may start after a pause; faults delay deliveries made before the pause."""
     since = began
-    for broken in sorted(history.broken, key=lambda one: one.began):
-        if broken.began <= since + GRACE and any(word in broken.what for word in HOLDS_UP):
-            since = max(since, broken.ended)
+    for fault in sorted(history.injected_faults, key=lambda one: one.began):
+        if fault.began <= since + GRACE and any(word in fault.what for word in DELAYING_FAULTS):
+            since = max(since, fault.ended)
     return since + GRACE
 
 
 @dataclass(frozen=True)
 class Span:
-    """From when to when a run of a job is known to hold a slot of its queue."""
+    """The time in which a run of a job certainly holds a slot of its queue."""
 
     job: str
     begun: float
@@ -187,21 +196,21 @@ class Span:
 
 
 def within_concurrency(history: History) -> Iterator[str]:
-    """At no moment more runs of a task are under way than its queue allows."""
+    """At no time do more runs of a task hold a slot than the concurrency of its queue allows."""
     for task, most in history.concurrency.items():
         under_way: list[Span] = []
         for span in sorted(held_spans(history, task), key=lambda span: span.begun):
             under_way = [one for one in under_way if one.ended > span.begun] + [span]
             if len(under_way) > most:
-                told = ", ".join(f"{one.job} from {one.begun:.3f} to {one.ended:.3f}" for one in under_way)
-                yield f"{len(under_way)} runs of {task} at {span.begun:.3f}, of {most} at once: {told}"
+                spans = ", ".join(f"{one.job} from {one.begun:.3f} to {one.ended:.3f}" for one in under_way)
+                yield f"{len(under_way)} runs of {task} at {span.begun:.3f}; the limit is {most}: {spans}"
 
 
 def held_spans(history: History, task: str) -> Iterator[Span]:
-    """The runs of a task: each from its begin until it left, its worker died, or its lease may be over."""
+    """The runs of a task: each from its start until it left, its worker died, or its lease may be over."""
     left = {(one.job, one.token): one.at for one in history.effects if one.word == "left"}
     killed = dict(history.kills)
-    last = {one.pid: one.at for one in history.effects}  # in the order of time
+    last = {one.pid: one.at for one in history.effects}  # in the order of their times
     jobs = {job for job, events in history.events.items() if events[0].event.task == task}
     for one in history.effects:
         if one.word == "begin" and one.job in jobs:
@@ -211,16 +220,18 @@ def held_spans(history: History, task: str) -> Iterator[Span]:
 
 
 def leased_until(history: History, begin: Effect) -> float:
-    """Until when the worker of a run surely has its lease, whatever it is cut off from or halted by.
+    """The time until which the worker of a run certainly has its lease, despite faults that stop the
+    renewals.
 
-    A lease is renewed at a third of it. So it lasts for half of it from the begin of such a fault.
+    A lease is renewed after a third of its duration, so it lasts at least half of it from the start of a
+    fault.
     """
     half = history.slot_lease / 2
     ends = (
-        max(broken.began, begin.at) + half
-        for broken in history.broken
-        if broken.pid in (0, begin.pid)
-        if broken.ended > begin.at and broken.ended - broken.began > half
+        max(fault.began, begin.at) + half
+        for fault in history.injected_faults
+        if fault.pid in (0, begin.pid)
+        if fault.ended > begin.at and fault.ended - fault.began > half
     )
     return min(ends, default=math.inf)
 
@@ -229,9 +240,9 @@ def leased_until(history: History, begin: Effect) -> float:
 
 
 def unique_life(key: str, events: list[LoggedEvent]) -> Life | None:
-    """While a job holds its unique key, in seconds by the server's clock; None if it never did.
+    """The time in which a job holds its unique key, in seconds of the server's clock; None if it never did.
 
-    From its submit; a job that waits by `keep_last` does not hold it before its start.
+    A job holds its key from its submit. A job that waits because of `keep_last` holds it only from its start.
     """
     begun, ended = first(events, "running"), first(events, *FINAL_STATES)
     submitted = events[0].event.submitted or events[0].at
@@ -244,45 +255,48 @@ def unique_life(key: str, events: list[LoggedEvent]) -> Life | None:
     return Life(events[0].job, submitted.timestamp(), until)
 
 
-def one_alive(history: History) -> Iterator[str]:
-    """Of a unique key no job begins to live while another does: to its end, or to its start."""
-    for key, asked in by_key(history, "unique").items():
-        found = [unique_life(key, history.events[job]) for job in asked if job in history.events]
-        for one, other in together([life for life in found if life is not None]):
-            yield f"{other.job} of {key} came at {other.begun}, while {one.job} lived until {one.ended}"
+def one_unique_holder(history: History) -> Iterator[str]:
+    """No job takes a unique key while another job holds it: until its end, or until its start."""
+    for key, submits in by_key(history, "unique").items():
+        found = [unique_life(key, history.events[job]) for job in submits if job in history.events]
+
+        for one, other in overlapping([life for life in found if life is not None]):
+            yield f"{other.job} took {key} at {other.begun}, while {one.job} held it until {one.ended}"
 
 
-def alive_when_returned(history: History) -> Iterator[str]:
-    """A job that is returned as the duplicate had not let its key go before it was asked for."""
-    for asked in history.asked:
-        if not asked.duplicate:
+def duplicate_held_its_key(history: History) -> Iterator[str]:
+    """A job that is returned as the duplicate had not released its key before the submit."""
+    for submit in history.flow_submits:
+        if not submit.duplicate:
             continue
-        events = history.events.get(asked.job, [])
+        events = history.events.get(submit.job, [])
         if not events:
-            yield f"{asked.job} was returned for {asked.key}, and there is none"
-        until = first(events, *FINAL_STATES, *(["running"] if asked.key.startswith("start") else []))
-        if until is not None and until.at.timestamp() < asked.began - CLOSE:
-            yield f"{asked.job} was returned for {asked.key} at {asked.began:.3f}, when it was {until.state}"
+            yield f"{submit.job} was returned for {submit.key}, and this job does not exist"
+        until = first(events, *FINAL_STATES, *(["running"] if submit.key.startswith("start") else []))
+        if until is not None and until.at.timestamp() < submit.began - CLOSE:
+            at = f"at {submit.began:.3f}"
+            yield f"{submit.job} was returned for {submit.key} {at}, when it was {until.state}"
 
 
 def all_or_none(history: History) -> Iterator[str]:
     for bulk in history.bulks:
-        stand = sum(job in history.events for job in bulk.jobs)
-        if stand not in (0, len(bulk.jobs)) or (bulk.told == "acknowledged" and not stand):
-            yield f"{stand} of {len(bulk.jobs)} jobs stand of a bulk that was {bulk.told}: {bulk.jobs[0]}"
+        stored = sum(job in history.events for job in bulk.jobs)
+        if stored not in (0, len(bulk.jobs)) or (bulk.outcome == "acknowledged" and not stored):
+            count = f"{stored} of {len(bulk.jobs)} jobs"
+            yield f"{count} of a bulk are stored, and it was {bulk.outcome}: {bulk.jobs[0]}"
 
 
-def each_by_itself(history: History) -> Iterator[str]:
-    """The function of a batch task sees an item once in an attempt, and each comes to what was its own."""
-    for asked in history.asked:
-        last = [event for event in history.events.get(asked.job, ()) if event.state in FINAL_STATES][-1:]
-        if asked.kind != "batched" or not last:
+def items_are_independent(history: History) -> Iterator[str]:
+    """A batch task receives an item once in an attempt, and each item has its own outcome."""
+    for submit in history.flow_submits:
+        last = [event for event in history.events.get(submit.job, ()) if event.state in FINAL_STATES][-1:]
+        if submit.kind != "batched" or not last:
             continue
         failed = last[0].state == "failed" and last[0].event.reason == "rejected"
-        if asked.key == "bad" and last[0].state == "succeeded":
-            yield f"{asked.job} was bad, and has succeeded"
-        elif asked.key != "bad" and failed:
-            yield f"{asked.job} was {asked.key}, and was rejected"
+        if submit.key == "bad" and last[0].state == "succeeded":
+            yield f"{submit.job} was bad and has succeeded"
+        elif submit.key != "bad" and failed:
+            yield f"{submit.job} was {submit.key} and was rejected"
     calls = Counter((one.job, one.token) for one in history.effects if one.word == "begin" and one.token)
     for (job, token), count in calls.items():
         if count > 1:
@@ -292,69 +306,76 @@ def each_by_itself(history: History) -> Iterator[str]:
 # -- when ------------------------------------------------------------------------------------------------
 
 
-def none_expired_begins(history: History) -> Iterator[str]:
-    """What the server has not stored as begun by its moment does not run."""
+def expired_never_start(history: History) -> Iterator[str]:
+    """A job whose start the server has not stored before the expiry does not run."""
     ran: dict[str, list[Effect]] = defaultdict(list)
     for effect in history.effects:
         ran[effect.job].append(effect)
-    for asked in history.asked:
-        events = history.events.get(asked.job, [])
-        if asked.expires == math.inf or not events:
+    for submit in history.flow_submits:
+        events = history.events.get(submit.job, [])
+        if submit.expires == math.inf or not events:
             continue
-        told = next((one.event.expires for one in events if one.event.expires is not None), None)
-        limit = min(asked.expires, told.timestamp() if told is not None else math.inf)
+        recorded = next((one.event.expires for one in events if one.event.expires is not None), None)
+        limit = min(submit.expires, recorded.timestamp() if recorded is not None else math.inf)
         begun = first(events, "running")
-        late = begun is None or begun.at.timestamp() > limit + (0 if told is not None else CLOSE)
-        if late and ran[asked.job]:
-            yield f"{asked.job} expired at {limit:.3f}, and ran at {ran[asked.job][0].at:.3f}"
-        if told is None:
-            yield f"{asked.job} was to expire, and its events say nothing of it"
+        late = begun is None or begun.at.timestamp() > limit + (0 if recorded is not None else CLOSE)
+        if late and ran[submit.job]:
+            yield f"{submit.job} expired at {limit:.3f} and ran at {ran[submit.job][0].at:.3f}"
+        if recorded is None:
+            yield f"{submit.job} was submitted with an expiry, and its events have none"
 
 
 def none_early(history: History) -> Iterator[str]:
-    """No job begins before the moment that it was given last.
+    """No job starts before its last due time.
 
-    A unique one may have been stored by another submit, which asked for no delay.
+    Unique jobs are not checked: another submit without a delay may have stored the job.
     """
-    due = {asked.job: asked.due for asked in history.asked if asked.due and asked.kind != "unique"}
-    for moved in history.moved:
+    due = {
+        submit.job: submit.due for submit in history.flow_submits if submit.due and submit.kind != "unique"
+    }
+    for moved in history.rescheduled:
         if moved.job in due:
             due[moved.job] = moved.due if moved.known else min(moved.due, due[moved.job])
     for job, moment in due.items():
         begun = first(history.events.get(job, []), "running")
         if begun is not None and begun.at.timestamp() < moment - CLOSE:
-            yield f"{job} began at {begun.at.timestamp():.3f}, and was due at {moment:.3f}"
+            yield f"{job} began at {begun.at.timestamp():.3f} and was due at {moment:.3f}"
 
 
-# -- what there was --------------------------------------------------------------------------------------
+# -- coverage --------------------------------------------------------------------------------------------
 
 
 def happened(history: History) -> dict[str, int]:
-    """How often each of these things really occurred; a run that lacks one proves nothing about it."""
-    kinds = Counter(asked.kind for asked in history.asked if not asked.duplicate)
+    """How often each situation occurred.
+
+    A run in which a situation never occurred proves nothing about it.
+    """
+    kinds = Counter(submit.kind for submit in history.flow_submits if not submit.duplicate)
     ended = {job: first(events, *FINAL_STATES) for job, events in history.events.items()}
-    expired = [one for one in history.asked if one.kind == "expiring" and is_expired(ended.get(one.job))]
+    expired = [
+        one for one in history.flow_submits if one.kind == "expiring" and is_expired(ended.get(one.job))
+    ]
     busiest = {task: max(windows(history, task), default=0) for task in history.rates}
     return {
-        "jobs in a line": kinds["lined"],
+        "jobs with a key": kinds["keyed"],
         "unique jobs": kinds["unique"],
-        "duplicates": sum(asked.duplicate for asked in history.asked),
-        "that may expire": kinds["expiring"],
+        "duplicates": sum(submit.duplicate for submit in history.flow_submits),
+        "jobs with an expiry": kinds["expiring"],
         "expired": len(expired),
         **{f"starts of {task}": len(starts(history, task)) for task in history.rates},
         "rates used up": sum(count >= USED * history.rates[task].count for task, count in busiest.items()),
-        "promoted": sum(moved.promoted for moved in history.moved),
-        "moved": sum(not moved.promoted for moved in history.moved),
+        "promoted": sum(moved.promoted for moved in history.rescheduled),
+        "rescheduled": sum(not moved.promoted for moved in history.rescheduled),
         **{f"runs of {task}": len(list(held_spans(history, task))) for task in history.concurrency},
         "limits used up": sum(used_up(history, task) for task in history.concurrency),
         "items of batches": kinds["batched"],
-        "bulks, all or none": len({bulk.jobs for bulk in history.bulks}),
-        "pauses": sum(shut_from(history, pause.began) < pause.ended for pause in history.pauses),
+        "atomic submits": len({bulk.jobs for bulk in history.bulks}),
+        "pauses": sum(effective_from(history, pause.began) < pause.ended for pause in history.pauses),
     }
 
 
 def used_up(history: History, task: str) -> bool:
-    """Whether as many runs of a task were under way at once as its queue allows."""
+    """Whether at some time as many runs of a task held a slot as its queue allows."""
     fewer = replace(history, concurrency={task: history.concurrency[task] - 1})
     return any(within_concurrency(fewer))
 

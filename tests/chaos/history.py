@@ -1,4 +1,4 @@
-"""What a chaos run leaves to be judged: plain values, gathered from everyone who saw something."""
+"""The history of a chaos run: plain values noted by clients, tasks, the fault injector and the server."""
 
 import math
 from collections import defaultdict
@@ -12,7 +12,7 @@ from jsq.model.rate_limit import Rate
 
 @dataclass(frozen=True)
 class Effect:
-    """A line that a task wrote: `begin`, `step`, `end`, or `left` of a task that says when it is over."""
+    """A line that a task wrote: `begin`, `step`, `end`, or `left` of a task that notes when it leaves."""
 
     word: str
     job: str
@@ -23,19 +23,19 @@ class Effect:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a client was told of a submit: `acknowledged`, `unknown`, or the name of an error."""
+    """The outcome of a submit for the client: `acknowledged`, `unknown`, or the name of an error."""
 
     job: str
-    told: str
+    outcome: str
     at: float
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An acknowledged submit that asked for more: its kind, and between which moments it was answered.
+class FlowSubmit:
+    """An acknowledged submit with flow control: its kind and the time between request and reply.
 
-    `key` is that of the line or the uniqueness, with how long it holds; for an item of a batch, what becomes
-    of it. `due` is the moment before which the job may not begin, `expires` one after which it may not.
+    `key` is the key, or the unique key with its prefix; for an item of a batch it is the expected outcome.
+    The job must not start before `due` or after `expires`.
     """
 
     kind: str
@@ -49,11 +49,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Moved:
-    """What a client was told when it gave a job another moment, or had it run now: that it stands, or not.
-
-    `known` is False where nobody told.
-    """
+class Rescheduled:
+    """A reschedule or a promotion of a job. `known` is False if the client received no reply."""
 
     job: str
     due: float
@@ -63,15 +60,15 @@ class Moved:
 
 @dataclass(frozen=True)
 class Bulk:
-    """What a client was told of a bulk that stands all or none."""
+    """The outcome of an atomic submit for the client."""
 
     jobs: tuple[str, ...]
-    told: str
+    outcome: str
 
 
 @dataclass(frozen=True)
 class Pause:
-    """A pause of a queue, from when a client was told so until one began to end it."""
+    """A pause of a queue, from its acknowledgement until a client begins to resume the queue."""
 
     queue: str
     began: float
@@ -79,8 +76,8 @@ class Pause:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """What the nemesis did, between which moments; to which process, if to one."""
+class InjectedFault:
+    """A fault with its start and its end, and the id of the affected process if it affects a single one."""
 
     what: str
     began: float
@@ -92,33 +89,33 @@ class Broken:
 class History:
     """One whole run.
 
-    `ticks` are the ids of the jobs that its schedule was to submit, `doubled` the own ids that made a second
-    job. `slot_lease` is the lease of the slots of the limited queues. `lease` is that of the queue where
-    nothing but workers was killed, and 0 where more was broken.
+    `ticks` are the ids of the jobs that the schedule had to submit, `doubled` the ids of callers that
+    produced a second job. `slot_lease` is the lease of the slots of limited queues. `lease` is the lease of a
+    queue if only workers were killed, and 0 after other faults.
     """
 
     submits: list[Submitted] = field(default_factory=list)
-    asked: list[Asked] = field(default_factory=list)
-    moved: list[Moved] = field(default_factory=list)
+    flow_submits: list[FlowSubmit] = field(default_factory=list)
+    rescheduled: list[Rescheduled] = field(default_factory=list)
     bulks: list[Bulk] = field(default_factory=list)
     pauses: list[Pause] = field(default_factory=list)
-    broken: list[Broken] = field(default_factory=list)
+    injected_faults: list[InjectedFault] = field(default_factory=list)
     rates: Mapping[str, Rate] = field(default_factory=dict)
-    """By the task whose starts they limit."""
+    """The rates, by the task whose starts they limit."""
     concurrency: Mapping[str, int] = field(default_factory=dict)
-    """By the task whose runs it limits."""
+    """The concurrency limits, by the task whose runs they limit."""
     cancelled: set[str] = field(default_factory=set)
     replayed: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
-    surprises: list[str] = field(default_factory=list)
+    unexpected_errors: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     kills: list[tuple[int, float]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
     events: dict[str, list[LoggedEvent]] = field(default_factory=dict)
     view: dict[str, LoggedEvent] = field(default_factory=dict)
-    letters: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    behind: list[str] = field(default_factory=list)
+    dead_letters: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    lagging: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     ticks: list[str] = field(default_factory=list)
     lease: float = 0.0
@@ -126,7 +123,7 @@ class History:
 
 
 def read_effects(folder: Path) -> list[Effect]:
-    """All effects, in the order of time."""
+    """All effects, in the order of their times."""
     found = []
     for path in folder.iterdir():
         for line in path.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Clients of a chaos run: they submit, repeat, cancel, replay and look, and note what they were told."""
+"""Clients of a chaos run: they submit, repeat, cancel, retry and read jobs, and note each result."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,8 @@ from jsq.errors import JsqError, PartlySubmitted
 from tests.chaos.flow import Flow, Order
 from tests.chaos.history import History, Submitted
 
-UNDER_WAY = 200
-MANY = 20
+MAX_CONCURRENT = 200
+BULK_SIZE = 20
 RECENT = 200
 
 
@@ -29,13 +29,13 @@ class Load:
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._own: deque[tuple[str, str]] = deque(maxlen=RECENT)
         self._doomed: deque[str] = deque(maxlen=RECENT)
-        self._slots = asyncio.Semaphore(UNDER_WAY)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._flow = Flow(history, chance, self._put, self._note)
         self.last_acknowledged = time.monotonic()
         self.longest_gap = 0.0
 
     async def run(self, seconds: float) -> None:
-        """Keep up the rate for so long; what the clients cannot do in time is left out."""
+        """Keep up the rate for `seconds`; operations that the clients cannot start in time are skipped."""
         began, made = time.monotonic(), 0
         async with asyncio.TaskGroup() as group:
             group.create_task(self._noted(self._flow.gate(self._clients[0], seconds)))
@@ -58,24 +58,28 @@ class Load:
             elif draw < 0.97:
                 await self._noted(self._cancel(client, self._chance.choice(self._recent)))
             elif draw < 0.98:
-                await self._noted(self._replay(client, self._chance.choice(self._doomed or self._recent)))
+                await self._noted(
+                    self._retry_dead_letter(client, self._chance.choice(self._doomed or self._recent))
+                )
             elif draw < 0.985 and self._own:
                 await self._noted(self._submit_again(client, *self._chance.choice(self._own)))
             else:
-                await self._noted(self._look(client, self._chance.choice(self._recent)))
+                await self._noted(self._read_status(client, self._chance.choice(self._recent)))
 
     async def _noted(self, act: Awaitable[None]) -> None:
-        """Do it; what no user should ever see is noted as a surprise."""
+        """Await an operation and note errors that no user should ever see."""
         try:
             await act
         except Exception as error:
-            self._history.surprises.append(f"{type(error).__name__}: {error}")
+            self._history.unexpected_errors.append(f"{type(error).__name__}: {error}")
 
     async def _submit(self, client: Client) -> None:
         await self._put(client, self._order())
 
     async def _put(self, client: Client, order: Order) -> str | None:
-        """Submit, again under the same id where nobody told; returns the id once it is acknowledged."""
+        """Submit a job, again with the same id if the outcome is unknown; return the id once it is
+        acknowledged.
+        """
         own = order.task == "plain" or self._chance.random() < 0.4
         id = f"own:{new_id()}.*.>" if own else None  # of characters that subjects hold encoded
         args = (id, *order.args) if order.task == "plain" else order.args
@@ -100,7 +104,7 @@ class Load:
                 return None
 
     async def _submit_again(self, client: Client, id: str, task: str) -> None:
-        """Repeat a submit that was acknowledged, as one does whose own caller repeats himself."""
+        """Repeat a submit that was acknowledged, as a client does whose own caller repeats a request."""
         with contextlib.suppress(BrokerError):
             if not (await client.task(task).options(id=id).submit()).duplicate:
                 self._history.doubled.append(id)
@@ -127,7 +131,7 @@ class Load:
 
     async def _submit_many(self, client: Client) -> None:
         try:
-            for job in await client.task("work").submit_many([(0.0,)] * MANY):
+            for job in await client.task("work").submit_many([(0.0,)] * BULK_SIZE):
                 self._acknowledged_as(job.id)
         except PartlySubmitted as partly:
             for id in partly.stored:
@@ -149,7 +153,7 @@ class Load:
         except JobNotFound:
             self._history.missing.append(id)
 
-    async def _replay(self, client: Client, id: str) -> None:
+    async def _retry_dead_letter(self, client: Client, id: str) -> None:
         try:
             await client.dead_letters.retry(id)
             self._history.replayed.add(id)
@@ -158,7 +162,7 @@ class Load:
         except JobNotFound:
             self._history.missing.append(id)
 
-    async def _look(self, client: Client, id: str) -> None:
+    async def _read_status(self, client: Client, id: str) -> None:
         try:
             await client.jobs.handle(id).status()
         except BrokerError:
@@ -167,7 +171,7 @@ class Load:
             self._history.missing.append(id)
 
     def _acknowledged(self, order: Order, id: str, first: float, began: float, *, duplicate: bool) -> str:
-        self._history.asked.append(order.asked(id, first, began, duplicate=duplicate))
+        self._history.flow_submits.append(order.acknowledged(id, first, began, duplicate=duplicate))
         self._acknowledged_as(id)
         if order.task == "doomed":
             self._doomed.append(id)
@@ -184,5 +188,5 @@ class Load:
         self._history.errors.append(f"{type(error).__name__}: {error}")
         self._note(id, type(error).__name__)
 
-    def _note(self, id: str, told: str) -> None:
-        self._history.submits.append(Submitted(id, told, time.time()))
+    def _note(self, id: str, outcome: str) -> None:
+        self._history.submits.append(Submitted(id, outcome, time.time()))

@@ -1,6 +1,6 @@
-"""Workers that lack something: fencing, the order of a line, the limit of a queue, the look at the expiry.
+"""Faulty workers: without fencing, key groups, the concurrency limit of a queue, or the check of the expiry.
 
-The chaos run must find each out: a checker that passes it proves nothing.
+The checker must detect each of them in a chaos run; a checker that accepts them proves nothing.
 """
 
 import math
@@ -15,7 +15,7 @@ from jsq.worker.state import AttemptState
 
 
 def switch_fencing_off() -> None:
-    """Writes expect nothing, and a worker never believes that its lease is over."""
+    """Write without an expected sequence, and never treat a lease as expired."""
 
     def expect_nothing(sequence: int, subject: str) -> bytes:
         return b""
@@ -28,20 +28,20 @@ def switch_fencing_off() -> None:
 
     jsq.broker.jobs.records.expected = expect_nothing
     jsq.broker.jobs.records.expected_here = expect_nothing_here
-    Lease.lapsed = never  # type: ignore[assignment, method-assign]  # what this is for
+    Lease.lapsed = never  # type: ignore[assignment, method-assign]  # replaced on purpose
 
 
-def let_all_on() -> None:
-    """There is always room for one more of a key."""
+def ignore_group_limits() -> None:
+    """Admit every job of a key."""
 
-    def always(turn: GroupState, waiter: WaitingJob, rule: GroupLimits) -> bool:
-        return turn.slot_of(waiter.id) is None
+    def always(state: GroupState, waiting: WaitingJob, limits: GroupLimits) -> bool:
+        return state.slot_of(waiting.id) is None
 
-    GroupState.has_room_for = always  # type: ignore[assignment, method-assign]  # what this is for
+    GroupState.has_room_for = always  # type: ignore[assignment, method-assign]  # replaced on purpose
 
 
-def begin_what_has_expired() -> None:
-    """Nothing comes too late to begin."""
+def ignore_expiry() -> None:
+    """Start expired jobs."""
 
     def endless(attempt: AttemptState) -> float:
         return math.inf
@@ -49,15 +49,15 @@ def begin_what_has_expired() -> None:
     jsq.worker.stages.expiry.seconds_to_start = endless
 
 
-def let_all_in() -> None:
-    """A worker of a limited queue always has a slot left."""
-    QueueGate.credit = property(lambda gate: 2)  # type: ignore[assignment, method-assign]  # what this is for
+def ignore_queue_slots() -> None:
+    """Always offer a slot to a worker of a limited queue."""
+    QueueGate.credit = property(lambda gate: 2)  # type: ignore[assignment, method-assign]  # replaced on purpose
 
 
 MUTANTS: Mapping[str, Callable[[], None]] = {
     "fencing": switch_fencing_off,
-    "lines": let_all_on,
-    "expiry": begin_what_has_expired,
-    "slots": let_all_in,
+    "groups": ignore_group_limits,
+    "expiry": ignore_expiry,
+    "slots": ignore_queue_slots,
 }
-"""What makes each of them of the workers in this process."""
+"""The functions that make the workers of this process faulty, by the name of the fault."""

@@ -1,4 +1,4 @@
-"""What breaks things: workers and servers are killed and halted, links are cut, held and slowed."""
+"""Fault injection: kills and halts workers and servers; cuts, holds and slows links."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tests.chaos.brokers import Broker, Fault
-from tests.chaos.history import Broken, History
+from tests.chaos.history import History, InjectedFault
 from tests.helpers.proxy import Link
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ PAUSE = (1.0, 5.0)
 
 
 class Workers:
-    """Worker processes; one that has ended is started anew."""
+    """Worker processes; a process that has ended is replaced."""
 
     def __init__(self, count: int, env: dict[str, str], log: Path) -> None:
         self._count = count
@@ -54,7 +54,7 @@ class Workers:
 
 
 class Nemesis:
-    """Breaks one thing after another, by a seeded choice, and mends each after a while."""
+    """Injects one fault after another, chosen by a seeded generator, and ends each after a while."""
 
     def __init__(
         self,
@@ -72,37 +72,37 @@ class Nemesis:
         self._history = history
         self._lease = lease
         self.faults: Counter[str] = Counter()
-        ours: list[Fault] = [
+        own: list[Fault] = [
             (6, "worker killed", self._kill_worker),
             (4, "worker halted", self._halt_worker),
-            (2, "worker told to stop", self._stop_worker),
+            (2, "worker stopped", self._stop_worker),
             (2, "link cut", self._cut),
             (1, "link refused", self._refuse),
             (2, "link held", self._hold),
             (2, "link slowed", self._slow),
         ]
-        hands = (
-            [ours, broker.faults(chance, lease)]
-            if broker.has_hand
-            else [[*ours, *broker.faults(chance, lease)]]
+        groups = (
+            [own, broker.faults(chance, lease)]
+            if broker.concurrent_faults
+            else [[*own, *broker.faults(chance, lease)]]
         )
-        self._hands = [[act for act in acts if not only or act[1] in only] for acts in hands]
+        self._groups = [[fault for fault in faults if not only or fault[1] in only] for faults in groups]
 
     async def run(self, seconds: float) -> None:
         async with asyncio.TaskGroup() as group:
-            for acts in filter(None, self._hands):
-                group.create_task(self._break(acts, time.monotonic() + seconds))
+            for faults in filter(None, self._groups):
+                group.create_task(self._inject(faults, time.monotonic() + seconds))
 
-    async def _break(self, acts: list[Fault], end: float) -> None:
-        """Break one thing after another."""
-        weights = [weight for weight, _, _ in acts]
+    async def _inject(self, faults: list[Fault], end: float) -> None:
+        """Inject one fault after another."""
+        weights = [weight for weight, _, _ in faults]
         while time.monotonic() < end:
             await asyncio.sleep(self._chance.uniform(*PAUSE))
-            _, name, act = self._chance.choices(acts, weights)[0]
+            _, name, act = self._chance.choices(faults, weights)[0]
             self.faults[name] += 1
             began = time.time()
             pid = await act()
-            self._history.broken.append(Broken(name, began, time.time(), pid or 0))
+            self._history.injected_faults.append(InjectedFault(name, began, time.time(), pid or 0))
 
     async def _kill_worker(self) -> None:
         process = self._chance.choice(self._workers.processes)
@@ -123,22 +123,22 @@ class Nemesis:
         self._link().cut()
 
     async def _refuse(self) -> None:
-        with self._mended() as link:
+        with self._healing() as link:
             link.refuse()
             await asyncio.sleep(self._chance.uniform(0.5, self._lease * 1.4))
 
     async def _hold(self) -> None:
-        with self._mended() as link:
+        with self._healing() as link:
             link.hold()
             await asyncio.sleep(self._chance.uniform(0.5, self._lease * 3))
 
     async def _slow(self) -> None:
-        with self._mended() as link:
+        with self._healing() as link:
             link.slow(self._chance.uniform(0.02, 0.3))
             await asyncio.sleep(self._chance.uniform(1, 5))
 
     @contextlib.contextmanager
-    def _mended(self) -> Iterator[Link]:
+    def _healing(self) -> Iterator[Link]:
         link = self._link()
         try:
             yield link

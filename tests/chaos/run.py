@@ -1,4 +1,6 @@
-"""One chaos run on one server or three: load and faults, then peace, then the whole history."""
+"""One chaos run on one server or three: load with faults, then a quiet time, then the collection of the
+history.
+"""
 
 import asyncio
 import contextlib
@@ -32,21 +34,21 @@ from tests.helpers.proxy import Link
 
 CLIENTS = 4
 WORKERS = 3
-PEACE_SECONDS = 300.0
+QUIET_SECONDS = 300.0
 SHORT_AGE = 5.0
-"""The age in seconds at which a short run sweeps; the sweeps of workers come too late for it (`MIN_AGE`)."""
+"""The `age` in seconds of the sweep of a short run; sweeps of workers come too late for it (`MIN_AGE`)."""
 
 MOST_EVIDENCE = 5
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of it."""
+    """The result of a chaos run."""
 
     history: History
     faults: dict[str, int]
     longest_gap: float
-    refused: int
+    lost_leases: int
     seconds: float
     evidence: dict[str, list[str]]
 
@@ -60,11 +62,12 @@ async def run(
     only: Collection[str] = (),
     mutants: Collection[str] = (),
     disk: bool = False,
-    peace: float = PEACE_SECONDS,
+    quiet: float = QUIET_SECONDS,
 ) -> Run:
-    """Break and load for so long, then mend, drain, and gather the history.
+    """Run load with faults for `seconds`, then end the faults, drain the queues and collect the history.
 
-    `only` names the faults, `mutants` what the workers lack.
+    `only` names the faults to inject, `mutants` the features that the workers lack. `quiet` limits the
+    seconds in which the queues are drained.
     """
     chance, history, began = (
         random.Random(seed),
@@ -104,24 +107,30 @@ async def run(
                 if set(nemesis.faults) <= {"worker killed"}:
                     history.lease = settings(servers).lease
                 async with Client(broker.url, namespace=NAMESPACE) as judge:
-                    await stop_ticking(judge, history, since, peace)
-                    await gather(judge, broker, history, peace)
+                    await stop_ticking(judge, history, since, quiet)
+                    await gather(judge, broker, history, quiet)
                     history.effects = read_effects(folder / "effects")
-                    evidence = await look_closer(judge, history)
+                    evidence = await collect_evidence(judge, history)
             finally:
                 keeping.cancel()
                 await asyncio.to_thread(workers.stop)  # the loop serves the links meanwhile
-        told = (folder / "worker.log").read_text(errors="replace")
-        refused = told.count("lease lost")
+        log = (folder / "worker.log").read_text(errors="replace")
         for id in evidence:
-            evidence[id] += [line for line in told.splitlines() if id in line]
-    return Run(history, dict(nemesis.faults), load.longest_gap, refused, time.monotonic() - began, evidence)
+            evidence[id] += [line for line in log.splitlines() if id in line]
+    return Run(
+        history,
+        dict(nemesis.faults),
+        load.longest_gap,
+        log.count("lease lost"),
+        time.monotonic() - began,
+        evidence,
+    )
 
 
-async def stop_ticking(client: Client, history: History, since: datetime, peace: float) -> None:
-    """Wait until each tick up to now is decided upon, and tick no more; note the jobs they were to make."""
+async def stop_ticking(client: Client, history: History, since: datetime, quiet: float) -> None:
+    """Wait until each tick up to now is decided, then pause the schedule. Note the ids of the jobs."""
     schedules = (await client.broker()).schedules
-    end, last = time.monotonic() + peace, schedules.now()
+    end, last = time.monotonic() + quiet, schedules.now()
     while time.monotonic() < end:
         await asyncio.sleep(0.2)
         with contextlib.suppress(BrokerError):
@@ -133,49 +142,49 @@ async def stop_ticking(client: Client, history: History, since: datetime, peace:
                 return
 
 
-async def gather(client: Client, servers: Broker, history: History, peace: float) -> None:
-    """Wait until nothing is left to do, and read what there is."""
+async def gather(client: Client, servers: Broker, history: History, quiet: float) -> None:
+    """Wait until nothing is left to do, then read the state of the server."""
     broker = await client.broker()
-    end = time.monotonic() + peace
+    end = time.monotonic() + quiet
     left: list[str] = ["nothing was read"]
     while left and time.monotonic() < end:
         await asyncio.sleep(0.5)
         with contextlib.suppress(BrokerError):
-            if peace < MIN_AGE and time.monotonic() > end - peace + SHORT_AGE:
+            if quiet < MIN_AGE and time.monotonic() > end - quiet + SHORT_AGE:
                 await client.admin.sweep(
                     age=SHORT_AGE
-                )  # the workers' sweeps come later than the end of the run
+                )  # the sweeps of the workers come after the end of a short run
             left = [one for queue in queues(1) for one in await left_on(broker, queue)]
-            # A replay that broke off stands on no queue until a sweep has mended it.
+            # An incomplete retry of a dead letter has no message until a sweep repairs it.
             left = left or [
                 f"{one.job} is {one.state}"
                 for one in await broker.records.list_last()
                 if one.state in OPEN_STATES
             ]
-    history.left = left
-    history.behind = await servers.mend()
+    history.leftovers = left
+    history.lagging = await servers.synchronize()
     history.events = by_job([await broker.records.with_result(one) for one in await broker.records.history()])
     await read_view(broker.records, history, end)
-    history.letters = [letter.id for letter in await client.dead_letters.list()]
+    history.dead_letters = [letter.id for letter in await client.dead_letters.list()]
 
 
 async def left_on(broker: Place, queue: str) -> list[str]:
-    """What is left of a queue: jobs, deliveries, places in the turns of keys."""
+    """The things that a queue still holds: jobs, deliveries, pauses, and slots of key groups."""
     left = [f"{id} is on the queue {queue}" for id in await broker.job_reader.waiting_ids(queue)]
     for level in PRIORITIES:
         known = await broker.jetstream.consumer_info(broker.subjects.streams.ready(queue), level)
         if known and known["num_ack_pending"]:
             left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
-    left += [f"{queue} is held: {place}" for place in (await broker.pauses.active(queue)).pauses]
+    left += [f"{queue} is paused: {scope}" for scope in (await broker.pauses.active(queue)).pauses]
     if await broker.streams.has_groups(queue):
         for key in KEYS:
-            turn, _ = await broker.key_groups.state(queue, key_token(key))
-            left += [f"{one.id} has a place in the turn of {key}" for one in turn.slots]
+            state, _ = await broker.key_groups.state(queue, key_token(key))
+            left += [f"{one.id} holds a slot of {key}" for one in state.slots]
     return left
 
 
 async def read_view(records: RecordStore, history: History, end: float) -> None:
-    """Read the last revisions, once the replica that answers has all of them."""
+    """Read the last revisions; repeat this until the replica that replies has all of them."""
     while True:
         with contextlib.suppress(BrokerError):
             history.view = {event.job: event for event in await records.list_last()}
@@ -184,11 +193,11 @@ async def read_view(records: RecordStore, history: History, end: float) -> None:
         await asyncio.sleep(1.0)
 
 
-async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
-    """What can be found out about the jobs that violations name: messages, events, runs; the consumers."""
+async def collect_evidence(client: Client, history: History) -> dict[str, list[str]]:
+    """Collect the messages, events and runs of the jobs that violations name, and the consumers."""
     broker = await client.broker()
     subjects = broker.subjects
-    named = {word for told in check(history).values() for one in told for word in one.split()}
+    named = {word for found in check(history).values() for one in found for word in one.split()}
     found: dict[str, list[str]] = {}
     for id in sorted(named & history.events.keys())[:MOST_EVIDENCE]:
         about, queue = found.setdefault(id, []), history.events[id][0].queue
@@ -205,7 +214,7 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
             if id in (claim.job, claim.successor):
                 about.append(str(claim))
                 about += [str(event) for event in history.events.get(claim.job, []) if claim.job != id]
-        about += [str(asked) for asked in history.asked if asked.job == id]
+        about += [str(submit) for submit in history.flow_submits if submit.job == id]
         about += [str(effect) for effect in history.effects if effect.job == id]
     if found:
         found["consumers"] = [
@@ -214,5 +223,5 @@ async def look_closer(client: Client, history: History) -> dict[str, list[str]]:
             for level in PRIORITIES
         ]
         held = await broker.reads.fetch(subjects.streams.bucket("limits"), subjects.limits.pauses("*"))
-        found["holds"] = [f"{one.headers} {one.payload.decode()}" for one in held]
+        found["pauses"] = [f"{one.headers} {one.payload.decode()}" for one in held]
     return found

@@ -1,10 +1,10 @@
-"""A long, even load, and what it leaves behind: `python -m tests.chaos.soak --seconds 600 --rate 200`.
+"""A long, even load that finds leaks: `python -m tests.chaos.soak --seconds 600 --rate 200`.
 
-Some of the jobs have a key, an own id, a unique key, or are delayed. Watched from the third minute on: the
-memory, the open files and the tasks of the worker and of the client; at the end what the server holds of the
-queue: messages, unsettled deliveries, consumers, places in lines, and keys beside those that ids and unique
-keys hold for a week. The server's own memory grows
-by what it is to keep (the log, for seven days), so it is told for each job and not judged.
+Some of the jobs have a key, an id of the caller, a unique key, or a delay. From the third minute on, the run
+samples the memory, the open files and the asyncio tasks of the worker and of the client. At the end it reads
+what the server holds of the queue: messages, unsettled deliveries, consumers and slots of key groups. It also
+counts the keys of buckets, except those that ids and unique keys occupy for a week. The memory of the server
+grows with the log, which it keeps for seven days, so it is reported per job and not checked.
 """
 
 import argparse
@@ -30,12 +30,12 @@ SPARE_TASKS = 100
 RESULT_EVERY = 20
 KEYS = 50
 PATIENCE = 120.0
-"""Seconds until all that goes by itself has gone: an empty turn of a key takes one minute."""
+"""Seconds until everything that expires by itself has expired. An empty group state takes one minute."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the processes hold: bytes resident, open files, tasks of their loops."""
+    """The resources of the processes: resident bytes, open files, and tasks of their event loops."""
 
     at: float
     jobs: int
@@ -92,7 +92,7 @@ class Soak:
             assert await job.result(PATIENCE) == number + 1
 
     def options(self, number: int) -> dict[str, Any]:
-        """What a job is submitted with: most with nothing, some with what leaves something on the server."""
+        """The options of a job. Most jobs have none; some have options that leave something on the server."""
         match number % 100:
             case 1:
                 self.claims += 1
@@ -126,7 +126,7 @@ class Soak:
         )
 
     async def left(self) -> list[str]:
-        """What the server still holds of jobs that have all ended."""
+        """The things that the server still holds although all jobs have ended."""
         broker = await self.client.broker()
         info = await broker.jetstream.stream_info(broker.subjects.streams.ready("default"))
         assert info is not None
@@ -140,16 +140,16 @@ class Soak:
         return found + await self.keys_left()
 
     async def keys_left(self) -> list[str]:
-        """Streams that hold more than is theirs when nothing is to be done."""
+        """The streams that hold more messages than they should when there is no work."""
         broker = await self.client.broker()
         subjects = broker.subjects
         kept = {
             subjects.streams.scheduled("default"): 0,
-            subjects.streams.groups("default"): 1,  # what stands before the lines, for good
+            subjects.streams.groups("default"): 1,  # the permanent first message of the stream
             subjects.streams.group_state("default"): 0,
             subjects.streams.bucket("limits"): 0,
             subjects.streams.bucket("schedules"): 0,
-            subjects.streams.bucket("workers"): 3,  # the worker, who sweeps, and the last sweep
+            subjects.streams.bucket("workers"): 3,  # the worker, the sweeper, and the last sweep
             subjects.streams.bucket("ids"): self.claims,
         }
         found = []
@@ -161,10 +161,10 @@ class Soak:
         return found
 
     def grown(self) -> list[str]:
-        """What grew after the first minutes and should not have."""
+        """The resources that grew after the first minutes although they should not."""
         warm = [sample for sample in self.samples if sample.at >= WARM_SECONDS]
         if not warm:
-            return ["the run was too short to tell: it takes more than 180 s"]
+            return ["the run was too short to measure growth; it must take more than 180 s"]
         first, last = warm[0], warm[-1]
         found = []
         for name in ("worker", "client"):
@@ -181,7 +181,7 @@ class Soak:
                 found.append(f"{name.replace('_', ' ')} grew from {before} to {after}")
         return found
 
-    def told(self) -> str:
+    def summary(self) -> str:
         first = next((sample for sample in self.samples if sample.at >= WARM_SECONDS), self.samples[0])
         last = self.samples[-1]
         each = (last.server - first.server) / max(1, last.jobs - first.jobs)
@@ -193,10 +193,10 @@ class Soak:
             "worker's tasks": (first.worker_tasks, last.worker_tasks),
             "client's tasks": (first.client_tasks, last.client_tasks),
         }
-        told = ", ".join(f"{what} {before:,} -> {after:,}" for what, (before, after) in grown.items())
+        growth = ", ".join(f"{what} {before:,} -> {after:,}" for what, (before, after) in grown.items())
         return (
-            f"{last.jobs:,} jobs in {last.at:.0f} s; from {first.at:.0f} s on: {told}; "
-            f"the server {each:,.0f} bytes for each job that it keeps"
+            f"{last.jobs:,} jobs in {last.at:.0f} s; from {first.at:.0f} s on: {growth}; "
+            f"the server: {each:,.0f} bytes for each job that it keeps"
         )
 
 
@@ -226,7 +226,7 @@ async def soak(seconds: float, rate: float) -> int:
 
                 drained = await until(nothing_left, PATIENCE)
                 faults = run.grown() + ([] if drained else await run.left())
-                print(run.told())
+                print(run.summary())
                 print("\n".join(faults) or "nothing leaked")
                 return int(bool(faults))
         finally:
@@ -238,8 +238,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rate", type=float, default=200, help="jobs a second")
-    asked = parser.parse_args()
-    sys.exit(asyncio.run(soak(asked.seconds, asked.rate)))
+    arguments = parser.parse_args()
+    sys.exit(asyncio.run(soak(arguments.seconds, arguments.rate)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the workers of a chaos run execute. Each run of a task notes its begin and its end in a file."""
+"""The tasks of a chaos run. Each run of a task notes its start and its end in a file."""
 
 import asyncio
 import os
@@ -11,27 +11,30 @@ from jsq import App, BatchItem, Context, Rate, Reject, Snooze
 from jsq.settings import QueueSettings
 
 KEEP = 7_200.0
-"""Seconds that outcomes stay: the checker reads them all at the end."""
+"""Seconds that results are kept: the checker reads all of them at the end."""
 
 
 RATES = {"limited": Rate(12, per=3), "metered": Rate(20, per=4)}
-"""How often two tasks may start: by the rate of a queue that has no other task, and by a task's own."""
+"""How often two tasks may start: the rate of a queue that has no other task, and the rate of a task."""
 
 CONCURRENCY = {"narrowed": 3}
-"""How many runs of a task may be under way at once: by the concurrency of a queue that has no other task."""
+"""How many runs of a task may be in progress: the concurrency of a queue that has no other task."""
 
 
 def settings(servers: int) -> QueueSettings:
-    """How a queue is declared: with several servers its lease outlasts an election, of 9 s at most."""
+    """The settings of a queue.
+
+    With several servers the lease is longer than an election, which takes up to 9 s.
+    """
     return QueueSettings(lease=5.0) if servers == 1 else QueueSettings(lease=10.0, replicas=3)
 
 
 def queues(servers: int) -> dict[str, QueueSettings]:
-    """All queues: one where each key has a line, one with a rate, one with a limit, one that is paused."""
+    """All queues: a plain one, and ones with a limit per key, a rate, a concurrency limit, and pauses."""
     usual = settings(servers)
     return {
         "default": usual,
-        "lines": usual.replace(per_key=1),
+        "groups": usual.replace(per_key=1),
         "limited": usual.replace(rate=RATES["limited"]),
         "narrow": usual.replace(concurrency=CONCURRENCY["narrowed"]),
         "gated": usual,
@@ -50,7 +53,7 @@ if os.environ.get("CHAOS_MUTANT"):
 
 
 class Attempted(Protocol):
-    """An attempt of a job, as its task knows it."""
+    """The fields of an attempt that a task knows."""
 
     @property
     def id(self) -> str: ...
@@ -60,7 +63,7 @@ class Attempted(Protocol):
 
 
 class Effects:
-    """A file for each process, one line for each effect: word, job, token, pid, moment."""
+    """Writes a file for each process with a line for each effect: word, job, token, pid, time."""
 
     def __init__(self) -> None:
         self._file = -1
@@ -102,7 +105,7 @@ async def flaky(ctx: Context) -> str:
 
 @app.task(keep_result=KEEP, retries=5, backoff=[0.2])
 async def stepping(ctx: Context, seconds: float) -> str:
-    """Takes a step once, fails behind it, goes on from its checkpoint; fails where the step is unknown."""
+    """Execute a step once, fail after it, continue from the checkpoint; fail if its outcome is unknown."""
     effects.note("begin", ctx)
 
     async def step() -> str:
@@ -135,14 +138,14 @@ async def doomed(ctx: Context) -> None:
 
 @app.task
 async def poison(ctx: Context) -> None:
-    """Takes down whoever runs it."""
+    """Kill the worker that runs it."""
     effects.note("begin", ctx)
     os._exit(7)
 
 
 @dataclass(frozen=True)
 class PlainRun:
-    """A run of a task without a `Context`: its token is not known to it."""
+    """A run of a task without a `Context`, which does not know its token."""
 
     id: str
     token: int = 0
@@ -150,7 +153,10 @@ class PlainRun:
 
 @app.task
 async def plain(id: str, seconds: float) -> str:
-    """Takes no `Context`, so its jobs go the straight path. Its id is its first argument."""
+    """Run without a `Context`, so that the worker uses the fast path.
+
+    The first argument is the id of the job.
+    """
     effects.note("begin", PlainRun(id))
     await asyncio.sleep(seconds)
     effects.note("end", PlainRun(id))
@@ -173,7 +179,7 @@ async def metered(ctx: Context) -> str:
 
 @app.task(queue="narrow")
 async def narrowed(ctx: Context, seconds: float) -> str:
-    """Notes that it has left too when it is interrupted."""
+    """Note when the function leaves, also if it is interrupted."""
     effects.note("begin", ctx)
     try:
         await asyncio.sleep(seconds)
@@ -185,14 +191,14 @@ async def narrowed(ctx: Context, seconds: float) -> str:
 
 @app.batch_task(size=10, wait=0.2, retries=5, backoff=[0.2])
 async def batched(items: list[BatchItem[str]]) -> list[str | BaseException]:
-    """Each item comes to what it says: it is `good`, or `bad`, or good `later`, when it is tried again."""
+    """End each item as its value requests: `good`, `bad`, or `later`, which succeeds when it is retried."""
     for item in items:
         effects.note("begin", item)
     await asyncio.sleep(0.05)
-    return [came_to(item) for item in items]
+    return [outcome_of(item) for item in items]
 
 
-def came_to(item: BatchItem[str]) -> str | BaseException:
+def outcome_of(item: BatchItem[str]) -> str | BaseException:
     if item.value == "bad":
         return Reject("never")
     if item.value == "later" and item.attempt < 2:
@@ -203,7 +209,7 @@ def came_to(item: BatchItem[str]) -> str | BaseException:
 
 @app.task
 async def tick(ctx: Context) -> str:
-    """What a schedule submits."""
+    """The task of the schedule."""
     effects.note("begin", ctx)
     effects.note("end", ctx)
     return ctx.id

@@ -1,4 +1,4 @@
-"""A quarter of a minute of ticks under fire; `python -m tests.chaos.ticks` goes on for longer."""
+"""A quarter of a minute of ticks with faults; `python -m tests.chaos.ticks` runs for longer."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +16,7 @@ NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 async def test_a_schedule_ticks_each_second_exactly_once_despite_kills() -> None:
     outcome = await run(15, kills=4, seed=3)
 
-    assert outcome.wrong() == [], "\n".join(outcome.report())
+    assert outcome.violations() == [], "\n".join(outcome.report())
     assert len(outcome.ticks) >= 14
     assert {what for what, _ in outcome.kills} == {"server", "worker"}
 
@@ -28,7 +28,7 @@ def test_the_checker_detects_lost_doubled_and_unexpected_ticks() -> None:
     for id, tick in zip(ids, ticks, strict=True):
         outcome.jobs[id] = JobRecord(id, "default", "succeeded")
         outcome.effects.append(Effect("end", id, 1, 1, tick.timestamp()))
-    assert outcome.wrong() == []
+    assert outcome.violations() == []
 
     outcome.effects.append(Effect("end", ids[3], 2, 1, ticks[4].timestamp()))
     del outcome.jobs[ids[1]]
@@ -37,7 +37,7 @@ def test_the_checker_detects_lost_doubled_and_unexpected_ticks() -> None:
     outcome.effects.append(Effect("end", half, 1, 1, 0))
     outcome.submits = {f"newest-{number}": 0.1 * number for number in range(3)}
 
-    assert outcome.wrong() == [
+    assert outcome.violations() == [
         f"{ids[1]}: no job for the tick",
         f"{half}: a job without a tick",
         f"{ids[3]}: ran 2 times",

@@ -2,10 +2,9 @@
 
     python -m tests.chaos.ticks --seconds 120 --kills 20
 
-Two schedules tick side by side: `every` catches up all, `newest` only the latest. Afterwards each tick of
-the first must have one job that succeeded and ran once, or again only because its worker was killed in the
-middle.
-Of the second no tick may have run twice, and after each outage at most one is caught up.
+Two schedules tick at the same time: `every` catches up all missed ticks, `newest` only the latest one. At the
+end each tick of `every` must have one job that succeeded and ran once; it may run again only if its worker
+was killed. No tick of `newest` may run twice, and after each outage at most one tick is caught up.
 """
 
 import argparse
@@ -30,17 +29,17 @@ from tests.chaos.nemesis import Workers
 
 WORKERS = 3
 NAMESPACE = "ticks"
-PEACE_SECONDS = 60.0
+QUIET_SECONDS = 60.0
 
 LATE = 2.0
-"""Seconds from which a tick comes late: one until the next, and as much for a machine that is busy."""
+"""Seconds from which a tick is late: one second until the next tick, and one for a busy machine."""
 
-TOGETHER = 0.5
+CLOSE = 0.5
 
 
 @dataclass
 class Outcome:
-    """What came of a run: the ticks there were, the jobs there are, and what their task noted."""
+    """The result of a run: the expected ticks, the jobs, and the notes of their task."""
 
     ticks: list[datetime]
     jobs: dict[str, JobRecord] = field(default_factory=dict)
@@ -48,8 +47,8 @@ class Outcome:
     submits: dict[str, float] = field(default_factory=dict)
     kills: list[tuple[str, float]] = field(default_factory=list)
 
-    def wrong(self) -> list[str]:
-        """What must not be, one line each; the empty list is the proof."""
+    def violations(self) -> list[str]:
+        """The violations, one line each; an empty list is the proof."""
         ran = Counter(one.job for one in self.effects if one.word == "end")
         expected = {tick_id("every", tick) for tick in self.ticks}
         found = {id for id in self.jobs if id.startswith("every-")}
@@ -67,7 +66,7 @@ class Outcome:
         ]
 
     def excused(self, id: str, count: int) -> bool:
-        """Whether a job ran again for its worker, or the server, was killed around its first end."""
+        """Whether a job ran again because its worker or the server was killed around its first end."""
         job = self.jobs[id]
         ends = sorted(one.at for one in self.effects if one.job == id and one.word == "end")
         return count == 1 + job.crashes and all(
@@ -75,7 +74,7 @@ class Outcome:
         )
 
     def late(self, name: str) -> list[float]:
-        """By how many seconds the jobs of a schedule were submitted late, where they were."""
+        """The delays in seconds of the late submits of a schedule."""
         found = (
             self.submits[id] - tick.timestamp()
             for tick in self.ticks
@@ -84,20 +83,20 @@ class Outcome:
         return [seconds for seconds in found if seconds > LATE]
 
     def caught_up_too_much(self) -> list[str]:
-        """Where more of `newest` was caught up than one tick after each outage.
+        """The violations where `newest` caught up more than one tick after an outage.
 
-        The last missed tick and the next one in time may come together, and no third.
+        The last missed tick and the next regular one may come at the same time, but not a third one.
         """
-        told = []
+        found = []
         if len(self.late("newest")) > len(self.kills):
-            told.append(f"newest: {len(self.late('newest'))} came late, after {len(self.kills)} outages")
+            found.append(f"newest: {len(self.late('newest'))} came late, after {len(self.kills)} outages")
         at = sorted(at for id, at in self.submits.items() if id.startswith("newest-"))
-        told += [
-            f"newest: three jobs within {TOGETHER:g} s at {first}"
+        found += [
+            f"newest: three jobs within {CLOSE:g} s at {first}"
             for first, third in zip(at, at[2:], strict=False)
-            if third - first < TOGETHER
+            if third - first < CLOSE
         ]
-        return told
+        return found
 
     def report(self) -> list[str]:
         count = Counter(what for what, _ in self.kills)
@@ -109,13 +108,13 @@ class Outcome:
         ]
         for name in ("every", "newest"):
             late = self.late(name)
-            told = f"{names[name]} jobs, {len(late)} submitted late, by {max(late, default=0):.1f} s at most"
-            lines.append(f"{name:<10} {told}")
+            jobs = f"{names[name]} jobs, {len(late)} submitted late, by {max(late, default=0):.1f} s at most"
+            lines.append(f"{name:<10} {jobs}")
         return lines
 
 
 async def run(seconds: float, kills: int, seed: int) -> Outcome:
-    """Tick for so long, kill so often at moments by chance, then wait until all is done."""
+    """Tick for `seconds`, kill processes at random times, then wait until all jobs have ended."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="jsq-ticks-") as name, EmbeddedServer() as server:
         folder = Path(name)
@@ -132,14 +131,14 @@ async def run(seconds: float, kills: int, seed: int) -> Outcome:
             keeping = asyncio.create_task(workers.keep())
             try:
                 start = await first_tick(client)
-                await break_it(server, workers, chance, outcome, seconds, kills)
+                await inject_kills(server, workers, chance, outcome, seconds, kills)
                 await end(client, start, outcome)
                 await settle(client, outcome)
             finally:
                 keeping.cancel()
                 await asyncio.to_thread(workers.stop)
             outcome.effects = read_effects(folder / "effects")
-        if outcome.wrong():
+        if outcome.violations():
             sys.stderr.write((folder / "worker.log").read_text(errors="replace")[-20_000:])
     return outcome
 
@@ -162,7 +161,7 @@ async def first_tick(client: Client) -> datetime:
         await asyncio.sleep(0.05)
 
 
-async def break_it(
+async def inject_kills(
     server: EmbeddedServer,
     workers: Workers,
     chance: random.Random,
@@ -170,7 +169,7 @@ async def break_it(
     seconds: float,
     kills: int,
 ) -> None:
-    """Kill at as many moments as asked, by chance; each third time the server, else a worker, or all."""
+    """Kill at `kills` random times: every third time the server, otherwise one worker or all workers."""
     began = time.monotonic()
     for number, moment in enumerate(sorted(chance.uniform(1, seconds - 1) for _ in range(kills))):
         await asyncio.sleep(max(0.0, began + moment - time.monotonic()))
@@ -188,10 +187,10 @@ async def break_it(
 
 
 async def end(client: Client, start: datetime, outcome: Outcome) -> None:
-    """Wait until every tick up to now is decided upon; then tick no more."""
+    """Wait until every tick up to now is decided, then pause the schedules."""
     broker = await client.broker()
     last = broker.schedules.now().replace(microsecond=0)
-    async with asyncio.timeout(PEACE_SECONDS):
+    async with asyncio.timeout(QUIET_SECONDS):
         for name in ("every", "newest"):
             while True:
                 with contextlib.suppress(BrokerError):
@@ -206,7 +205,7 @@ async def end(client: Client, start: datetime, outcome: Outcome) -> None:
 
 async def settle(client: Client, outcome: Outcome) -> None:
     """Wait until every job has ended."""
-    async with asyncio.timeout(PEACE_SECONDS):
+    async with asyncio.timeout(QUIET_SECONDS):
         while True:
             with contextlib.suppress(BrokerError):
                 if not await client.jobs.list_open(queue="default"):
@@ -227,12 +226,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(datetime.now(UTC).timestamp()))
-    asked = parser.parse_args()
-    outcome = asyncio.run(run(asked.seconds, asked.kills, asked.seed))
-    wrong = outcome.wrong()
-    print("\n".join([f"seed       {asked.seed}", *outcome.report(), *wrong]))
-    print("PROOF: every tick exactly once" if not wrong else f"NO PROOF: {len(wrong)} things are wrong")
-    sys.exit(1 if wrong else 0)
+    arguments = parser.parse_args()
+    outcome = asyncio.run(run(arguments.seconds, arguments.kills, arguments.seed))
+    violations = outcome.violations()
+    print("\n".join([f"seed       {arguments.seed}", *outcome.report(), *violations]))
+    print("PROOF: every tick exactly once" if not violations else f"NO PROOF: {len(violations)} violations")
+
+    sys.exit(1 if violations else 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The judge of the chaos runs finds each kind of fault in a history that was made by hand."""
+"""The checker of the chaos runs detects each kind of violation in a history written by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,16 @@ from jsq.model.event import Event, LoggedEvent
 from jsq.model.rate_limit import Rate
 from tests.chaos.checker import CHECKS, check, overlaps, recoveries
 from tests.chaos.flow_checker import happened
-from tests.chaos.history import Asked, Broken, Bulk, Effect, History, Moved, Pause, Submitted
+from tests.chaos.history import (
+    Bulk,
+    Effect,
+    FlowSubmit,
+    History,
+    InjectedFault,
+    Pause,
+    Rescheduled,
+    Submitted,
+)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -43,21 +52,21 @@ AT = NOON.timestamp()
 
 
 def event(job: str, sequence: int, state: str, at: float = 0.0, **fields: object) -> LoggedEvent:
-    """An event of a job so many seconds after noon."""
+    """An event of a job, `at` seconds after noon."""
     moment = NOON + timedelta(seconds=at)
     queue = str(fields.pop("queue", "default"))
     return LoggedEvent(queue, job, sequence, moment, Event(state, "work", **fields))  # type: ignore[arg-type]
 
 
 def ran(job: str, begun: int, ended: int, **fields: object) -> list[LoggedEvent]:
-    """A job that began and ended at these sequences, each a second of the clock as well."""
+    """A job that began and ended at these sequences, which are also seconds after noon."""
     fields = {"submitted": NOON + timedelta(seconds=1), **fields}
     running = event(job, begun, "running", begun, **fields)
     return [running, event(job, ended, "succeeded", ended, token=begun, result=job, **fields)]
 
 
-def besides(asked: list[Asked], *jobs: list[LoggedEvent], **fields: object) -> History:
-    """A history of such jobs, what was asked for, and when each ran, to the second."""
+def history_of(submits: list[FlowSubmit], *jobs: list[LoggedEvent], **fields: object) -> History:
+    """A history of jobs with their submits, and the second in which each ran."""
     effects = [
         Effect(word, one.job, one.event.token, 7, AT + at)
         for events in jobs
@@ -70,56 +79,58 @@ def besides(asked: list[Asked], *jobs: list[LoggedEvent], **fields: object) -> H
         effects=sorted(effects, key=lambda effect: effect.at),
         events={events[0].job: events for events in jobs},
         view={events[0].job: events[-1] for events in jobs},
-        asked=asked,
+        flow_submits=submits,
     )
     return replace(history, **fields)  # type: ignore[arg-type]
 
 
-def lined(*jobs: list[LoggedEvent], **fields: object) -> History:
-    """Jobs of one line, in the order of their submits."""
-    return besides([Asked("lined", events[0].job, AT, AT, "k") for events in jobs], *jobs, **fields)
+def keyed(*jobs: list[LoggedEvent], **fields: object) -> History:
+    """Jobs of one key, in the order of their submits."""
+    return history_of([FlowSubmit("keyed", events[0].job, AT, AT, "k") for events in jobs], *jobs, **fields)
 
 
 def unique(key: str, *jobs: list[LoggedEvent], **fields: object) -> History:
-    return besides([Asked("unique", events[0].job, AT, AT, key) for events in jobs], *jobs, **fields)
+    return history_of([FlowSubmit("unique", events[0].job, AT, AT, key) for events in jobs], *jobs, **fields)
 
 
-def returned(job: str, key: str, after: float) -> Asked:
-    """A duplicate that was asked for so long after noon."""
-    return Asked("unique", job, AT + after, AT + after + 0.1, key, duplicate=True)
+def returned(job: str, key: str, after: float) -> FlowSubmit:
+    """A duplicate that a submit returned `after` seconds after noon."""
+    return FlowSubmit("unique", job, AT + after, AT + after + 0.1, key, duplicate=True)
 
 
 def expiring(*events: LoggedEvent, ran_at: float | None = None) -> History:
-    """A job that was to begin within five seconds."""
+    """A job that expires five seconds after noon."""
     effects = [] if ran_at is None else [Effect("begin", "a", 2, 7, AT + ran_at)]
-    asked = Asked("expiring", "a", AT, AT, expires=AT + 5.1)
-    return besides([asked], list(events), effects=effects)
+    asked = FlowSubmit("expiring", "a", AT, AT, expires=AT + 5.1)
+    return history_of([asked], list(events), effects=effects)
 
 
 def limited(moments: list[float], **fields: object) -> History:
-    """A task that may start twice a second, and did so at these moments."""
+    """A task that may start twice a second, and started at these seconds after noon."""
     effects = [Effect("begin", f"a{at}", 2, 7, AT + at) for at in moments]
     jobs = [[event(f"a{at}", 2, "cancelled")] for at in moments]
-    return besides([], *jobs, effects=effects, rates={"work": Rate(2)}, **fields)
+    return history_of([], *jobs, effects=effects, rates={"work": Rate(2)}, **fields)
 
 
-def due(after: float, *moved: Moved) -> History:
-    """A job that began at the second 5, and was to do so a while after noon."""
-    return besides([Asked("moved", "a", AT, AT, due=AT + after)], ran("a", 5, 6), moved=list(moved))
+def due(after: float, *moved: Rescheduled) -> History:
+    """A job that began 5 seconds after noon and was due `after` seconds after noon."""
+    return history_of(
+        [FlowSubmit("moved", "a", AT, AT, due=AT + after)], ran("a", 5, 6), rescheduled=list(moved)
+    )
 
 
-def moved(after: float, *, known: bool = True) -> Moved:
-    return Moved("a", AT + after, promoted=False, known=known)
+def moved(after: float, *, known: bool = True) -> Rescheduled:
+    return Rescheduled("a", AT + after, promoted=False, known=known)
 
 
-def paused(begun: int, *broken: Broken) -> History:
-    """A queue that was paused from the second 10 to 20, and a job that began."""
+def paused(begun: int, *broken: InjectedFault) -> History:
+    """A queue that was paused from second 10 to 20, and a job that began at second `begun`."""
     pause = Pause("gated", AT + 10, AT + 20)
-    return besides([], ran("a", begun, 30, queue="gated"), pauses=[pause], broken=list(broken))
+    return history_of([], ran("a", begun, 30, queue="gated"), pauses=[pause], injected_faults=list(broken))
 
 
-def bulk(told: str, *stand: str) -> History:
-    return besides([], *(ran(job, 2, 3) for job in stand), bulks=[Bulk(("a", "b"), told)])
+def bulk(outcome: str, *stored: str) -> History:
+    return history_of([], *(ran(job, 2, 3) for job in stored), bulks=[Bulk(("a", "b"), outcome)])
 
 
 EXPIRES = NOON + timedelta(seconds=5)
@@ -127,7 +138,7 @@ RETRYING = event("a", 3, "retrying", 3, token=2, key="k")
 
 
 def ticking(*ticks: str, made: list[str]) -> History:
-    """A schedule's jobs have run, as far as they were made."""
+    """A schedule with expected ticks, where the jobs of `made` were submitted and ran."""
     ran = [Effect(word, id, 2, 7, at) for id in made for word, at in (("begin", 1.0), ("end", 2.0))]
     events = {
         id: [replace(event, job=id) for event in (RUNNING, logged(3, "succeeded", token=2, result=id))]
@@ -137,11 +148,11 @@ def ticking(*ticks: str, made: list[str]) -> History:
 
 
 def crashed(starts: int, crashes: int) -> History:
-    """The job of a tick was started so often, and failed as `crashed` with this count."""
+    """The job of a tick that was started `starts` times and failed as `crashed` with this crash count."""
     running = [logged(2 + number, "running", crashes=number) for number in range(starts)]
     last = logged(2 + starts, "failed", token=1 + starts, reason="crashed", crashes=crashes)
     events = [replace(event, job="each-1") for event in (*running, last)]
-    return History(ticks=["each-1"], events={"each-1": events}, letters=["each-1"])
+    return History(ticks=["each-1"], events={"each-1": events}, dead_letters=["each-1"])
 
 
 BAD: dict[str, list[Callable[[], History]]] = {
@@ -159,15 +170,15 @@ BAD: dict[str, list[Callable[[], History]]] = {
     ],
     "I8": [
         lambda: with_events(RUNNING, FAILED),
-        lambda: replace(good(), letters=["j1"]),
-        lambda: with_events(RUNNING, FAILED, letters=["j1", "j1"]),
+        lambda: replace(good(), dead_letters=["j1"]),
+        lambda: with_events(RUNNING, FAILED, dead_letters=["j1", "j1"]),
     ],
     "I9": [
         lambda: with_events(CANCELLED, cancelled={"j1"}),
         lambda: replace(good(), cancelled={"j1"}),
     ],
     "I10": [lambda: replace(good(), effects=[*good().effects, Effect("begin", "j9", 5, 7, 1.0)])],
-    "I11": [lambda: replace(good(), left=["j1 is on the queue"])],
+    "I11": [lambda: replace(good(), leftovers=["j1 is on the queue"])],
     "I12": [
         lambda: replace(
             good(),
@@ -185,19 +196,19 @@ BAD: dict[str, list[Callable[[], History]]] = {
         lambda: crashed(starts=3, crashes=2),
         lambda: crashed(starts=2, crashes=3),
     ],
-    "I15": [lambda: replace(good(), surprises=["KeyError: 'x'"])],
+    "I15": [lambda: replace(good(), unexpected_errors=["KeyError: 'x'"])],
     "I16": [lambda: replace(good(), missing=["j1"])],
     "I17": [
         lambda: replace(good(), effects=[*good().effects, *[Effect("step", "j1", 2, 7, 1.5)] * 2]),
     ],
     "I18": [
-        lambda: lined(ran("a", 4, 5, key="k"), ran("b", 2, 3, key="k")),
-        lambda: lined(ran("a", 6, 7, key="k"), [event("b", 2, "cancelled")], ran("c", 4, 5)),
-        lambda: lined([event("a", 9, "cancelled")], ran("b", 2, 3, key="k")),
+        lambda: keyed(ran("a", 4, 5, key="k"), ran("b", 2, 3, key="k")),
+        lambda: keyed(ran("a", 6, 7, key="k"), [event("b", 2, "cancelled")], ran("c", 4, 5)),
+        lambda: keyed([event("a", 9, "cancelled")], ran("b", 2, 3, key="k")),
     ],
     "I19": [
-        lambda: lined(ran("a", 2, 5, key="k"), ran("b", 3, 6, key="k")),
-        lambda: lined(  # b began while a waited for its next attempt
+        lambda: keyed(ran("a", 2, 5, key="k"), ran("b", 3, 6, key="k")),
+        lambda: keyed(  # b began while a waited for its next attempt
             [
                 event("a", 2, "running", key="k"),
                 RETRYING,
@@ -205,7 +216,7 @@ BAD: dict[str, list[Callable[[], History]]] = {
             ],
             ran("b", 4, 5, key="k"),
         ),
-        lambda: lined(
+        lambda: keyed(
             ran("a", 2, 3, key="k"),
             ran("b", 4, 5, key="k"),
             effects=[
@@ -226,9 +237,9 @@ BAD: dict[str, list[Callable[[], History]]] = {
         lambda: unique("keep_last-0", ran("a", 2, 5), ran("b", 3, 7)),
     ],
     "I21": [
-        lambda: besides([returned("a", "finish-0", 4)], ran("a", 2, 3)),
-        lambda: besides([returned("a", "start-0", 4)], ran("a", 2, 9)),
-        lambda: besides([returned("b", "finish-0", 4)], ran("a", 2, 3)),
+        lambda: history_of([returned("a", "finish-0", 4)], ran("a", 2, 3)),
+        lambda: history_of([returned("a", "start-0", 4)], ran("a", 2, 9)),
+        lambda: history_of([returned("b", "finish-0", 4)], ran("a", 2, 3)),
     ],
     "I22": [
         lambda: expiring(*ran("a", 6, 7, expires=EXPIRES), ran_at=6),
@@ -246,14 +257,14 @@ BAD: dict[str, list[Callable[[], History]]] = {
     ],
     "I25": [
         lambda: paused(15),
-        lambda: paused(15, Broken("link held", AT + 2, AT + 9)),
-        lambda: paused(15, Broken("link held", AT + 14, AT + 15)),
+        lambda: paused(15, InjectedFault("link held", AT + 2, AT + 9)),
+        lambda: paused(15, InjectedFault("link held", AT + 14, AT + 15)),
     ],
     "I26": [lambda: bulk("unknown", "a"), lambda: bulk("acknowledged"), lambda: bulk("QueueFull", "b")],
     "I27": [
-        lambda: besides([Asked("batched", "a", key="bad")], ran("a", 2, 3)),
-        lambda: besides(
-            [Asked("batched", "a", key="good")],
+        lambda: history_of([FlowSubmit("batched", "a", key="bad")], ran("a", 2, 3)),
+        lambda: history_of(
+            [FlowSubmit("batched", "a", key="good")],
             [event("a", 2, "running"), event("a", 3, "failed", reason="rejected")],
         ),
         lambda: replace(good(), effects=[*good().effects, Effect("begin", "j1", 2, 7, 1.5)]),
@@ -262,21 +273,26 @@ BAD: dict[str, list[Callable[[], History]]] = {
         lambda: narrow((1, 5, 7), (2, 4, 8), (3, 6, 7)),
         lambda: narrow((1, 5, 7), (2, 0, 8), (3, 6, 7), kills=[(8, AT + 3.5)]),
         lambda: narrow(
-            (1, 5, 7), (2, 9, 8), (3, 6, 7), broken=[Broken("worker halted", AT + 2.5, AT + 8, 8)]
+            (1, 5, 7),
+            (2, 9, 8),
+            (3, 6, 7),
+            injected_faults=[InjectedFault("worker halted", AT + 2.5, AT + 8, 8)],
         ),
-        lambda: narrow((1, 9, 7), (2, 9, 8), (6, 9, 7), broken=[Broken("link held", AT + 3, AT + 4.5)]),
+        lambda: narrow(
+            (1, 9, 7), (2, 9, 8), (6, 9, 7), injected_faults=[InjectedFault("link held", AT + 3, AT + 4.5)]
+        ),
     ],
 }
 
 
 def narrow(*runs: tuple[float, float, int], **fields: object) -> History:
-    """Runs of a task of which two may be under way: when each began and left, and in which process."""
+    """Runs of a task with a concurrency of two, each with its start, its end and its process."""
     effects = []
     for number, (begun, left, pid) in enumerate(runs):
         effects.append(Effect("begin", f"n{number}", 2, pid, AT + begun))
         if left:
             effects.append(Effect("left", f"n{number}", 2, pid, AT + left))
-    history = besides([], *(ran(f"n{number}", 2, 3) for number in range(len(runs))))
+    history = history_of([], *(ran(f"n{number}", 2, 3) for number in range(len(runs))))
     effects.sort(key=lambda effect: effect.at)
     return replace(history, effects=effects, concurrency={"work": 2}, slot_lease=4.0, **fields)  # type: ignore[arg-type]
 
@@ -287,7 +303,7 @@ def violated(history: History) -> list[str]:
 
 def test_a_good_history_violates_nothing() -> None:
     assert violated(good()) == []
-    assert violated(with_events(RUNNING, FAILED, letters=["j1"])) == []
+    assert violated(with_events(RUNNING, FAILED, dead_letters=["j1"])) == []
     assert violated(with_events(CANCELLED, cancelled={"j1"}, effects=[])) == []
     assert violated(ticking("each-1", "each-2", made=["each-1", "each-2"])) == []
     assert violated(crashed(starts=3, crashes=3)) == []
@@ -299,7 +315,7 @@ def test_the_flow_invariants_accept_everything_that_jsq_allows() -> None:
         *ran("a", 3, 4, key="k"),
     ]
     stale = [Effect("begin", "a", 2, 7, AT), Effect("end", "a", 2, 7, AT + 5.5)]
-    begun_twice = lined(crashed, ran("b", 5, 6, key="k"))
+    begun_twice = keyed(crashed, ran("b", 5, 6, key="k"))
     assert violated(replace(begun_twice, effects=[*stale, *begun_twice.effects])) == []
 
     replayed = [
@@ -307,45 +323,55 @@ def test_the_flow_invariants_accept_everything_that_jsq_allows() -> None:
         *[event("a", 3, "failed", key="k", token=2), event("a", 6, "retrying", key="k")],
         *ran("a", 7, 8, key="k"),
     ]
-    assert violated(lined(replayed, ran("b", 4, 5, key="k"))) == []
+    assert violated(keyed(replayed, ran("b", 4, 5, key="k"))) == []
     assert violated(unique("finish-0", replayed, ran("b", 6, 9, submitted=NOON + timedelta(seconds=5)))) == []
 
     waits = ran("b", 6, 7, submitted=NOON + timedelta(seconds=3))
     assert violated(unique("keep_last-0", ran("a", 2, 5), waits)) == []
     assert violated(unique("start-0", ran("a", 2, 5), waits)) == []
-    assert violated(besides([returned("a", "finish-0", 2.5)], ran("a", 2, 3))) == []
+    assert violated(history_of([returned("a", "finish-0", 2.5)], ran("a", 2, 3))) == []
 
     late = (event("a", 2, "running", 6, expires=EXPIRES),)
     assert violated(expiring(*late, event("a", 3, "expired", 6, expires=EXPIRES))) == []
     assert violated(limited([0.0, 0.4, 1.0])) == []
-    assert violated(limited([0.0, 0.4, 0.9], broken=[Broken("worker halted", AT, AT + 0.8, 7)])) == []
+    assert (
+        violated(limited([0.0, 0.4, 0.9], injected_faults=[InjectedFault("worker halted", AT, AT + 0.8, 7)]))
+        == []
+    )
     assert violated(due(4)) == violated(due(6, moved(4))) == violated(due(6, moved(4, known=False))) == []
     assert violated(paused(11)) == violated(paused(21)) == []
-    assert violated(paused(15, Broken("link held", AT + 9, AT + 14))) == []
+    assert violated(paused(15, InjectedFault("link held", AT + 9, AT + 14))) == []
     assert "I28" not in violated(narrow((1, 3, 7), (2, 5, 8), (3, 6, 7)))
     assert "I28" not in violated(narrow((1, 5, 7), (2, 0, 8), (3, 6, 7), kills=[(8, AT + 2.5)]))
-    halted = [Broken("worker halted", AT + 0.5, AT + 8, 8)]
-    assert "I28" not in violated(narrow((1, 9, 7), (0.4, 9, 8), (3, 6, 7), broken=halted))
+    halted = [InjectedFault("worker halted", AT + 0.5, AT + 8, 8)]
+    assert "I28" not in violated(narrow((1, 9, 7), (0.4, 9, 8), (3, 6, 7), injected_faults=halted))
     assert violated(bulk("unknown")) == violated(bulk("acknowledged", "a", "b")) == []
 
 
 def test_the_checker_counts_whether_each_situation_occurred() -> None:
     assert not any(happened(good()).values())
 
-    history = unique("finish-0", ran("a", 2, 3), rates={"work": Rate(2)}, moved=[moved(4)])
-    history.asked += [returned("a", "finish-0", 2.5), Asked("lined", "b"), Asked("batched", "c")]
-    history.asked.append(Asked("expiring", "d"))
+    history = unique("finish-0", ran("a", 2, 3), rates={"work": Rate(2)}, rescheduled=[moved(4)])
+
+    history.flow_submits += [
+        returned("a", "finish-0", 2.5),
+        FlowSubmit("keyed", "b"),
+        FlowSubmit("batched", "c"),
+        FlowSubmit("expiring", "d"),
+    ]
     history.events["d"] = [event("d", 2, "expired")]
-    history.moved.append(Moved("a", AT, promoted=True, known=True))
+    history.rescheduled.append(Rescheduled("a", AT, promoted=True, known=True))
     history.bulks += [Bulk(("a", "b"), "unknown"), Bulk(("a", "b"), "acknowledged")]
     history.pauses.append(Pause("gated", AT, AT + 9))
     history.effects.append(Effect("begin", "d", 5, 7, AT + 2.5))
 
     assert happened(history) == {
-        **dict.fromkeys(["jobs in a line", "unique jobs", "duplicates", "that may expire", "expired"], 1),
+        **dict.fromkeys(
+            ["jobs with a key", "unique jobs", "duplicates", "jobs with an expiry", "expired"], 1
+        ),
         "starts of work": 2,
-        **dict.fromkeys(["rates used up", "promoted", "moved", "items of batches", "pauses"], 1),
-        "bulks, all or none": 1,
+        **dict.fromkeys(["rates used up", "promoted", "rescheduled", "items of batches", "pauses"], 1),
+        "atomic submits": 1,
         "limits used up": 0,
     }
 
