@@ -85,12 +85,12 @@ class SubmitOptions(JobOptions, total=False):
     declared backoff.
     `unique`: a key (text or bytes of any size), or True for all arguments: while one job of the task has it,
     no other is stored. False overrides the task's declaration.
-    `unique_until`: the job holds the key until its `finish`, or until its `start`; or `unique_for`: for this
-    time from its submit, whatever happens to the job (a second at least).
-    `on_duplicate`: if another job holds the key, a submit can `return` that job (marked as duplicate),
-    `raise`
-    `DuplicateJob`, `replace` the job if it has not started, or `keep_last`: wait for its end, instead of any
-    other job that waits.
+    `unique_until`: the job holds the key until its `finish`, or until its `start`.
+    `unique_for`: the job holds the key for this time from its submit, whatever happens to it (a second at
+    least).
+    `on_duplicate`: what happens if another job holds the key. `return` returns that job, marked as duplicate;
+    `raise` raises `DuplicateJob`. `replace` replaces the job if it has not started. `keep_last` waits for its
+    end, in the place of any other job that waits.
     `debounce`: start this long after the last submit of the key, with the arguments of that submit.
     `throttle`: store only the first submit of the key within this time.
     """

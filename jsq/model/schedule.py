@@ -59,8 +59,8 @@ class Recurrence(JobOptions, total=False):
     (`queue`), the tick is skipped (`skip`), or the running job is cancelled first (`cancel`) ["queue"].
     `start`, `end`: no tick fires before `start` or after `end`; intervals are counted from `start`.
     `unique`: False for a task that declares it; the jobs of a schedule hold no keys.
-    `deadline` and `expires` are seconds from when the job of a tick is submitted; a job that has not started
-    when it `expires` never starts.
+    `deadline`, `expires`: seconds from when the job of a tick is submitted; a job that has not started when
+    it expires never starts.
     """
 
     tz: str | None

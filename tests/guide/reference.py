@@ -166,7 +166,8 @@ def options_page() -> Iterator[str]:
     yield from table(("option", "meaning"), [*option_rows(ScheduleOptions), *option_rows(Recurrence)])
 
 
-_NAMED = re.compile(r"(?:(?<=^)|(?<=[.\]] ))((?:`\w+`, )*`\w+`): ")
+_NAMED = re.compile(r"(?:(?<=^)|(?<=[.\]] ))((?:`\w+`(?:, | or ))*`\w+`): ")
+"""The names of options at the start of a sentence that explains them."""
 
 
 def option_rows(kind: type) -> list[tuple[str, str]]:

@@ -9,8 +9,8 @@ from jsq.cli import COMMANDS
 from jsq.cli.options import COMMON_PARAMETERS
 from jsq.declaration import BatchOptions, TaskOptions
 from jsq.guide.glossary import GLOSSARY
-from jsq.model.options import SubmitOptions
-from jsq.model.schedule import ScheduleOptions
+from jsq.model.options import JobOptions, SubmitOptions
+from jsq.model.schedule import Recurrence, ScheduleOptions
 from jsq.settings import Login, QueueSettings, WorkerSettings
 from tests.guide.log_messages import EXPLANATIONS
 from tests.guide.reference import (
@@ -18,6 +18,7 @@ from tests.guide.reference import (
     environment_variables,
     log_messages,
     metric_rows,
+    option_rows,
     pages_of,
     reference_page,
     with_glossary,
@@ -99,6 +100,19 @@ def is_command(line: str) -> bool:
 @pytest.mark.parametrize("line", ["jsq job frob", "jsq frob", "jsq submit add 1 --frob", "jsq queue ls -z"])
 def test_a_line_with_a_command_or_option_that_does_not_exist_is_found(line: str) -> None:
     assert not is_command(line)
+
+
+@pytest.mark.parametrize(
+    "kinds", [[TaskOptions], [BatchOptions], [JobOptions, SubmitOptions], [ScheduleOptions, Recurrence]]
+)
+def test_every_option_is_explained_in_the_table_of_its_kind(kinds: list[type]) -> None:
+    texts = " ".join(part for kind in kinds for row in option_rows(kind) for part in row)
+    explained = set(re.findall(r"`(\w+)`", texts))
+    own = set(kinds[0].__annotations__) | set(kinds[-1].__annotations__)
+    inherited = set(JobOptions.__annotations__) if kinds[0] is ScheduleOptions else set()
+    inherited |= set(TaskOptions.__annotations__) if kinds[0] is BatchOptions else set()
+
+    assert own - inherited - explained == set()
 
 
 def test_the_guide_has_every_option_and_setting_of_the_api() -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.repository import ROOT
 from tests.helpers.wording import markdown_faults, python_faults, wording_faults
 
-PENDING = ("jsq", "tests", "jsq/guide/reference-options.md")
+PENDING = ("jsq", "tests")
 """Paths whose prose is not rewritten yet. The list may only shrink."""
 
 REWRITTEN = ("jsq/guide", "jsq/cli", "tests/guide")
