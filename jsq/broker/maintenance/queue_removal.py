@@ -1,8 +1,8 @@
-"""The removal of a queue: its streams, settings, pauses and rate go; records and dead letters stay.
+"""The removal of a queue. Its streams, settings, pauses and rate are deleted; records and dead letters stay.
 
-A queue is closed before it is deleted, so that no job is acknowledged and then deleted unseen: its streams
-take no more messages, and what they hold is counted once more. A message to its workers keeps them from
-creating it again.
+A queue is closed before it is deleted: its streams accept no more messages, and their jobs are counted again.
+So no job is acknowledged and then deleted unseen. A message to the queue's workers keeps them from creating
+the queue again.
 """
 
 import asyncio
@@ -25,20 +25,22 @@ from jsq.model.job import PRIORITIES
 from jsq.transport.replies import Reply
 
 SETTLE_WAIT_SECONDS, SETTLE_POLL_SECONDS = 5.0, 0.02
-"""How long a removal waits for workers to settle what it has cancelled, and how often it looks."""
+"""How long a removal waits until the workers have settled the cancelled jobs, and how often it checks that.
+"""
 
 REMOVED = b"removed"
-"""What the workers of a queue are told when it is removed."""
+"""The message that the workers of a queue receive when it is removed."""
 
 MAX_CANCEL_ROUNDS = 5
-"""Times that the jobs of a queue are cancelled, because workers may submit others meanwhile."""
+"""How often the jobs of a queue are cancelled at most: workers may submit others meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueContents:
-    """What a queue holds, or held when it was removed: `jobs` that have not ended, and its `schedules`.
+    """The contents of a queue, now or when it was removed: `jobs` that have not ended, and its `schedules`.
 
-    `dead` letters and `records` outlive the queue; they are None for a user that may not count them.
+    The dead letters (`dead`) and the `records` outlive the queue. Each is None for a user that may not count
+    it.
     """
 
     queue: str
@@ -69,7 +71,7 @@ class QueueRemover:
         self._schedules = schedules
 
     async def contents(self, queue: str) -> QueueContents:
-        """What a queue holds. Raises `QueueNotFound`."""
+        """The contents of a queue. Raises `QueueNotFound`."""
         return QueueContents(
             queue,
             await self._count_jobs(queue),
@@ -81,8 +83,8 @@ class QueueRemover:
     async def remove(self, queue: str, *, force: bool) -> QueueContents:
         """Remove a queue; returns what it held.
 
-        With `force`, its schedules are removed and its jobs are cancelled before, running ones too. Broken
-        off half way, it may be done again. Raises `QueueNotFound`, and without `force` `QueueNotEmpty`.
+        With `force`, first removes its schedules and cancels its jobs, running ones too. If the removal fails
+        half way, call it again. Raises `QueueNotFound`, and without `force` `QueueNotEmpty`.
         """
         held = await self.contents(queue)
         if force:
@@ -102,7 +104,7 @@ class QueueRemover:
         return held
 
     async def subscribe(self, queue: str, removed: Callable[[str], object]) -> Callable[[], Awaitable[None]]:
-        """Call `removed` with the queue when it is removed; returns what ends that."""
+        """Call `removed` with the queue when it is removed; returns a function that ends the subscription."""
 
         def receive(message: Reply) -> None:
             if message.payload == REMOVED:
@@ -114,7 +116,7 @@ class QueueRemover:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _count_jobs(self, queue: str) -> int:
-        """How many jobs the streams of a queue hold. Raises `QueueNotFound` if there is none of them."""
+        """How many jobs the streams of a queue hold. Raises `QueueNotFound` if it has no stream."""
         names, subjects = self._subjects.streams, self._subjects
         places = (
             (names.ready(queue), ""),
@@ -127,9 +129,10 @@ class QueueRemover:
         return sum(count_jobs(one["state"]) for one in found if one is not None)
 
     async def _close(self, queue: str, *, force: bool) -> None:
-        """Have the streams of a queue take no more messages, and see that they hold no job.
+        """Have the streams of a queue accept no more messages, and check that they hold no job.
 
-        Without `force`, opens them again and raises `QueueNotEmpty` if a job was stored meanwhile.
+        If a job was stored meanwhile, cancels it with `force`. Without `force`, opens the streams again and
+        raises `QueueNotEmpty`.
         """
         names = self._subjects.streams
         found = [
@@ -149,7 +152,7 @@ class QueueRemover:
             raise QueueNotEmpty(queue, jobs)
 
     async def _wait_until_settled(self, queue: str) -> None:
-        """Wait until the workers have settled their deliveries: what they still write would create the queue.
+        """Wait until the workers have settled their deliveries: a later write would create the queue again.
 
         The wait has a limit, because a worker may have died.
         """

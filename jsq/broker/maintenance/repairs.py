@@ -1,7 +1,7 @@
-"""Mends what was left behind. Each mend may be done twice, or break off anywhere, and is then done once.
+"""Repairs of inconsistencies. A repair that is made twice, or is stopped anywhere, is completed exactly once.
 
-What puts something in its place expects what was found: a compare-and-set that one of two menders wins. What
-removes names a sequence, so it never takes what came later.
+A repair that stores a message expects the state that the scan found: a compare-and-set, which only one of two
+sweepers wins. A repair that deletes names a sequence, so it never deletes a later message.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ Repair = Callable[[FoundInconsistency], Awaitable[bool]]
 
 
 class Repairs:
-    """Mends flaws; `repair` says whether it was this that did it."""
+    """Repairs inconsistencies."""
 
     def __init__(
         self,
         namespace: Namespace,
         store: JobStore,
-        dead: DeadLetterStore,
-        lines: KeyGroups,
-        uniques: UniqueKeys,
+        dead_letters: DeadLetterStore,
+        key_groups: KeyGroups,
+        unique_keys: UniqueKeys,
     ) -> None:
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
@@ -49,128 +49,129 @@ class Repairs:
         self._streams = namespace.streams
         self._records = store.records
         self._job_writer = store.writer
-        self._dead = dead
+        self._dead_letters = dead_letters
         self._expiry = store.expiry
-        self._key_groups = lines
-        self._uniques = uniques
-        self._moves = Rescheduler(namespace, store)
-        self._second_runs = SecondRuns(namespace, store, dead)
-        self._ways: Mapping[Inconsistency, Repair] = {
-            Inconsistency.NO_CONSUMER: self._make_consumer,
-            Inconsistency.UNDELIVERABLE: self._revive,
-            Inconsistency.LEFTOVER_MESSAGE: self._remove,
-            Inconsistency.UNRECORDED_EXPIRY: self._expire,
-            Inconsistency.STALE_SCHEDULE_RECORD: self._date,
-            Inconsistency.INCOMPLETE_RETRY: self._replay,
-            Inconsistency.STALE_DEAD_LETTER: self._forget_letter,
-            Inconsistency.UNUSED_ID: self._free_id,
-            Inconsistency.STALLED_KEY_GROUP: self._let_on,
-            Inconsistency.LEAKED_SLOT: self._give_up,
+        self._key_groups = key_groups
+        self._unique_keys = unique_keys
+        self._rescheduler = Rescheduler(namespace, store)
+        self._second_runs = SecondRuns(namespace, store, dead_letters)
+        self._repairs: Mapping[Inconsistency, Repair] = {
+            Inconsistency.NO_CONSUMER: self._create_consumer,
+            Inconsistency.UNDELIVERABLE: self._store_again,
+            Inconsistency.LEFTOVER_MESSAGE: self._delete_message,
+            Inconsistency.UNRECORDED_EXPIRY: self._record_expiry,
+            Inconsistency.STALE_SCHEDULE_RECORD: self._update_due_time,
+            Inconsistency.INCOMPLETE_RETRY: self._complete_retry,
+            Inconsistency.STALE_DEAD_LETTER: self._delete_dead_letter,
+            Inconsistency.UNUSED_ID: self._release_id,
+            Inconsistency.STALLED_KEY_GROUP: self._admit,
+            Inconsistency.LEAKED_SLOT: self._release_slot,
             Inconsistency.ORPHANED_SUCCESSOR: self._release_successor,
         }
 
     async def repair(self, found: FoundInconsistency) -> bool:
-        """Mend a flaw. False where it is gone already, or only to be told."""
-        way = self._ways.get(found.kind)
-        return way is not None and await way(found)
+        """Repair an inconsistency. Returns False if it is gone already, or is of a kind without a repair."""
+        make = self._repairs.get(found.kind)
+        return make is not None and await make(found)
 
-    async def _make_consumer(self, found: FoundInconsistency) -> bool:
+    async def _create_consumer(self, found: FoundInconsistency) -> bool:
         self._streams.forget()
         await self._streams.ensure_queue(found.queue)
         return True
 
-    async def _revive(self, found: FoundInconsistency) -> bool:
-        """Put a message that nobody gets on its queue anew, then remove the old one.
+    async def _store_again(self, found: FoundInconsistency) -> bool:
+        """Store an undeliverable message on its queue again, then delete the old one.
 
-        The new one names the old, so that a worker does not take that for one which still waits.
+        A header of the new message has the sequence of the old one. So the worker that receives the new
+        message does not take the old one for a second message of the job that still waits.
         """
-        ghost = await self._reads.get(found.stream, found.sequence, consistent=True)
-        if ghost is None:
+        message = await self._reads.get(found.stream, found.sequence, consistent=True)
+        if message is None:
             return False
         ready = found.stream == self._subjects.streams.ready(found.queue)
-        level = message_priority(ghost)
-        headers = own_headers(ghost.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
+        level = message_priority(message)
+        headers = own_headers(message.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
         expect = expecting(found.sequence if ready else 0, self._subjects.ready(found.queue, "*", found.job))
         try:
             subject = self._subjects.ready(found.queue, level, found.job)
-            await publish_with_retry(self._wire, subject, ghost.payload, {**headers, **expect})
+            await publish_with_retry(self._wire, subject, message.payload, {**headers, **expect})
         except WrongSequence:
-            pass  # a newer message of the job stands, or this one was settled meanwhile
+            pass  # the job has a newer message, or this one was settled meanwhile
         except QueueFull:
-            # Its own place becomes free when the old one goes.
+            # The new message waits as a due one, until the deletion of the old one makes room for it.
             target = self._subjects.due(found.queue, level, found.job)
-            await self._job_writer.requeue_message(target, ghost.payload, headers)
+            await self._job_writer.requeue_message(target, message.payload, headers)
         return await self._jetstream.delete_message(found.stream, found.sequence)
 
-    async def _remove(self, found: FoundInconsistency) -> bool:
-        """Remove a message of a job that has ended.
+    async def _delete_message(self, found: FoundInconsistency) -> bool:
+        """Delete a message of a job that has ended.
 
-        If callbacks are pending, a worker that knows them gets the message instead.
+        If callbacks of the job are pending, stores the message again instead: a worker submits them.
         """
         message = await self._reads.get(found.stream, found.sequence, consistent=True)
         last = await self._records.last(found.job, found.log_queue, consistent=True)
         if message is None or last is None or last.state not in FINAL_STATES:
             return False
         if last.event.callbacks_pending:
-            return await self._revive(found)
+            return await self._store_again(found)
         if not await self._jetstream.delete_message(found.stream, found.sequence):
             return False
         last = await self._records.last(found.job, found.log_queue, consistent=True)
         if last is not None and last.state not in FINAL_STATES:
-            await self._put_back(message)  # it was replayed meanwhile, and may count on this message
+            await self._restore(message)  # the job was retried meanwhile, and may need this message
         return True
 
-    async def _expire(self, found: FoundInconsistency) -> bool:
-        """Record a job as expired that nobody began in time, then remove its message."""
+    async def _record_expiry(self, found: FoundInconsistency) -> bool:
+        """Record a job that has not started in time as expired, then delete its message."""
         last = await self._records.last(found.job, found.log_queue, consistent=True)
         message = await self._reads.get(found.stream, found.sequence, consistent=True)
         if last is None and message is not None:
             last = event_from_message(found.queue, found.job, message, "queued")
         if last is not None:
             await self._expiry.record(last)
-        return await self._remove(found)
+        return await self._delete_message(found)
 
-    async def _put_back(self, message: Reply) -> None:
+    async def _restore(self, message: Reply) -> None:
         subject = message.headers["Nats-Subject"]
-        kept = {name: value for name, value in message.headers.items() if name in (SCHEDULE, TARGET)}
+        schedule = {name: value for name, value in message.headers.items() if name in (SCHEDULE, TARGET)}
         with contextlib.suppress(WrongSequence):
-            headers = own_headers(message.headers) | kept | {EXPECTED: "0"}
+            headers = own_headers(message.headers) | schedule | {EXPECTED: "0"}
             await publish_with_retry(self._wire, subject, message.payload, headers)
 
-    async def _date(self, found: FoundInconsistency) -> bool:
-        """Write to the record of a rescheduled job when it is due."""
+    async def _update_due_time(self, found: FoundInconsistency) -> bool:
+        """Write the due time of a rescheduled job to its record."""
         with contextlib.suppress(WrongState):
-            return await self._moves.repair_record(found.job, found.log_queue)
+            return await self._rescheduler.repair_record(found.job, found.log_queue)
         return False
 
-    async def _replay(self, found: FoundInconsistency) -> bool:
+    async def _complete_retry(self, found: FoundInconsistency) -> bool:
         last = await self._records.last(found.job, found.queue, consistent=True)
         if last is not None and await self._second_runs.complete(last):
             return True
         with contextlib.suppress(WrongState, JobNotFound):
-            await self._dead.retry(found.job, found.queue)
+            await self._dead_letters.retry(found.job, found.queue)
             return True
         return False
 
-    async def _forget_letter(self, found: FoundInconsistency) -> bool:
+    async def _delete_dead_letter(self, found: FoundInconsistency) -> bool:
         subject = self._subjects.dead(found.queue, "*", found.job)
         return await self._jetstream.purge(found.stream, subject, below=found.sequence + 1) > 0
 
-    async def _let_on(self, found: FoundInconsistency) -> bool:
+    async def _admit(self, found: FoundInconsistency) -> bool:
         await self._key_groups.admit(found.queue, found.key_token)
         return True
 
-    async def _give_up(self, found: FoundInconsistency) -> bool:
-        turn, _ = await self._key_groups.state(found.queue, found.key_token)
-        holder = turn.slot_of(found.job)
-        if holder is None:
+    async def _release_slot(self, found: FoundInconsistency) -> bool:
+        state, _ = await self._key_groups.state(found.queue, found.key_token)
+        slot = state.slot_of(found.job)
+        if slot is None:
             return False
         await self._key_groups.release_slot(
-            found.queue, found.key_token, found.job, over=holder.previous_sequence
+            found.queue, found.key_token, found.job, over=slot.previous_sequence
         )
         return True
 
-    async def _free_id(self, found: FoundInconsistency) -> bool:
+    async def _release_id(self, found: FoundInconsistency) -> bool:
         key = self._subjects.own_id(found.job)
         try:
             await publish_with_retry(
@@ -181,5 +182,5 @@ class Repairs:
         return True
 
     async def _release_successor(self, found: FoundInconsistency) -> bool:
-        """Have the job begin that waits for one which has ended."""
-        return await self._uniques.release_orphan(found.queue, found.job, found.sequence)
+        """Submit the unique job that waits for one which has ended."""
+        return await self._unique_keys.release_orphan(found.queue, found.job, found.sequence)

@@ -1,7 +1,7 @@
-"""Finds inconsistencies between messages, records, dead letters and ids, and changes nothing.
+"""Finds inconsistencies between messages, records, dead letters and ids; changes nothing.
 
-A scan reads a slice of each stream and continues where the last scan stopped. So a scan costs the same with a
-million waiting jobs as with ten.
+A scan reads a slice of each stream, from where the previous scan stopped. So a scan of a million waiting jobs
+costs no more than its slice.
 """
 
 import json
@@ -68,27 +68,27 @@ class Scanner:
         ]
 
     async def scan_queue(self, queue: str, stream: dict[str, Any], scan: Scan) -> list[FoundInconsistency]:
-        """What is wrong with a queue's messages; `stream` is what the server tells of it."""
+        """The inconsistencies of a queue's messages; `stream` is the server's description of its stream."""
         subjects = self._subjects
         bounds = await self._scan_reads.delivered_up_to(queue)
         ready, later = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
         waiting = await self._scan_reads.next_slice(ready, subjects.ready(queue, "*", ANY), scan)
         if any(is_undeliverable(reply, bounds) for reply in waiting):
-            # Once more: a consumer that is changing its leader may not know (yet) what is being worked on.
+            # Ask twice: a consumer that is changing its leader may not know yet which messages workers hold.
             again = await self._scan_reads.delivered_up_to(queue)
             bounds = {level: min(bound, again.get(level, 0)) for level, bound in bounds.items()}
         messages = [
-            read_stored_message(queue, ready, reply, lost=is_undeliverable(reply, bounds))
+            read_stored_message(queue, ready, reply, undeliverable=is_undeliverable(reply, bounds))
             for reply in waiting
         ]
         messages += [
-            read_stored_message(queue, later, reply, lost=False)
+            read_stored_message(queue, later, reply, undeliverable=False)
             for reply in await self._scan_reads.next_slice(later, subjects.scheduled(queue, ANY), scan)
         ]
-        # What is due goes over to the queue at once, but where that is full.
+        # The server moves a due message to the queue at once, unless the queue is full.
         stuck = not may_be_full(stream)
         messages += [
-            read_stored_message(queue, later, reply, lost=stuck)
+            read_stored_message(queue, later, reply, undeliverable=stuck)
             for reply in await self._scan_reads.next_slice(later, subjects.due(queue, "*", ANY), scan)
         ]
         return await self._judge_messages(
@@ -96,58 +96,59 @@ class Scanner:
         )
 
     async def scan_waiting(self, queue: str, scan: Scan) -> list[FoundInconsistency]:
-        """What is wrong with the jobs that wait in lines, and with lines that nobody looks after."""
+        """The inconsistencies of jobs that wait in key groups, and the key groups that are stalled."""
         if not await self._streams.has_groups(queue):
             return []
         subjects = self._subjects
-        stream, turns = subjects.streams.groups(queue), subjects.streams.group_state(queue)
+        stream, states = subjects.streams.groups(queue), subjects.streams.group_state(queue)
         waiting = await self._scan_reads.next_slice(stream, subjects.groups.job(queue, "*", ANY), scan)
         old = [reply for reply in waiting if scan.is_old(message_time(reply))]
-        messages = [read_stored_message(queue, stream, reply, lost=False) for reply in old]
+        messages = [read_stored_message(queue, stream, reply, undeliverable=False) for reply in old]
         found = await self._judge_messages(queue, messages, scan)
         tokens = {key_in(reply) for reply in old}
         known = await self._scan_reads.last_per_subject(
-            turns, [subjects.groups.state(queue, token) for token in tokens]
+            states, [subjects.groups.state(queue, token) for token in tokens]
         )
-        held = {last_token(reply): turn for reply in known if (turn := read_group_state(reply)[0]).slots}
-        # One who was let on and still stands here: who let him on may have died before he moved him.
-        halfway = {
+        held = {last_token(reply): state for reply in known if (state := read_group_state(reply)[0]).slots}
+        # An admitted job that still waits here: the worker that admitted it may have died before it moved it.
+        unmoved = {
             token
             for reply in old
             if (token := key_in(reply)) in held and held[token].already_admitted(read_waiting_job(reply))
         }
-        tokens -= held.keys() - halfway
+        tokens -= held.keys() - unmoved
         for token in sorted(tokens):
             if await self._key_groups.is_stalled(queue, token):
                 found.append(
-                    FoundInconsistency(Inconsistency.STALLED_KEY_GROUP, queue, "", turns, key_token=token)
+                    FoundInconsistency(Inconsistency.STALLED_KEY_GROUP, queue, "", states, key_token=token)
                 )
         return found
 
     async def scan_slots(self, queue: str, scan: Scan) -> list[FoundInconsistency]:
-        """Places in turns of those who have ended, or are not there."""
+        """The slots of key groups whose jobs have ended or have no message."""
         if not await self._streams.has_groups(queue):
             return []
         stream = self._subjects.streams.group_state(queue)
         replies = await self._scan_reads.next_slice(stream, self._subjects.groups.state(queue, "*"), scan)
         holders = {id: last_token(reply) for reply in replies for id, *_ in read_group_state(reply)[0].slots}
         known = await self._scan_reads.last_records(queue, list(holders))
-        standing = await self._scan_reads.jobs_with_message(queue, holders)
+        with_message = await self._scan_reads.jobs_with_message(queue, holders)
         found = []
         for id, token in holders.items():
             last = known.get(id)
-            if last is None:  # it waits, or it began or ended while the messages were read
+            if last is None:  # the job waits, or it started or ended while the messages were read
                 last = await self._records.last(id, queue, consistent=True)
             old = last is not None and scan.is_old(last.at)
-            flaw = judge_slot(last, has_message=id in standing, is_old=old)
-            if flaw is not None:
-                found.append(FoundInconsistency(flaw, queue, id, stream, key_token=token))
+            kind = judge_slot(last, has_message=id in with_message, is_old=old)
+            if kind is not None:
+                found.append(FoundInconsistency(kind, queue, id, stream, key_token=token))
         return found
 
     async def scan_advisories(self, queue: str, scan: Scan) -> list[FoundInconsistency]:
-        """What is wrong with the messages that the server said it gives up: no more will change there.
+        """The inconsistencies of messages that the server has stopped delivering, by its advisories.
 
-        Unless a consumer was made anew since, and has handed one over again.
+        They are judged at any age, because nothing else will change them. The exception is a message that a
+        consumer, created again since, has delivered again: its job's record is newer than the advisory.
         """
         stream, ready = self._subjects.streams.advisories, self._subjects.streams.ready(queue)
         advised = {
@@ -162,7 +163,7 @@ class Scanner:
             reply = await self._reads.get(ready, sequence)
             if reply is None:
                 continue
-            message = read_stored_message(queue, ready, reply, lost=True)
+            message = read_stored_message(queue, ready, reply, undeliverable=True)
             last = await self._records.last(message.job, message.queue)
             if last is None or last.at <= at:
                 found += await self._judge_messages(queue, [message], scan)
@@ -180,21 +181,22 @@ class Scanner:
                 by_queue[one.current_queue].append(one)
         found = []
         for queue, open_jobs in by_queue.items():
-            standing = await self._scan_reads.jobs_with_message(
+            with_message = await self._scan_reads.jobs_with_message(
                 queue, {one.job: record_key_token(one) for one in open_jobs}
             )
             found += [
-                flaw
+                inconsistency
                 for one in open_jobs
-                if one.job not in standing and (flaw := await self._judge_record(one)) is not None
+                if one.job not in with_message
+                and (inconsistency := await self._judge_record(one)) is not None
             ]
         return found
 
     async def _unfinished(self, revisions: Sequence[LoggedEvent]) -> list[LoggedEvent]:
-        """Of some revisions, those that are the last one of a job that has not ended."""
+        """The revisions that are the last one of their record, if the job has not ended."""
         by_queue: dict[str, dict[str, LoggedEvent]] = defaultdict(dict)
         for one in revisions:
-            by_queue[one.queue][one.job] = one  # the slice is in order: a later one replaces it
+            by_queue[one.queue][one.job] = one  # the slice is in order: a later revision replaces this one
         found = []
         for queue, jobs in by_queue.items():
             some = {id: one for id, one in jobs.items() if one.state not in FINAL_STATES}
@@ -203,10 +205,10 @@ class Scanner:
         return found
 
     async def scan_dead_letters(self, scan: Scan) -> list[FoundInconsistency]:
-        """Dead letters of jobs that have a new life."""
+        """The dead letters of jobs that were submitted or retried again."""
         stream = self._subjects.streams.records
         read = await self._scan_reads.next_slice(stream, self._subjects.dead("*", "*", ANY), scan)
-        # A retry stores the letter once more, as closed: what purges the last one purges those before it.
+        # A retry stores the dead letter again, as closed. A purge up to the last one deletes them all.
         newest = {reply.headers["Nats-Subject"]: reply for reply in read}
         letters = [read_dead_letter(reply) for reply in newest.values() if reply.payload]
         old: dict[str, list[Any]] = defaultdict(list)
@@ -216,18 +218,18 @@ class Scanner:
         found = []
         for queue, some in old.items():
             known = await self._scan_reads.last_records(queue, [one.id for one in some])
-            risen = [one for one in some if judge_dead_letter(one.at, known.get(one.id), has_message=True)]
-            standing = await self._scan_reads.jobs_with_message(
-                queue, {one.id: record_key_token(known.get(one.id)) for one in risen}
+            suspects = [one for one in some if judge_dead_letter(one.at, known.get(one.id), has_message=True)]
+            with_message = await self._scan_reads.jobs_with_message(
+                queue, {one.id: record_key_token(known.get(one.id)) for one in suspects}
             )
-            for one in risen:
-                flaw = judge_dead_letter(one.at, known.get(one.id), has_message=one.id in standing)
-                if flaw is not None:
-                    found.append(FoundInconsistency(flaw, queue, one.id, stream, one.sequence))
+            for one in suspects:
+                kind = judge_dead_letter(one.at, known.get(one.id), has_message=one.id in with_message)
+                if kind is not None:
+                    found.append(FoundInconsistency(kind, queue, one.id, stream, one.sequence))
         return found
 
     async def scan_ids(self, scan: Scan) -> list[FoundInconsistency]:
-        """Own ids that were claimed for jobs which were never stored."""
+        """The callers' ids that were claimed for jobs which were never stored."""
         bucket = self._subjects.streams.bucket("ids")
         found = []
         for reply in await self._scan_reads.next_slice(bucket, self._subjects.own_id(ANY), scan):
@@ -245,7 +247,7 @@ class Scanner:
         return found
 
     async def scan_unique_keys(self, scan: Scan) -> list[FoundInconsistency]:
-        """Jobs that wait for the end of another, which nobody told them of."""
+        """The unique jobs that wait for the end of another, which has ended without releasing them."""
         bucket = self._subjects.streams.bucket("ids")
         found = []
         for reply in await self._scan_reads.next_slice(bucket, self._subjects.key("ids", "u.*"), scan):
@@ -270,10 +272,10 @@ class Scanner:
         for one in messages:
             seen = known.get(one.job) if one.queue == queue else None
             last = seen or await self._records.last(one.job, one.queue)
-            flaw = judge_message(one, last, expired_before=scan.settled_before)
-            if flaw is not None:
-                home = one.queue if one.queue != queue else ""
-                found.append(FoundInconsistency(flaw, queue, one.job, one.stream, one.sequence, home))
+            kind = judge_message(one, last, expired_before=scan.settled_before)
+            if kind is not None:
+                origin = one.queue if one.queue != queue else ""
+                found.append(FoundInconsistency(kind, queue, one.job, one.stream, one.sequence, origin))
         return found
 
     async def _judge_record(self, seen: LoggedEvent) -> FoundInconsistency | None:
@@ -285,31 +287,36 @@ class Scanner:
             seen.state == "retrying"
             and await self._dead_letters.find(seen.job, seen.queue, closed=True) is not None
         )
-        flaw = judge_record(now, knows_order=knows_order)
-        return FoundInconsistency(flaw, seen.queue, seen.job) if flaw is not None else None
+        kind = judge_record(now, knows_order=knows_order)
+        return FoundInconsistency(kind, seen.queue, seen.job) if kind is not None else None
 
 
-def read_stored_message(queue: str, stream: str, reply: Reply, *, lost: bool) -> StoredMessage:
-    home = envelope.origin_queue(reply.headers, queue)
+def read_stored_message(queue: str, stream: str, reply: Reply, *, undeliverable: bool) -> StoredMessage:
     headers = reply.headers
-    # One that was put aside for a hold or a limit comes when that lets it: its record need not tell.
-    dated = SCHEDULE in headers and not (PAUSED_BY in headers or RESERVED_ORDER in headers)
-    due = scheduled_time(headers) if dated else None
+    # A job that was requeued for a pause or a rate limit is due when that ends: its record may have no time.
+    is_delayed = SCHEDULE in headers and not (PAUSED_BY in headers or RESERVED_ORDER in headers)
+    due = scheduled_time(headers) if is_delayed else None
     if due == PAST:
-        due = None  # one that is to come at once
-    expires = events.parse_time(headers[envelope.EXPIRES]) if envelope.EXPIRES in headers else None
+        due = None  # a message that is due at once
     return StoredMessage(
-        home, id_of(reply), stream, sequence_of(reply), message_time(reply), lost, due, expires
+        envelope.origin_queue(headers, queue),
+        id_of(reply),
+        stream,
+        sequence_of(reply),
+        message_time(reply),
+        undeliverable,
+        due,
+        events.parse_time(headers[envelope.EXPIRES]) if envelope.EXPIRES in headers else None,
     )
 
 
 def record_key_token(known: LoggedEvent | None) -> str:
-    """What stands for the key of a job; nothing for one without."""
+    """The token of a job's key; empty for a job without a key."""
     return key_token(known.event.key) if known is not None and known.event.key else ""
 
 
 def unstored_id_queue(reply: Reply) -> str:
-    """The queue of an own id whose job is not known to have been stored; nothing for the others."""
+    """The queue for which a caller's id was claimed, if its job may not be stored; empty otherwise."""
     try:
         held = json.loads(reply.payload)
         return "" if held["stored"] else str(held["queue"])
@@ -318,7 +325,7 @@ def unstored_id_queue(reply: Reply) -> str:
 
 
 def advisory_sequence(reply: Reply) -> int:
-    """The sequence that an advisory names; 0 where it names none."""
+    """The sequence of the message that an advisory is about; 0 if it has none."""
     try:
         return int(json.loads(reply.payload)["stream_seq"])
     except (ValueError, KeyError, TypeError):
@@ -326,7 +333,7 @@ def advisory_sequence(reply: Reply) -> int:
 
 
 def is_undeliverable(reply: Reply, bounds: Mapping[Any, int]) -> bool:
-    """Whether a message lies where its priority has none left to deliver."""
+    """Whether the sequence of a message is in the range of which its priority has nothing left to deliver."""
     level = reply.headers["Nats-Subject"].split(".")[3]
     return sequence_of(reply) <= bounds.get(level, 0)
 
@@ -336,7 +343,7 @@ def message_time(reply: Reply) -> datetime:
 
 
 def may_be_full(stream: dict[str, Any]) -> bool:
-    """Whether a queue may be full, and so takes nothing over."""
+    """Whether a queue may be so full that it accepts no due message."""
     config, state = stream["config"], stream["state"]
     limits: Iterable[tuple[int, int]] = (
         (config.get("max_msgs", -1), state["messages"]),

@@ -1,4 +1,4 @@
-"""What a scan reads from the server: slices of streams, and the messages and events of many jobs at once."""
+"""The reads of a scan: slices of streams, and the messages and records of many jobs in one request."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ SCAN_PAGE_BYTES = 4 * 2**20
 """Bytes of each stream that one scan reads, and the bytes of one page."""
 
 SCAN_PAGE_MESSAGES = 250
-"""Messages of one page, which take about 10 ms to decode and judge: so long they hold up the event loop."""
+"""Messages of one page. Decoding and judging them holds up the event loop for about 10 ms."""
 
 SCAN_BATCH_JOBS = 300
-"""Jobs in one request for messages or records: a job may have one message of each priority."""
+"""Jobs in one request for messages or records. A job may have one message of each priority."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Scan:
     """A scan in progress, with its position in each stream.
 
     It skips entries younger than `age` seconds. A slice has at most `limit` messages of a stream. A
-    `complete` scan goes on until it has read every stream to the end.
+    `complete` scan reads every stream to the end.
     """
 
     age: float
@@ -50,7 +50,7 @@ class Scan:
         return self.now - timedelta(seconds=self.age)
 
     def has_read(self, scanned: int, read_bytes: int) -> bool:
-        """Whether a slice was read since so many messages and bytes."""
+        """Whether a whole slice was read since the counts were `scanned` and `read_bytes`."""
         return self.scanned - scanned >= self.limit or self.read_bytes - read_bytes >= SCAN_SLICE_BYTES
 
     def is_old(self, at: datetime) -> bool:
@@ -97,12 +97,12 @@ class ScanReads:
         found = await self.last_per_subject(later, [subjects.scheduled(queue, id) for id in ids])
         found += await self.last_per_subject(later, [subjects.due(queue, "*", id) for id in ids])
         if keyed and await self._streams.has_groups(queue):
-            line = subjects.streams.groups(queue)
+            groups = subjects.streams.groups(queue)
             found += await self.last_per_subject(
                 later, [subjects.groups.due(queue, token, id) for id, token in keyed.items()]
             )
             found += await self.last_per_subject(
-                line, [subjects.groups.job(queue, token, id) for id, token in keyed.items()]
+                groups, [subjects.groups.job(queue, token, id) for id, token in keyed.items()]
             )
         found += await self.last_per_subject(ready, [subjects.ready(queue, "*", id) for id in ids])
         return {id_of(reply) for reply in found}
@@ -127,7 +127,7 @@ class ScanReads:
         return read
 
     async def next_slice(self, stream: str, subject: str, scan: Scan, *, once: bool = False) -> list[Reply]:
-        """The next page of a stream. After the last one it starts again, unless messages count `once`."""
+        """The next page of a stream. After its last page the scan starts again, unless it reads `once`."""
         place = f"{stream} {subject}"
         after, more = scan.positions.get(place, 0), place not in scan.finished
         found: list[Reply] = []

@@ -1,8 +1,8 @@
-"""Sweeps: any worker may make one, one at a time.
+"""Sweeps. Every worker may sweep, but only one at a time.
 
-Who sweeps holds a key with a life of its own, made and renewed by compare-and-set, and looks before each mend
-whether it is still his. One who was halted meanwhile finds it gone; and if he looked a moment too early, the
-mend itself is one that two may do.
+The sweeper holds a leased key, created and renewed by compare-and-set, and checks that it still owns it
+before each repair. A sweeper that was suspended meanwhile finds the key expired. If it checked a moment too
+early, no harm is done: each repair is safe when two sweepers make it.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ from jsq.transport.retrying import publish_with_retry
 log = logging.getLogger("jsq.sweep")
 
 MIN_AGE = 90.0
-"""Seconds that something must have stood before it is judged: work under way has settled long before."""
+"""The age in seconds from which an entry is judged: work in progress has settled long before."""
 
 LEASE_SECONDS = 30
-"""Seconds that the hold on sweeping lasts without being renewed."""
+"""Seconds after which the lease of a sweeper expires, unless it is renewed."""
 
 LEASE_POLL_SECONDS = 0.25
 
@@ -45,7 +45,10 @@ ScanPart = Callable[[], Awaitable[list[FoundInconsistency]]]
 
 @dataclass(frozen=True, slots=True)
 class LastSweep:
-    """What the last sweep told: when it ended (UTC), by whom, how much it looked at, found and mended."""
+    """The report of the last sweep: when it ended (UTC), which sweeper made it, and its counts.
+
+    `scanned` counts the messages that it read. `found` and `repaired` count inconsistencies by kind.
+    """
 
     at: datetime
     sweeper: str
@@ -55,7 +58,7 @@ class LastSweep:
 
 
 class SweepLease:
-    """The right to sweep: a key that holds the name of who sweeps, which is his alone."""
+    """The right to sweep: a key that holds the name of the sweeper, which no other sweeper has."""
 
     def __init__(self, namespace: Namespace, by: str) -> None:
         self._wire = namespace.wire
@@ -69,19 +72,19 @@ class SweepLease:
         self._renewed = 0.0
 
     async def acquire(self) -> bool:
-        """Take it if nobody has it, or renew it; False if it is another's."""
+        """Take the lease if it is free, or renew it; False if another sweeper holds it."""
         began = time.monotonic()
         try:
             headers = {EXPECTED: str(self._revision), TTL: str(LEASE_SECONDS)}
             self._revision = await publish_with_retry(self._wire, self._key, self._by.encode(), headers)
         except WrongSequence:
-            if not await self.is_held():  # unless it was our own write, whose answer was lost
+            if not await self.is_held():  # it is held if our own write was stored and its reply was lost
                 return False
         self._renewed = began
         return True
 
     async def is_held(self) -> bool:
-        """Whether it is ours still, as the server tells."""
+        """Whether the server still has this sweeper as the holder of the lease."""
         found = await self._reads.last(self._bucket, self._key)
         if found is None or found.payload != self._by.encode():
             return False
@@ -89,7 +92,7 @@ class SweepLease:
         return True
 
     async def is_safe(self) -> bool:
-        """Whether it is ours, and stays so for as long as a mend takes."""
+        """Whether this sweeper holds the lease, for at least as long as a repair takes."""
         return time.monotonic() - self._renewed < LEASE_SECONDS / 2 and await self.is_held()
 
     async def holder(self) -> str:
@@ -98,7 +101,7 @@ class SweepLease:
 
     @contextlib.asynccontextmanager
     async def renewed(self) -> AsyncIterator[None]:
-        """Renew it all the while, and give it back at the end."""
+        """Renew the lease in the background, and release it at the end."""
         renewing = asyncio.create_task(self._renew())
         try:
             yield
@@ -117,10 +120,10 @@ class SweepLease:
 
 
 class Sweeper:
-    """Finds what was left behind, and mends it."""
+    """Finds inconsistencies, and repairs them."""
 
     def __init__(
-        self, namespace: Namespace, provisioner: Provisioner, search: Scanner, mends: Repairs
+        self, namespace: Namespace, provisioner: Provisioner, scanner: Scanner, repairs: Repairs
     ) -> None:
         self._namespace = namespace
         self._provisioner = provisioner
@@ -129,93 +132,98 @@ class Sweeper:
         self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
-        self._search = search
-        self._mends = mends
+        self._scanner = scanner
+        self._repairs = repairs
 
     async def scan(self, *, age: float = MIN_AGE, most: int | None = None) -> list[FoundInconsistency]:
-        """What is wrong with what has stood for `age` seconds, in all of each stream or `most` messages."""
+        """The inconsistencies that are at least `age` seconds old, in `most` messages of each stream, or in
+        all.
+        """
         scan = Scan(age, await self._now(), most or SCAN_SLICE_MESSAGES, complete=most is None)
         return [found async for found in self._find(scan)]
 
     async def sweep(
         self, by: str, *, age: float = MIN_AGE, wait_seconds: float = LEASE_SECONDS
     ) -> list[RepairResult]:
-        """Look at everything, and mend what can be mended. `by` is a name that nobody else has.
+        """Scan every stream to its end, and repair what can be repaired.
 
-        Raises `BrokerUnavailable` where another sweeps for longer than `wait_seconds` seconds, or took over.
+        `by` is the name of the sweeper, which no other sweeper may have. Raises `BrokerUnavailable` if
+        another sweeper holds the lease for longer than `wait_seconds` seconds, or took it over.
         """
         await self._streams.ensure_shared()
-        hold = SweepLease(self._namespace, by)
+        lease = SweepLease(self._namespace, by)
         end = time.monotonic() + wait_seconds
-        while not await hold.acquire():
+        while not await lease.acquire():
             if time.monotonic() >= end:
-                raise BrokerUnavailable(f"{await hold.holder()} is sweeping: try again when it has ended")
+                raise BrokerUnavailable(f"{await lease.holder()} is sweeping; try again when it has finished")
             await asyncio.sleep(LEASE_POLL_SECONDS)
-        return await self._sweep(hold, by, Scan(age, await self._now(), SCAN_SLICE_MESSAGES, complete=True))
+        return await self._sweep(lease, by, Scan(age, await self._now(), SCAN_SLICE_MESSAGES, complete=True))
 
     async def sweep_slice(
         self, by: str, *, interval: float, age: float = MIN_AGE
     ) -> list[RepairResult] | None:
-        """Sweep a part of everything, unless another does, or did less than `interval` seconds ago.
+        """Sweep a slice of each stream, unless a sweep runs or began less than `interval` seconds ago.
 
-        The next turn goes on where this one stopped. None where it was not our turn.
+        The next sweep continues where this one stopped. Returns None if no sweep was due.
         """
-        hold = SweepLease(self._namespace, by)
-        if await self._read("rest.sweep") is not None or not await hold.acquire():
+        lease = SweepLease(self._namespace, by)
+        if await self._read("interval.sweep") is not None or not await lease.acquire():
             return None
-        told = await self._last_report()
-        rest = self._subjects.key("workers", "rest.sweep")
-        # By the server's clock: ours may be anything.
-        await publish_with_retry(self._wire, rest, by.encode(), {TTL: str(max(1, round(interval)))})
-        scan = Scan(age, await self._now(), SCAN_SLICE_MESSAGES, positions=told.get("positions", {}))
-        return await self._sweep(hold, by, scan)
+        report = await self._last_report()
+        # The server's clock expires this key: the clocks of workers may differ.
+        key = self._subjects.key("workers", "interval.sweep")
+        await publish_with_retry(self._wire, key, by.encode(), {TTL: str(max(1, round(interval)))})
+        scan = Scan(age, await self._now(), SCAN_SLICE_MESSAGES, positions=report.get("positions", {}))
+        return await self._sweep(lease, by, scan)
 
     async def last(self) -> LastSweep | None:
-        """What the last sweep told, if there was one."""
-        told = await self._last_report()
-        if not told:
+        """The report of the last sweep, or None if there was no sweep."""
+        report = await self._last_report()
+        if not report:
             return None
-        return LastSweep(*(told[name] for name in ("at", "sweeper", "scanned", "found", "repaired")))
+        return LastSweep(*(report[name] for name in ("at", "sweeper", "scanned", "found", "repaired")))
 
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _now(self) -> datetime:
-        """The time by the server's clock, which has told the age of all that is looked at."""
+        """The time by the server's clock, which also stamped the messages whose age is judged."""
         await self._jetstream.stream_info(self._subjects.streams.records)
         return self._wire.clock.moment()
 
-    async def _sweep(self, hold: SweepLease, by: str, scan: Scan) -> list[RepairResult]:
-        swept: list[RepairResult] = []
-        async with hold.renewed(), contextlib.aclosing(self._find(scan)) as finding:
+    async def _sweep(self, lease: SweepLease, by: str, scan: Scan) -> list[RepairResult]:
+        results: list[RepairResult] = []
+        async with lease.renewed(), contextlib.aclosing(self._find(scan)) as inconsistencies:
             await self._provisioner.ensure_advisories()
-            async for found in finding:
-                if not await hold.is_safe():
-                    raise BrokerUnavailable("the sweep broke off: another has taken over")
-                swept.append(await self._repair(found))
-            await self._store_report(by, scan, swept)
-        return swept
+            async for found in inconsistencies:
+                if not await lease.is_safe():
+                    raise BrokerUnavailable(
+                        "the sweep stopped: it lost its lease, and another sweeper may run"
+                    )
+                results.append(await self._repair(found))
+            await self._store_report(by, scan, results)
+        return results
 
     async def _repair(self, found: FoundInconsistency) -> RepairResult:
         about = {"inconsistency": found.kind.value, "queue": found.queue, "job": found.job}
-        mended = False
+        repaired = False
         try:
-            mended = await self._mends.repair(found)
+            repaired = await self._repairs.repair(found)
         except (BrokerError, UsageError) as error:
             log.warning("repair failed", extra={**about, "why": str(error)})
         else:
-            # What cannot be mended is found again each time.
+            # Every sweep finds the inconsistencies again that cannot be repaired: they are no news.
             log.log(
-                logging.WARNING if mended else logging.DEBUG,
-                "inconsistency repaired" if mended else "inconsistency left",
+                logging.WARNING if repaired else logging.DEBUG,
+                "inconsistency repaired" if repaired else "inconsistency skipped",
                 extra=about,
             )
-        return RepairResult(found.kind, found.queue, found.job, mended)
+        return RepairResult(found.kind, found.queue, found.job, repaired)
 
     async def _find(self, scan: Scan) -> AsyncGenerator[FoundInconsistency, None]:
         known: set[FoundInconsistency] = set()
         for part in await self._parts(scan):
             read, scanned, before = scan.read_bytes, scan.scanned, -1
-            # A page at a time: what is done with one must not hold up the event loop of a worker.
+            # One page at a time: judging a larger part would hold up the event loop of a worker.
             while before < scan.scanned and (scan.complete or not scan.has_read(scanned, read)):
                 before = scan.scanned
                 for found in await part():
@@ -224,41 +232,41 @@ class Sweeper:
                         yield found
 
     async def _parts(self, scan: Scan) -> list[ScanPart]:
-        """What a look reads, in this order; each a slice at a time."""
-        search, queues = self._search, await self._streams.queues()
+        """The parts of a scan, in the order in which they are read; each call reads one page."""
+        scanner, queues = self._scanner, await self._streams.queues()
         return [
-            *(partial(search.scan_advisories, queue, scan) for queue in queues),
-            *(partial(search.scan_consumers, queue) for queue in queues),
-            *(partial(search.scan_queue, queue, stream, scan) for queue, stream in queues.items()),
+            *(partial(scanner.scan_advisories, queue, scan) for queue in queues),
+            *(partial(scanner.scan_consumers, queue) for queue in queues),
+            *(partial(scanner.scan_queue, queue, stream, scan) for queue, stream in queues.items()),
             *(
-                partial(of, queue, scan)
+                partial(part, queue, scan)
                 for queue in queues
-                for of in (search.scan_waiting, search.scan_slots)
+                for part in (scanner.scan_waiting, scanner.scan_slots)
             ),
             *(
-                partial(of, scan)
-                for of in (
-                    search.scan_records,
-                    search.scan_dead_letters,
-                    search.scan_ids,
-                    search.scan_unique_keys,
+                partial(part, scan)
+                for part in (
+                    scanner.scan_records,
+                    scanner.scan_dead_letters,
+                    scanner.scan_ids,
+                    scanner.scan_unique_keys,
                 )
             ),
         ]
 
-    async def _store_report(self, by: str, scan: Scan, swept: list[RepairResult]) -> None:
-        told = {
+    async def _store_report(self, by: str, scan: Scan, results: list[RepairResult]) -> None:
+        report = {
             "sweeper": by,
             "scanned": scan.scanned,
-            "found": Counter(one.kind.value for one in swept),
-            "repaired": Counter(one.kind.value for one in swept if one.repaired),
+            "found": Counter(one.kind.value for one in results),
+            "repaired": Counter(one.kind.value for one in results if one.repaired),
             "positions": {place: after for place, after in scan.positions.items() if after},
         }
-        await publish_with_retry(self._wire, self._subjects.key("workers", "told.sweep"), to_json(told))
+        await publish_with_retry(self._wire, self._subjects.key("workers", "report.sweep"), to_json(report))
 
     async def _last_report(self) -> dict[str, Any]:
-        """What the last sweep told, and when; empty where there was none."""
-        reply = await self._read("told.sweep")
+        """The report of the last sweep, with the time at which it was stored; empty if there is none."""
+        reply = await self._read("report.sweep")
         if reply is None:
             return {}
         with contextlib.suppress(ValueError):
