@@ -1,8 +1,8 @@
 """The broker: jobs on JetStream, without user code. Wings, in import order:
 
-`topology` names and creates what is on the server, `delivery` pulls and renews leases, `access` writes roles,
-`jobs` stores and finds jobs, `flow` limits them, `operations` acts on them, `submit` stores many or unique
-jobs, `maintenance` repairs, `broker` is the facade, `health` examines the server.
+`topology` names and creates streams, `delivery` pulls messages and renews leases, `access` writes roles,
+`jobs` stores and finds jobs, `flow` limits them, `operations` changes them, `submit` stores many or unique
+jobs, `maintenance` repairs inconsistencies, `broker` is the facade, `health` examines the server.
 """
 
 from jsq.broker.broker import Broker

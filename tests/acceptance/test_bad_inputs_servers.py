@@ -202,7 +202,7 @@ async def test_a_foreign_stream_is_reported_with_a_fix(jsq: Command, client: Cli
     ended = await jsq("submit", "any")
 
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (1, "", 1)
-    assert f"a stream named {name} is there already and is not jsq's" in ended.err
+    assert f"stream {name} exists and does not belong to this namespace" in ended.err
     assert f"`nats stream rm {name}`" in ended.err
     found = await broker.jetstream.stream_info(name)
     assert found is not None

@@ -126,7 +126,7 @@ async def test_a_worker_reports_a_removed_queue_and_serves_it_when_it_is_back(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jsq.worker.duties.heartbeat.BEAT", 0.02)
+    monkeypatch.setattr("jsq.worker.duties.heartbeat.HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr("jsq.worker.duties.schedule_ticks.REPAIR_INTERVAL", 0.2)
     caplog.set_level(logging.INFO)
     started = asyncio.Event()

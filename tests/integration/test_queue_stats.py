@@ -34,8 +34,8 @@ class Measured(Observer):
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers send heartbeats and samples ten times a second."""
-    monkeypatch.setattr("jsq.worker.duties.heartbeat.BEAT", 0.1)
-    monkeypatch.setattr("jsq.worker.duties.queue_sampling.BEAT", 0.1)
+    monkeypatch.setattr("jsq.worker.duties.heartbeat.HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr("jsq.worker.duties.queue_sampling.HEARTBEAT_SECONDS", 0.1)
 
 
 async def test_the_age_of_a_queue_is_that_of_its_oldest_waiting_job(

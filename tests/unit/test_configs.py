@@ -286,7 +286,7 @@ def test_durations_are_reported_in_seconds() -> None:
 
 
 def test_configuration_values_are_shown_as_short_text() -> None:
-    assert [layout.short("x", value) for value in ("file", ["a"], None)] == ["file", '["a"]', "null"]
+    assert [layout.format_field("x", value) for value in ("file", ["a"], None)] == ["file", '["a"]', "null"]
 
 
 def test_sources_in_another_notation_are_no_difference() -> None:

@@ -1,6 +1,6 @@
-"""What lives on the server: each stream and consumer, as it should be. Pure: it asks nobody.
+"""The configuration that each stream and consumer should have. Pure: this module sends no request.
 
-A queue's settings are kept beside its stream, in the stream's metadata.
+The metadata of a queue's READY stream hold the settings of the queue.
 """
 
 import json
@@ -17,55 +17,65 @@ from jsq.settings import QueueSettings
 NS = 1_000_000_000
 DAY_NS = 86_400 * NS
 RECORD_DAYS = 30
-"""Days for which a record and a dead letter stay at most: the `max_age` of the bucket of records."""
+"""Days for which the server keeps records and dead letters: the `max_age` of the bucket of records."""
 
 MAX_HISTORY = 64
-"""Revisions of a record that the server keeps, the most that a KV bucket may have."""
+"""Revisions of a record that the server keeps. A KV bucket cannot have more."""
 
 ID_SECONDS = 7 * 86_400 + 3_600
-"""Seconds for which the claim of a caller's own id stays. After that, a record of its job still holds it."""
+"""Seconds for which the claim of a caller's own id stays. After that, a record of its job still claims it."""
 
 MAX_DELIVER = 1_000
-"""Where the server would hide a message for ever. A worker gives a job a new message long before."""
+"""Deliveries after which the server never delivers a message again.
+
+A worker stores a new message for the job long before that.
+"""
 
 MAX_WAITING = 32_768
-"""Pull requests one consumer may hold; it cannot be changed later, and the default, 512, is too few."""
+"""Open pull requests of one consumer. A consumer cannot change it later, and the default, 512, is too few."""
 
 MAX_ADVISORIES = 100_000
 
-TIMES = frozenset({"ack_wait", "duplicate_window", "max_age"})
-"""Fields that hold a time."""
+TIME_FIELDS = frozenset({"ack_wait", "duplicate_window", "max_age"})
+"""Fields that hold a duration in nanoseconds."""
 
 WAKEUPS = "wakeups"
 WAKEUP_LEASE = 5.0
-"""Seconds until a wake-up goes to another worker. Handling one takes milliseconds and is safe to repeat."""
+"""Seconds after which the server delivers an unsettled wake-up to another worker.
+
+A worker handles a wake-up within milliseconds, and handling it twice is safe.
+"""
 
 TICKS_CONSUMER = "ticks"
 TICK_LEASE = 10.0
-"""Seconds until a tick goes to another worker, where the one that took it has died."""
+"""Seconds after which the server delivers a tick to another worker, if the first worker has died."""
 
 FIRST, SECOND = Token("{{wildcard(1)}}"), Token("{{wildcard(2)}}")
-"""The tokens of a sourced message that stood for the first and the second `*`, in the subject it gets."""
+"""In the destination of a subject transform: the tokens that the first and the second `*` matched."""
 
 Config = dict[str, Any]
 """The configuration of a stream or consumer, as the JSON of the server's API."""
 
 
 def records_config(subjects: Subjects, replicas: int) -> Config:
-    """The bucket of records, with the dead letters: a failed record and its letter are one atomic batch."""
+    """The bucket of records. Its stream holds the dead letters too.
+
+    A worker writes the record of a failed job and its dead letter in one atomic batch.
+    """
     ns = subjects.namespace
     return bucket_config(subjects, "jobs", replicas) | {
         "subjects": [f"$KV.{ns}_jobs.>", f"{ns}.dead.>"],
         "max_msgs_per_subject": MAX_HISTORY,
         "max_age": RECORD_DAYS * DAY_NS,
         "allow_atomic": True,
-        # Published again once it is stored: a subscriber of the key itself also sees writes that are refused.
+        # The server republishes a revision once it is stored. A subscriber of the key itself would also
+        # receive writes that the server refuses.
         "republish": {"src": f"$KV.{ns}_jobs.>", "dest": f"{ns}.on.>"},
     }
 
 
 def events_config(subjects: Subjects, replicas: int, days: float) -> Config:
-    """The optional event log: every revision of every record, with a retention of its own."""
+    """The optional event log. It holds every revision of every record, with a retention of its own."""
     ns = subjects.namespace
     return {
         "name": subjects.streams.events,
@@ -84,7 +94,7 @@ def events_config(subjects: Subjects, replicas: int, days: float) -> Config:
                 ],
             }
         ],
-        "metadata": owned(subjects),
+        "metadata": owner_metadata(subjects),
     }
 
 
@@ -101,14 +111,14 @@ def bucket_config(subjects: Subjects, name: str, replicas: int) -> Config:
         "deny_delete": True,
         "discard": "new",
         "duplicate_window": NS // 10,
-        "metadata": owned(subjects),
+        "metadata": owner_metadata(subjects),
     }
 
 
 def advisories_config(subjects: Subjects, queues: Iterable[str], replicas: int) -> Config:
-    """What the server says once and to whoever listens, kept for the next sweep.
+    """The stream that stores advisories for the next sweep; the server publishes each advisory only once.
 
-    A subject for each queue: no wildcard tells one namespace's streams from another's.
+    It has one subject per queue, because no wildcard matches the streams of one namespace only.
     """
     return {
         "name": subjects.streams.advisories,
@@ -120,7 +130,7 @@ def advisories_config(subjects: Subjects, queues: Iterable[str], replicas: int) 
         "max_msgs": MAX_ADVISORIES,
         "allow_direct": True,
         "duplicate_window": NS // 10,
-        "metadata": owned(subjects),
+        "metadata": owner_metadata(subjects),
     }
 
 
@@ -143,7 +153,7 @@ def scheduled_config(subjects: Subjects, queue: str, settings: QueueSettings) ->
         "allow_msg_schedules": True,
         "allow_atomic": True,
         "duplicate_window": NS // 10,
-        "metadata": owned(subjects),
+        "metadata": owner_metadata(subjects),
     }
 
 
@@ -171,7 +181,7 @@ def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, dec
                 ],
             }
         ],
-        "metadata": owned(subjects)
+        "metadata": owner_metadata(subjects)
         | {
             "jsq.queue": settings.as_json(),
             "jsq.declared": "yes" if declared else "no",
@@ -180,9 +190,10 @@ def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, dec
 
 
 def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Config:
-    """The stream in which the jobs of key groups wait, with the same limits as the queue.
+    """The stream in which the jobs of key groups wait. It has the limits of the queue.
 
-    It is not a work queue: the server deletes from a work queue what another stream sources from it.
+    Its retention is not `workqueue`: the server deletes a message from a work queue once another stream has
+    sourced it.
     """
     return {
         "name": subjects.streams.groups(queue),
@@ -210,14 +221,14 @@ def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Co
                 ],
             }
         ],
-        "metadata": owned(subjects),
+        "metadata": owner_metadata(subjects),
     }
 
 
 def group_state_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Config:
-    """The stream with the state of each key group, and at most one wake-up for each group that a job joined.
+    """The stream that holds the state of each key group, and at most one wake-up per group that a job joined.
 
-    It is separate from the jobs of the groups: their stream may be full, and the state must still be written.
+    The jobs of the groups have another stream: when that one is full, workers must still write the state.
     """
     wakeup = {
         "src": subjects.groups.job(queue, "*", ANY),
@@ -234,12 +245,15 @@ def group_state_config(subjects: Subjects, queue: str, settings: QueueSettings) 
         "allow_msg_ttl": True,
         "duplicate_window": NS // 10,
         "sources": [{"name": subjects.streams.groups(queue), "subject_transforms": [wakeup]}],
-        "metadata": owned(subjects),
+        "metadata": owner_metadata(subjects),
     }
 
 
 def wakeup_consumer(subjects: Subjects, queue: str) -> Config:
-    """The consumer by which the workers of a queue share the wake-ups, without the bodies of the jobs."""
+    """The consumer through which the workers of a queue share its wake-ups. It delivers headers only.
+
+    The body of a wake-up is that of the job which joined the group.
+    """
     return {
         "durable_name": WAKEUPS,
         "name": WAKEUPS,
@@ -268,7 +282,7 @@ def queue_consumer(subjects: Subjects, queue: str, level: str, settings: QueueSe
 
 
 def tick_consumer(subjects: Subjects, queue: str) -> Config:
-    """The consumer of the due ticks of a queue's schedules, on its SCHEDULED stream."""
+    """The consumer on the SCHEDULED stream of a queue that delivers the due ticks of its schedules."""
     return {
         "durable_name": TICKS_CONSUMER,
         "name": TICKS_CONSUMER,
@@ -292,29 +306,29 @@ def shared_configs(subjects: Subjects, replicas: int) -> tuple[Config, ...]:
 
 
 def consumer_configs(subjects: Subjects, queue: str, settings: QueueSettings) -> Iterator[tuple[str, Config]]:
-    """The consumers of a queue, each with its stream: one for each priority, and the consumer of ticks."""
+    """The consumers of a queue, each with its stream: one per priority, and the consumer of ticks."""
     for level in PRIORITIES:
         yield subjects.streams.ready(queue), queue_consumer(subjects, queue, level, settings)
     yield subjects.streams.scheduled(queue), tick_consumer(subjects, queue)
 
 
-def owned(subjects: Subjects) -> dict[str, str]:
+def owner_metadata(subjects: Subjects) -> dict[str, str]:
     return {"jsq.namespace": subjects.namespace}
 
 
 def settings_of(config: Mapping[str, Any]) -> QueueSettings:
-    """A queue's settings, as its stream's metadata tells them."""
-    told = (config.get("metadata") or {}).get("jsq.queue")
+    """The settings of a queue, read from the metadata of its READY stream; the defaults if there are none."""
+    stored = (config.get("metadata") or {}).get("jsq.queue")
     try:
-        known = {k: v for k, v in json.loads(told or "{}").items() if k in QueueSettings.fields}
+        known = {k: v for k, v in json.loads(stored or "{}").items() if k in QueueSettings.fields}
         return QueueSettings.read(**known)
     except (ValueError, AttributeError, BadOption):
         return QueueSettings()
 
 
 def config_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
-    """Where what is there differs from what is wanted, one line each."""
-    told = []
+    """The fields of `wanted` whose value in `have` is another one, one line per field."""
+    differences = []
     for field, value in wanted.items():
         found = have.get(field)
         if field == "metadata":
@@ -324,14 +338,16 @@ def config_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> li
             found = [with_wildcards_written(source, long=True) for source in found or []]
             value = [with_wildcards_written(source, long=True) for source in value or []]
         if value != found and not (value in (None, False) and not found):
-            told.append(f"{field} is {short(field, found)}, should be {short(field, value)}")
-    return told
+            differences.append(
+                f"{field} is {format_field(field, found)}, should be {format_field(field, value)}"
+            )
+    return differences
 
 
 def rewritten_sources(config: Config) -> Config:
-    """A configuration with its sources in another notation of the same meaning.
+    """A configuration whose sources use the other notation of wildcards, with the same meaning.
 
-    For the server these are other sources, which it sets up at once.
+    The server compares sources as text. It takes these for new sources and sets them up at once.
     """
     sources = config.get("sources") or ()
     long = "{{wildcard(" not in json.dumps(sources)
@@ -339,7 +355,7 @@ def rewritten_sources(config: Config) -> Config:
 
 
 def with_wildcards_written(source: Mapping[str, Any], *, long: bool) -> Config:
-    """A source with the wildcards of its transforms as `{{wildcard(1)}}`, or as `$1`."""
+    """A source that writes the wildcards of its transforms as `{{wildcard(1)}}` if `long`, else as `$1`."""
     pattern, written = (r"\$(\d+)", r"{{wildcard(\1)}}") if long else (r"\{\{wildcard\((\d+)\)\}\}", r"$\1")
     transforms = source.get("subject_transforms")
     return {
@@ -349,14 +365,14 @@ def with_wildcards_written(source: Mapping[str, Any], *, long: bool) -> Config:
     }
 
 
-def short(field: str, value: object) -> str:
-    """The value of a field for people: the server counts times in nanoseconds."""
-    if field in TIMES and isinstance(value, int):
+def format_field(field: str, value: object) -> str:
+    """The value of a field as text for people. Durations, which the server counts in ns, become seconds."""
+    if field in TIME_FIELDS and isinstance(value, int):
         return f"{value / NS:g} s"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def count_jobs(state: Mapping[str, Any]) -> int:
-    """The jobs among the messages of a stream, by its state with the subjects of what are none."""
+    """The number of jobs in a stream by its `state`, whose `subjects` count messages that are not jobs."""
     others: dict[str, int] = state.get("subjects") or {}
     return int(state["messages"]) - sum(others.values())

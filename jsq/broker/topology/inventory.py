@@ -1,7 +1,7 @@
-"""The streams and consumers that a worker needs: which of them are missing, and how they are created again.
+"""The streams and consumers that a worker needs: finds the missing ones, and creates them again.
 
-A stream that somebody deletes takes its content with it, and nothing tells a worker: its pulls and writes are
-left unanswered. The server publishes an advisory when it creates or deletes a stream.
+A stream that an operator deletes is gone with its content, and the server does not notify the workers: it
+leaves their pulls and writes unanswered. But it publishes an advisory when it creates or deletes a stream.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ STREAM_ACTIONS = ("CREATED", "DELETED")
 
 
 class StreamInventory:
-    """What the workers of some queues need on the server, each stream with its last known configuration."""
+    """The streams and consumers that the workers of some queues need, with the last known configurations."""
 
     def __init__(self, namespace: Namespace, provisioner: Provisioner, queues: Iterable[str]) -> None:
         self._wire = namespace.wire
@@ -34,7 +34,7 @@ class StreamInventory:
         self._deleted: set[str] = set()
 
     async def subscribe(self, changed: Callable[[], object]) -> list[Subscription]:
-        """Call `changed` when the server has created or deleted a stream or a consumer that may be needed."""
+        """Call `changed` when the server has created or deleted one of the streams or consumers."""
 
         def receive(message: Reply) -> None:
             kind, action, name, *_ = message.subject.removeprefix(f"{ADVISORY}.").split(".")
@@ -50,19 +50,20 @@ class StreamInventory:
         ]
 
     def forget_advisories(self) -> None:
-        """Rely on no advisory any more: some may have been missed."""
+        """Forget the received advisories. Call it after a reconnect: the client may have missed others."""
         self._deleted.clear()
 
     def forget_queue(self, queue: str) -> None:
-        """Miss nothing of a queue that was removed, also once it has been created again."""
+        """Forget the streams of a removed queue: they are not missing, even if the queue is created again."""
         for name in self._streams_of(queue):
             self._known.pop(name, None)
 
     async def missing(self, skip: Callable[[str], bool]) -> dict[str, str]:
-        """What is missing of what was there before: stream, or stream and consumer, each with its queue.
+        """The missing streams and consumers, each with its queue. A consumer is named `STREAM CONSUMER`.
 
-        The queue of a shared stream is empty. Queues for which `skip` returns True are left out. Of a stream
-        that the user may not look at, the advisories decide. Raises `BrokerError` if a stream has no leader.
+        The queue of a shared stream is empty. Queues for which `skip` returns True are left out. If the user
+        may not read the configuration of a stream, the received advisories decide whether it is missing.
+        Raises `BrokerError` if a stream has no leader.
         """
         found = {name: "" for name in self._shared if await self._is_missing(name)}
         for queue in self._queues:
@@ -71,14 +72,14 @@ class StreamInventory:
                 continue
             gone = [name for name in self._streams_of(queue) if await self._is_missing(name)]
             gone = gone or await self._missing_consumers(queue)
-            # The removal of a queue is announced before its streams are deleted.
+            # A client announces the removal of a queue before it deletes the streams.
             found |= {} if skip(queue) else dict.fromkeys(gone, queue)
         return found
 
     async def restore(self, missing: dict[str, str]) -> None:
-        """Create what is missing, with the settings and replicas that it had.
+        """Create the missing streams and consumers, with the settings and replicas that they had.
 
-        Raises `NotAllowed`, and what provisioning raises.
+        Raises `NotAllowed`, and the exceptions of `Provisioner`.
         """
         self._streams.forget()
         if "" in missing.values():
@@ -132,9 +133,9 @@ class StreamInventory:
 
 
 def inventory_advisories(shared: Iterable[str], of_queues: Iterable[str]) -> list[str]:
-    """The subjects on which the server publishes that it has created or deleted one of these streams.
+    """The subjects of the advisories that the server has created or deleted one of these streams.
 
-    For the streams of queues, also that it has deleted a consumer.
+    For the streams of queues, also those of the advisories that it has deleted a consumer.
     """
     names = list(of_queues)
     return [

@@ -1,4 +1,4 @@
-"""The value that every repository class of the broker is given."""
+"""The value that the constructor of every repository class of the broker takes."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from jsq.transport.wire import Wire
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """One namespace on one connection: the names on the server, and the ways to read and change it."""
+    """One namespace on one connection: its names on the server, and the objects that read and write there."""
 
     wire: Wire
     reads: Reads

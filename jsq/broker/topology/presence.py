@@ -1,4 +1,4 @@
-"""Workers make themselves known: one key each, which goes when its worker does."""
+"""The presence of workers: each live worker keeps one key in the bucket `workers`."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from pydantic_core import from_json, to_json
 from jsq.broker.topology.namespace import Namespace
 from jsq.transport.replies import NoResponders
 
-BEAT = 10.0
-GONE = 30
-"""Seconds after its last beat that a worker is taken for gone."""
+HEARTBEAT_SECONDS = 10.0
+PRESENCE_TTL_SECONDS = 30
+"""Seconds after its last heartbeat until the key of a worker expires."""
 
 
 class WorkerPresence:
-    """The presence of workers."""
+    """Writes and reads the keys of the live workers."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
@@ -22,13 +22,16 @@ class WorkerPresence:
         self._subjects = namespace.subjects
 
     def beat(self, worker: str, about: dict[str, Any]) -> None:
-        self._wire.send(self._subjects.key("workers", worker), to_json(about), {"Nats-TTL": str(GONE)})
+        """Publish a heartbeat of a worker: `about` is what other programs read about it."""
+        headers = {"Nats-TTL": str(PRESENCE_TTL_SECONDS)}
+        self._wire.send(self._subjects.key("workers", worker), to_json(about), headers)
 
     def leave(self, worker: str) -> None:
-        """Say that a worker has ended: its key holds nothing for its last second."""
+        """Delete the key of a worker that has ended. The deletion marker expires after a second."""
         self._wire.send(self._subjects.key("workers", worker), b"", {"KV-Operation": "DEL", "Nats-TTL": "1"})
 
     async def alive(self) -> list[dict[str, Any]]:
+        """The last heartbeats of the live workers."""
         try:
             found = await self._reads.fetch(
                 self._subjects.streams.bucket("workers"), self._subjects.key("workers", "*")

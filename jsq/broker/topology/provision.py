@@ -1,7 +1,7 @@
 """Provisioning: brings streams and consumers to their declared configuration.
 
-`jsq provision` and a starting worker call it. A queue that no App declares is created with the defaults, and
-an App that knows less never changes it.
+`jsq provision` and a starting worker call it. A queue that no App declares gets the defaults. An App that
+does not declare a queue never changes the settings of that queue.
 """
 
 import asyncio
@@ -33,12 +33,12 @@ from jsq.transport.replies import NoReply, NoResponders
 log = logging.getLogger("jsq.broker")
 
 REPLICATE_SECONDS = 60.0
-"""Seconds to wait for new replicas."""
+"""Seconds to wait until new replicas are up to date."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference between the server and its configuration: `what` differs, and `how`."""
+    """One difference between the server and the declared configuration: `what` differs, and `how`."""
 
     what: str
     how: str
@@ -56,9 +56,9 @@ class Provisioner:
     async def declare_queue(
         self, queue: str, settings: QueueSettings, *, write: bool = True, declared: bool = True
     ) -> list[Change]:
-        """Bring a queue to its declared settings; with `write=False`, only return what differs.
+        """Bring a queue to its declared settings; with `write=False`, only return the differences.
 
-        Raises `CannotChange` where a live queue cannot take a setting, saying what to do instead.
+        Raises `CannotChange` if an existing queue cannot take a setting; the error names an alternative.
         """
         subjects = self._subjects
         if not settings.is_given("replicas"):
@@ -75,7 +75,10 @@ class Provisioner:
         return changes
 
     async def _declare_groups(self, queue: str, settings: QueueSettings, *, write: bool) -> list[Change]:
-        """The streams of the key groups, if a keyed job was submitted or the settings mention keys."""
+        """Bring the streams of the key groups to their configuration.
+
+        Does nothing if no keyed job was ever submitted and no setting is about keys.
+        """
         subjects = self._subjects
         if not (settings.per_key or settings.weights or await self._streams.has_groups(queue)):
             return []
@@ -90,7 +93,7 @@ class Provisioner:
         return changes
 
     async def restore_queue(self, queue: str, config: Config, *, write: bool = True) -> list[Change]:
-        """Bring a queue back to the settings in the metadata of its stream's `config`."""
+        """Bring a queue back to the settings that the metadata in the `config` of its READY stream hold."""
         declared = (config.get("metadata") or {}).get("jsq.declared") == "yes"
         return await self.declare_queue(queue, settings_of(config), write=write, declared=declared)
 
@@ -99,46 +102,52 @@ class Provisioner:
     ) -> list[Change]:
         """Bring the shared streams to their configuration, with at least `replicas` replicas.
 
-        Unless `exact`, new ones get as many as the event log, and a new log as many as the cluster gives it.
+        Unless `exact`, a new stream gets as many replicas as the bucket of records, and a new bucket of
+        records as many as `create_first` chooses for the cluster.
         """
         changes: list[Change] = []
-        log_stream = self._subjects.streams.records
+        records = self._subjects.streams.records
         if write and not exact:
-            if await self._jetstream.stream_info(log_stream) is None:
-                changes.append(Change(log_stream, "missing"))
-            replicas = max(replicas, await self._streams.create_log(replicas))
+            if await self._jetstream.stream_info(records) is None:
+                changes.append(Change(records, "missing"))
+            replicas = max(replicas, await self._streams.create_records(replicas))
         for config in shared_configs(self._subjects, replicas):
             changes += await self._reconcile(config, write=write, grow_only=True)
         if write:
-            self._streams.remember_shared(await self._streams.create_log(replicas))
+            self._streams.remember_shared(await self._streams.create_records(replicas))
         return changes
 
     async def reconcile_events(self, keep: float, *, write: bool = True) -> list[Change]:
-        """Bring the event log to its configuration: it keeps each revision of a record for `keep` seconds."""
+        """Bring the event log to its configuration, with a retention of `keep` seconds."""
         found = await self._jetstream.stream_info(self._subjects.streams.records)
         replicas = found["config"]["num_replicas"] if found else 1
         wanted = events_config(self._subjects, replicas, keep / 86_400)
         return await self._reconcile(wanted, write=write, grow_only=True)
 
     async def reconcile_advisories(self, queues: Iterable[str], *, write: bool = True) -> list[Change]:
-        """Store the advisories of some queues, and of no others; with `write=False`, only return changes.
+        """Have the server store the advisories of some queues, and of no others.
 
-        Raises `ForeignStream` if another stream of the account stores them already.
+        With `write=False`, only returns the differences. Raises `ForeignStream` if another stream of the
+        account stores these advisories.
         """
         found = await self._jetstream.stream_info(self._subjects.streams.records)
         wanted = advisories_config(self._subjects, queues, found["config"]["num_replicas"] if found else 1)
         if not wanted["subjects"]:
             return []
-        held = await self._jetstream.call("STREAM.NAMES", {"subject": wanted["subjects"][0]})
-        if set(held["streams"] or ()) - {wanted["name"]}:
+        answer = await self._jetstream.call("STREAM.NAMES", {"subject": wanted["subjects"][0]})
+        owners = set(answer["streams"] or ()) - {wanted["name"]}
+        if owners:
             raise ForeignStream(
-                f"advisories of the consumers belong to another stream, {', '.join(held['streams'])}: sweeps "
-                "find without them what was given up, but later"
+                f"advisories of the consumers belong to another stream, {', '.join(sorted(owners))}; sweeps "
+                "find undeliverable messages without them, but later"
             )
         return await self._reconcile(wanted, write=write, grow_only=True)
 
     async def ensure_advisories(self) -> list[Change]:
-        """Store the advisories of all queues, if possible: without them a sweep finds the same, but later."""
+        """Have the server store the advisories of all queues, if possible.
+
+        Without advisories, a sweep finds the same messages, but later.
+        """
         try:
             return await self.reconcile_advisories(await self._streams.queue_names())
         except (ForeignStream, NotAllowed, Refused, BrokerFull) as error:
@@ -146,7 +155,7 @@ class Provisioner:
             return []
 
     async def _with_replicas(self, queue: str, settings: QueueSettings) -> QueueSettings:
-        """Settings without `replicas`, completed with those of the queue, or else of the records."""
+        """Settings with the `replicas` of the queue, or of the bucket of records if the queue is new."""
         for stream in (self._subjects.streams.ready(queue), self._subjects.streams.records):
             found = await self._jetstream.stream_info(stream)
             if found is not None:
@@ -163,12 +172,12 @@ class Provisioner:
         have = found["config"]
         if grow_only:
             wanted = wanted | {"num_replicas": max(wanted["num_replicas"], have["num_replicas"])}
-        changes = [Change(wanted["name"], told) for told in config_differences(wanted, have)]
+        changes = [Change(wanted["name"], how) for how in config_differences(wanted, have)]
         if have["storage"] != wanted["storage"]:
             raise CannotChange(
-                f"{wanted['name']} is kept in {have['storage']} storage, which cannot be changed to "
-                f"{wanted['storage']}: let it run empty and remove it (`nats stream rm {wanted['name']}`), "
-                "or give the queue another name"
+                f"storage of {wanted['name']} cannot be changed from {have['storage']} to "
+                f"{wanted['storage']}; wait until the stream is empty and remove it "
+                f"(`nats stream rm {wanted['name']}`), or choose another name for the queue"
             )
         if changes and write:
             await self._jetstream.update_stream(have | wanted)
@@ -180,18 +189,19 @@ class Provisioner:
         what = f"{stream} {wanted['name']}"
         found = await self._jetstream.consumer_info(stream, wanted["name"])
         have = found["config"] if found else {}
-        changes = [Change(what, told) for told in config_differences(wanted, have)] if found else []
+        changes = [Change(what, how) for how in config_differences(wanted, have)] if found else []
         if found is None:
             changes = [Change(what, "missing")]
         if changes and write:
-            held = {} if found else await self._streams.pause_config(stream)
-            await self._jetstream.put_consumer(stream, have | wanted | held)
+            pause = {} if found else await self._streams.pause_config(stream)
+            await self._jetstream.put_consumer(stream, have | wanted | pause)
         return changes
 
     async def wait_for_replicas(self) -> None:
         """Wait until the streams whose replicas were changed have a leader and all replicas.
 
-        Until then nothing can be stored there. After a minute the method returns, and the server goes on.
+        Until then, the server cannot store messages there. The method returns after `REPLICATE_SECONDS`
+        at the latest; the server continues to replicate.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REPLICATE_SECONDS):
@@ -201,28 +211,28 @@ class Provisioner:
                     }
                     await asyncio.sleep(0.1)
         for name in self._replicating:
-            log.warning("not all replicas are up to date yet", extra={"stream": name})
+            log.warning("replicas not ready", extra={"stream": name})
         self._replicating.clear()
 
     async def _is_replicated(self, stream: str) -> bool:
         """Whether a stream and its consumers have a leader and all their replicas, up to date."""
         try:
             found = await self._jetstream.stream_info(stream)
-            told = await self._jetstream.call(f"CONSUMER.LIST.{stream}") if found is not None else {}
+            listed = await self._jetstream.call(f"CONSUMER.LIST.{stream}") if found is not None else {}
         except (NoReply, NoResponders):
             return False
         except NotAllowed:
-            return True  # who may not look need not wait
+            return True  # this user may not read the replicas, so it cannot wait for them
         if found is None:
             return True
         others = found["config"]["num_replicas"] - 1
-        every = [found, *(told.get("consumers") or ())]
-        return not told.get("missing") and all(
+        every = [found, *(listed.get("consumers") or ())]
+        return not listed.get("missing") and all(
             is_replicated(one.get("cluster") or {}, others) for one in every
         )
 
 
 def is_replicated(cluster: Config, others: int) -> bool:
-    """Whether a Raft group has a leader and so many other replicas that are up to date."""
+    """Whether a Raft group has a leader, and exactly `others` other replicas, all of them up to date."""
     replicas = cluster.get("replicas") or ()
     return bool(cluster.get("leader")) and len(replicas) == others and all(one["current"] for one in replicas)

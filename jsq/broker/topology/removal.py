@@ -1,4 +1,4 @@
-"""The removal of streams, with their content: of a queue, or of all that a namespace shares."""
+"""Deletes streams with their content: those of one queue, or those that all queues of a namespace share."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from jsq.errors import Refused
 
 
 async def remove_queue_streams(namespace: Namespace, queue: str) -> None:
-    """Delete the streams of a queue. Broken off half way, it may be done again."""
+    """Delete the streams of a queue. If it fails half way, it is safe to call again."""
     names = namespace.subjects.streams
     own = (names.group_state(queue), names.groups(queue), names.ready(queue), names.scheduled(queue))
     await remove_streams(namespace, own)

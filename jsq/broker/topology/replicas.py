@@ -1,7 +1,7 @@
-"""How many servers of a cluster hold what the queues share: three, where the cluster has them.
+"""The number of replicas of the shared streams: three, if the cluster has enough servers.
 
-Durability is the choice of each queue. What they share must not be the weakest part of any of them, so a new
-namespace follows its cluster. A queue without `replicas=` has as many replicas as the event log.
+Each queue chooses its own durability. The shared streams must not be less durable than any queue, so a new
+namespace adapts to its cluster. A queue without `replicas=` gets as many replicas as the bucket of records.
 """
 
 import asyncio
@@ -16,16 +16,20 @@ from jsq.transport.wire import Wire
 log = logging.getLogger("jsq.broker")
 
 CLUSTER_REPLICAS = 3
-"""Replicas of a new namespace on a cluster: they survive the loss of one server."""
+"""Replicas of the shared streams of a new namespace on a cluster. Three survive the loss of one server."""
 
 PEERS_SECONDS = 10.0
-"""Seconds to wait for more servers of a cluster, which may be starting. Then one server holds everything."""
+"""Seconds to wait for more servers of a cluster, which may be starting.
+
+After that, the stream gets the replicas that the caller asks for.
+"""
 
 
 async def create_first(create: Callable[[Config], Awaitable[Config]], wire: Wire, config: Config) -> Config:
     """Create the first shared stream of a namespace, unless it exists; returns what `create` returns.
 
-    On a cluster it gets `CLUSTER_REPLICAS` at least; what `config` says if the cluster has too few servers.
+    On a cluster it gets at least `CLUSTER_REPLICAS` replicas. If the cluster has too few servers for that, it
+    gets the `num_replicas` of `config`.
     """
     if not wire.server.cluster or config["num_replicas"] >= CLUSTER_REPLICAS:
         return await create(config)

@@ -1,7 +1,7 @@
-"""The streams of a namespace, created on first use, and what is known of queues.
+"""Creates the streams of a namespace on first use, and caches the settings of its queues.
 
-Creating is idempotent. A queue that no App declares is created with the defaults; `provision` brings declared
-queues to their configuration.
+Creating is idempotent. A queue that no App declares gets the defaults; `provision` brings declared queues to
+their configuration.
 """
 
 import asyncio
@@ -43,18 +43,22 @@ SETTINGS_SECONDS = 15.0
 
 @dataclass(slots=True)
 class Lookup:
-    """A request to the server that concurrent callers share: `done` is the last of the `asked` it answers."""
+    """A request to the server that concurrent callers share.
+
+    `calls` counts the callers. The last finished request was sent after the first `answered` of them had
+    called, so its result holds for these.
+    """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    asked: int = 0
-    done: int = 0
+    calls: int = 0
+    answered: int = 0
 
 
 class Streams:
-    """Creates streams on first use, and caches what is known of queues.
+    """Creates streams on first use, and caches the settings of queues.
 
-    `with_groups` are the queues whose key groups are known to have their streams. `refreshed` has the last
-    settings of each queue, and the moment (monotonic) of their request; see `settings`.
+    `with_groups` holds the queues whose GROUPS and GROUP_STATE streams exist for certain. `refreshed` holds
+    the last settings of each queue, and the time (monotonic) at which they were requested; see `settings`.
     """
 
     def __init__(self, wire: Wire, reads: Reads, jetstream: JetStreamApi, subjects: Subjects) -> None:
@@ -77,26 +81,28 @@ class Streams:
         """Create the bucket of records and the other buckets, unless they exist."""
         if self._shared:
             return
-        self._replicas = await self.create_log(replicas)
+        self._replicas = await self.create_records(replicas)
         for config in shared_configs(self._subjects, max(replicas, self._replicas))[1:]:
             await self.create(config)
         self._shared = True
 
-    async def create_log(self, replicas: int) -> Replicas:
-        """Create the event log unless it exists; returns how many replicas it has. See `create_first`."""
+    async def create_records(self, replicas: int) -> Replicas:
+        """Create the bucket of records, unless it exists; returns the number of its replicas.
+
+        See `create_first`.
+        """
         wanted = shared_configs(self._subjects, replicas)[0]
         found: Replicas = (await create_first(self.create, self._wire, wanted))["num_replicas"]
         return found
 
     async def ensure_queue(self, queue: str) -> QueueSettings:
-        """Create a queue with the defaults unless it exists; returns its settings.
+        """Create a queue with the defaults, unless it exists; returns its settings.
 
-        It gets as many replicas as the bucket of records.
+        A new queue gets as many replicas as the bucket of records.
         """
         if queue not in self._known:
-            with contextlib.suppress(
-                NotAllowed
-            ):  # a user of this queue only finds the shared streams created
+            # A user of this queue only may not create shared streams: an admin has created them.
+            with contextlib.suppress(NotAllowed):
                 await self.ensure_shared()
             config = await self.create(
                 scheduled_config(self._subjects, queue, QueueSettings(replicas=self._replicas))
@@ -111,7 +117,7 @@ class Streams:
         return self._known[queue]
 
     async def ensure_groups(self, queue: str) -> None:
-        """Create the streams of a queue's key groups unless they exist, and announce them to the workers."""
+        """Create the streams of a queue's key groups, unless they exist, and announce them to the workers."""
         if queue in self.with_groups:
             return
         async with self._creating_groups:
@@ -159,16 +165,16 @@ class Streams:
         if queue in self.with_groups or queue in self._seen_groups:
             return True
         lookup = self._lookups.setdefault(queue, Lookup())
-        lookup.asked = mine = lookup.asked + 1
+        lookup.calls = mine = lookup.calls + 1
         async with lookup.lock:
-            if lookup.done < mine:
-                asked = lookup.asked
-                if await self._have_groups(queue):
+            if lookup.answered < mine:
+                calls = lookup.calls
+                if await self._groups_stream_exists(queue):
                     self._seen_groups.add(queue)
-                lookup.done = asked
+                lookup.answered = calls
         return queue in self._seen_groups
 
-    async def _have_groups(self, queue: str) -> bool:
+    async def _groups_stream_exists(self, queue: str) -> bool:
         with contextlib.suppress(NotAllowed):
             return await self._jetstream.stream_info(self._subjects.streams.groups(queue)) is not None
         return False
@@ -176,12 +182,12 @@ class Streams:
     async def recreate(self, queue: str | None = None) -> None:
         """Create the shared streams, and those of a queue, if they are missing; one caller at a time.
 
-        Streams that have no leader just now are left to the election.
+        Streams without a leader are left alone: the servers elect one.
         """
-        asked = time.monotonic()
+        called_at = time.monotonic()
         async with self._recreating:
-            if self._recreated > asked:
-                return  # another caller has, since this one was called
+            if self._recreated > called_at:
+                return  # another caller has created them since
             had_groups = queue in self.with_groups
             self.forget()
             with contextlib.suppress(NoReply, NoResponders, TimeoutError):
@@ -199,12 +205,12 @@ class Streams:
             try:
                 found = await self._jetstream.stream_info(stream)
             except NotAllowed:
-                return  # the user may not read it either: the caller retries, in case it is an election
+                return  # the user may not read the stream: its leader may be missing, so the caller retries
             if found is None:
                 raise
 
     async def settings(self, queue: str) -> QueueSettings:
-        """The settings of a queue, at most some seconds old; the defaults if it does not exist."""
+        """The settings of a queue, at most `SETTINGS_SECONDS` old; the defaults if it does not exist."""
         at, settings = self.refreshed.get(queue, (-SETTINGS_SECONDS, QueueSettings()))
         if time.monotonic() - at < SETTINGS_SECONDS:
             return settings
@@ -214,19 +220,19 @@ class Streams:
             return self._known.get(queue, settings)
 
     async def refresh_settings(self, queue: str) -> QueueSettings | None:
-        """The settings of a queue now, or None if it does not exist; caches them for `settings`."""
-        asked = time.monotonic()
+        """Read the settings of a queue now, and cache them for `settings`; None if it does not exist."""
+        requested_at = time.monotonic()
         found = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
         if found is None:
             return None
         settings = settings_of(found["config"])
-        self.refreshed[queue] = asked, settings
+        self.refreshed[queue] = requested_at, settings
         if queue in self._known:
             self._known[queue] = settings
         return settings
 
     def forget(self) -> None:
-        """Drop the caches: a stream that existed is missing."""
+        """Clear the caches. Call it when a stream is missing that existed before."""
         self._known.clear()
         self.refreshed.clear()
         self.with_groups.clear()
@@ -234,10 +240,10 @@ class Streams:
         self._shared = False
 
     async def queues(self, *, wait: bool = False) -> dict[str, Config]:
-        """The READY streams of the namespace, by queue: the server's `{config, state, ...}` of each.
+        """The READY streams of the namespace, by queue, each as the server describes it (`{config, state}`).
 
-        Streams without a leader are left out. With `wait`, the method waits for their election, and raises
-        `BrokerUnavailable` if a stream has no leader then.
+        Streams without a leader are left out. With `wait`, the method waits until a leader is elected, and
+        raises `BrokerUnavailable` if a stream has none after that.
         """
         found: dict[str, Config] = {}
         async for page in self._jetstream.pages("STREAM.LIST", f"{self._subjects.namespace}.q.>"):
@@ -255,7 +261,7 @@ class Streams:
         return found
 
     async def queue_names(self) -> list[str]:
-        """The names of all queues, also of those without a leader."""
+        """The names of all queues, including those without a leader."""
         prefix = self._subjects.streams.ready_prefix
         return [
             name.removeprefix(prefix)
@@ -267,9 +273,9 @@ class Streams:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def create(self, config: Config) -> Config:
-        """Create a stream unless it exists; returns its configuration.
+        """Create a stream, unless it exists; returns its configuration.
 
-        The stream is read first: most users may read, few may create.
+        Reads the stream first: most users may read streams, and few may create them.
         """
         found = await self._jetstream.stream_info(config["name"])
         if found is None:
@@ -280,23 +286,24 @@ class Streams:
                 found = await self._jetstream.stream_info(config["name"])
             except NotAllowed as error:
                 raise NotAllowed(
-                    f"{config['name']} is missing, and {error}; have an admin run `jsq provision`"
+                    f"stream {config['name']} is missing, and {error}; have an admin run `jsq provision`"
                 ) from error
         check_owner(self._subjects, config, found)
         assert found is not None
         return dict(found["config"])
 
     async def _first_sequence(self, config: Config) -> Config:
-        """The first sequence of a bucket of records that replaces a deleted one: above all sequences of that.
+        """The first sequence of a bucket of records that replaces a deleted one, as configuration.
 
-        Messages of jobs hold sequences of the deleted bucket, and fencing tokens must rise.
+        It is above all sequences of the deleted bucket: messages of jobs still hold these, and fencing tokens
+        must rise.
         """
         if config["name"] != self._subjects.streams.records or not await self.queue_names():
             return {}
         return {"first_seq": int(self._wire.clock.now() * 1e6)}
 
     async def pause_config(self, stream: str) -> Config:
-        """The configuration that keeps the new consumer of a paused queue from delivering."""
+        """The part of the configuration that pauses a new consumer, if its queue is paused."""
         queue = stream.removeprefix(self._subjects.streams.ready_prefix)
         if queue == stream:
             return {}
@@ -306,20 +313,27 @@ class Streams:
             )
         except (NoResponders, NotAllowed):
             return {}
-        hold = decode_pauses(found.payload).of_queue(self._wire.clock.moment()) if found is not None else None
-        return {"pause_until": format_time(hold.end)} if hold is not None and hold.reason == "paused" else {}
+        if found is None:
+            return {}
+        pause = decode_pauses(found.payload).of_queue(self._wire.clock.moment())
+        return (
+            {"pause_until": format_time(pause.end)} if pause is not None and pause.reason == "paused" else {}
+        )
 
 
 def check_owner(subjects: Subjects, wanted: Config, found: Config | None) -> None:
-    """Raise `ForeignStream` if a stream has another owner, or (None) another one claims its subjects."""
+    """Raise `ForeignStream` if a stream is not of this namespace.
+
+    `found` is None if a stream of another name has the subjects.
+    """
     if found is None:
         raise ForeignStream(
-            f"the subjects {', '.join(wanted['subjects'] or ())} belong to another stream; remove it, "
+            f"subjects {', '.join(wanted['subjects'] or ())} belong to another stream; remove that stream, "
             "or choose another namespace"
         )
     metadata = found["config"].get("metadata") or {}
     if metadata.get("jsq.namespace") != subjects.namespace:
         raise ForeignStream(
-            f"a stream named {wanted['name']} is there already and is not jsq's; remove it "
+            f"stream {wanted['name']} exists and does not belong to this namespace of jsq; remove it "
             f"(`nats stream rm {wanted['name']}`), or choose another namespace"
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from jsq.broker import Broker
 from jsq.broker.flow.due_jobs import FORWARD_LEASE, OVERDUE_SECONDS, DueJobs
-from jsq.broker.topology.presence import BEAT
+from jsq.broker.topology.presence import HEARTBEAT_SECONDS
 from jsq.errors import BrokerError, CannotChange, NotAllowed
 
 log = logging.getLogger("jsq.worker")
@@ -64,7 +64,7 @@ class DueForwarding:
         interrupted, following = False, group.create_task(asyncio.sleep(0))
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT * random.uniform(0.5, 1.0)):
+                async with asyncio.timeout(HEARTBEAT_SECONDS * random.uniform(0.5, 1.0)):
                     await check.wait()
             interrupted = interrupted or check.is_set()
             check.clear()

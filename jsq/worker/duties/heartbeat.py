@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from jsq.broker.topology.presence import BEAT
+from jsq.broker.topology.presence import HEARTBEAT_SECONDS
 from jsq.codec.events import parse_time
 from jsq.errors import BrokerError
 from jsq.model.job import PRIORITIES
@@ -72,7 +72,7 @@ class Heartbeat:
                 "throughput": self._sampling.throughputs(),
             }
             resources.broker.presence.beat(resources.name, about | counts)
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
             with contextlib.suppress(BrokerError):
                 for queue in self._queues:
                     await self._check_consumer(queue)

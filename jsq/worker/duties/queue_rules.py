@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from jsq.broker import Broker
-from jsq.broker.topology.presence import BEAT
+from jsq.broker.topology.presence import HEARTBEAT_SECONDS
 from jsq.errors import BadOption, BrokerError, NotAllowed
 from jsq.model.pause import Pause, PauseSet
 from jsq.settings import QueueSettings
@@ -77,7 +77,7 @@ class QueueRules:
         """Refresh when a change is announced, and at each heartbeat. Runs until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT):
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
                     await self._announced.wait()
             self._announced.clear()
             with contextlib.suppress(BrokerError):

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 
-from jsq.broker.topology.presence import BEAT
+from jsq.broker.topology.presence import HEARTBEAT_SECONDS
 from jsq.errors import BrokerError
 from jsq.model.throughput import QueueSample, Throughput, add_sample, throughput_of
 from jsq.worker.resources import Resources
@@ -35,7 +35,7 @@ class QueueSampling:
                 await self._sample_all()
             except BrokerError as error:
                 log.debug("queues not sampled", extra={"why": str(error)})
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     def throughputs(self) -> dict[str, Throughput]:
         """The throughput of each queue that was sampled twice."""
