@@ -25,7 +25,7 @@ def connect_options(login: Login) -> dict[str, Any]:
     for server in login.servers or ("",):  # without a server, nats-py would try localhost
         scheme, _, rest = server.partition("://")
         if scheme not in SCHEMES or not rest.rpartition("@")[2]:
-            raise ValueError("a server must have a host, and the scheme nats, tls, ws or wss")
+            raise ValueError("a server must have a host and a known scheme")  # `login_error` reads it
     check_keys(login)
     options: dict[str, Any] = {
         "servers": login.servers,
