@@ -24,7 +24,7 @@ async def stored_ids(client: Client, queue: str = "default") -> list[str]:
 
 
 async def test_the_jobs_of_an_atomic_submit_run_like_others(app: App, working: Working) -> None:
-    @app.task(tags=["whole"])
+    @app.task(tags=["atomic"])
     async def double(n: int) -> int:
         return 2 * n
 
@@ -225,9 +225,9 @@ async def test_a_client_killed_during_an_atomic_submit_leaves_no_job(
 # -- own ids -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("whole_bulk", [False, True])
+@pytest.mark.parametrize("is_atomic", [False, True])
 async def test_a_second_submit_with_the_same_ids_completes_the_first(
-    app: App, client: Client, working: Working, calls: bool
+    app: App, client: Client, working: Working, is_atomic: bool
 ) -> None:
     ran: list[int] = []
 
@@ -241,7 +241,7 @@ async def test_a_second_submit_with_the_same_ids_completes_the_first(
         for id in ids[:200]:
             await client.jobs.handle(id).result(60)
     await note.submit_many([(n,) for n in range(200, 400)], ids=ids[200:400])
-    jobs = await note.submit_many([(n,) for n in range(700)], ids=ids, all_or_nothing=calls)
+    jobs = await note.submit_many([(n,) for n in range(700)], ids=ids, all_or_nothing=is_atomic)
     assert [job.id for job in jobs] == ids
     assert all(job.duplicate for job in jobs[:400])
     assert not any(job.duplicate for job in jobs[400:])

@@ -143,7 +143,7 @@ async def test_a_queue_that_the_server_cannot_store_is_reported(tmp_path: Path) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that fills")
-async def test_a_full_disk_leaves_a_submit_unknown_and_the_error_names_the_queue(
+async def test_a_full_disk_leaves_a_submit_unknown_and_the_error_names_the_check(
     tmp_path: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(publish_with_retry.__kwdefaults__ or {}, "seconds", 2.0)

@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 WAIT = 30.0
 
 
-class Reply:
+class Received:
     """The failures that the callbacks of an app received, with the name of the called task."""
 
     def __init__(self, app: App) -> None:
@@ -64,8 +64,8 @@ class Reply:
 
 
 @pytest.fixture
-def heard(app: App) -> Reply:
-    return Reply(app)
+def received(app: App) -> Received:
+    return Received(app)
 
 
 async def failed(job: JobHandle[Any]) -> JobFailed:
@@ -92,7 +92,7 @@ def quiet(client: Client, until: Until) -> Callable[[], Any]:
 
 
 async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
-    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=2, backoff=[0.05], tags=["x"], on_failure="note", on_dead="bury")
     async def down(to: str, *, size: int = 1) -> None:
@@ -103,7 +103,7 @@ async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
         await failed(job)
         await quiet()
 
-    notes, deaths = heard.of("note"), heard.of("bury")
+    notes, deaths = received.of("note"), received.of("bury")
     assert sorted(one.attempt for one in notes) == [1, 2, 3]
     assert [(one.attempt, one.reason, one.dead) for one in deaths] == [(3, "error", True)]
     assert sorted((one.attempt, one.reason, one.due is None) for one in notes) == [
@@ -116,7 +116,7 @@ async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
         assert one.error == "ValueError: no a@b.c"
         assert "in down" in one.traceback
         assert one.arguments == {"to": "a@b.c", "size": 2}
-    assert len(set(heard.ids)) == 4
+    assert len(set(received.ids)) == 4
 
 
 async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
@@ -127,7 +127,7 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
     @app.task(queue="alerts", priority="high", tags=["alert"])
     def alert(ctx: Context, failure: dict[str, Any]) -> str:
         called.append((dict(ctx.headers), failure))
-        return "told"
+        return "called"
 
     @app.task(retries=0, on_dead=alert)
     def down() -> None:
@@ -146,13 +146,13 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
         "alerts",
         "succeeded",
         ("alert",),
-        "told",
+        "called",
     )
     assert record.id.startswith(f"{job.id}-dead-")
 
 
 async def test_an_outcome_other_than_failure_calls_no_callback(
-    app: App, heard: Reply, working: Working, quiet: Callable[[], Any], until: Until
+    app: App, received: Received, working: Working, quiet: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=3, backoff=[60], on_failure="note", on_dead="bury")
     async def ends(ctx: Context, how: str) -> None:
@@ -172,7 +172,7 @@ async def test_an_outcome_other_than_failure_calls_no_callback(
         states = {how: (await job.wait(WAIT)).state for how, job in jobs.items()}
         await quiet()
     assert states == {"well": "succeeded", "snooze": "succeeded", "hang": "cancelled", "late": "expired"}
-    assert heard.calls == []
+    assert received.calls == []
 
 
 async def state_is(job: JobHandle[Any], state: str) -> bool:
@@ -180,7 +180,7 @@ async def state_is(job: JobHandle[Any], state: str) -> bool:
 
 
 async def test_a_rejected_job_is_dead_at_once(
-    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(on_failure="note", on_dead="bury")
     async def never() -> None:
@@ -189,14 +189,14 @@ async def test_a_rejected_job_is_dead_at_once(
     async with working():
         await failed(await never.submit())
         await quiet()
-    assert sorted((name, one.reason, one.error) for name, one in heard.calls) == [
+    assert sorted((name, one.reason, one.error) for name, one in received.calls) == [
         ("bury", "rejected", "Reject: no"),
         ("note", "rejected", "Reject: no"),
     ]
 
 
 async def test_a_job_that_crashed_its_workers_is_dead_without_a_failed_attempt(
-    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     app.queue("default", max_crashes=1)
 
@@ -208,11 +208,11 @@ async def test_a_job_that_crashed_its_workers_is_dead_without_a_failed_attempt(
     async with working():
         assert (await failed(job)).reason == "crashed"
         await quiet()
-    assert [(name, one.reason) for name, one in heard.calls] == [("bury", "crashed")]
+    assert [(name, one.reason) for name, one in received.calls] == [("bury", "crashed")]
 
 
 async def test_a_replayed_job_that_fails_again_calls_its_callback_again(
-    app: App, heard: Reply, working: Working, quiet: Callable[[], Any], until: Until
+    app: App, received: Received, working: Working, quiet: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=0, on_dead="bury")
     async def down() -> None:
@@ -223,14 +223,14 @@ async def test_a_replayed_job_that_fails_again_calls_its_callback_again(
         await failed(job)
         await quiet()
         await job.retry()
-        await until(lambda: len(heard.calls) == 2)
+        await until(lambda: len(received.calls) == 2)
         await quiet()
-    assert len(set(heard.ids)) == 2
-    assert all(id.startswith(f"{job.id}-dead-") for id in heard.ids)
+    assert len(set(received.ids)) == 2
+    assert all(id.startswith(f"{job.id}-dead-") for id in received.ids)
 
 
 async def test_a_callback_that_fails_calls_no_further_callback(
-    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=1, backoff="none", on_failure="alert", on_dead="alert")
     async def alert(failure: Failure) -> None:
@@ -260,11 +260,11 @@ async def test_a_callback_that_fails_calls_no_further_callback(
         ("down", False),
         ("shout", False),
     ]
-    assert heard.calls == []
+    assert received.calls == []
 
 
 async def test_a_job_with_an_id_of_64_characters_has_callbacks(
-    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=1, backoff="none", on_failure="note", on_dead="bury")
     async def down() -> None:
@@ -275,12 +275,12 @@ async def test_a_job_with_an_id_of_64_characters_has_callbacks(
         for id in ids:
             await failed(await down.options(id=id).submit())
         await quiet()
-    assert sorted(one.job for one in heard.of("bury")) == ids
-    assert sorted(one.job for one in heard.of("note")) == sorted(ids * 2)
+    assert sorted(one.job for one in received.of("bury")) == ids
+    assert sorted(one.job for one in received.of("note")) == sorted(ids * 2)
 
 
 async def test_callbacks_run_for_an_exception_of_a_child_process(
-    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     from tests.apps import rules
 
@@ -289,7 +289,7 @@ async def test_callbacks_run_for_an_exception_of_a_child_process(
     async with working():
         await failed(await app.tasks["far"].submit("Busy"))
         await quiet()
-    assert sorted((name, one.error) for name, one in heard.calls) == [
+    assert sorted((name, one.error) for name, one in received.calls) == [
         ("bury", "Busy: Busy"),
         ("note", "Busy: Busy"),
     ]
@@ -299,7 +299,7 @@ async def test_callbacks_run_for_an_exception_of_a_child_process(
 
 
 async def test_a_dead_job_submits_its_fallback_and_records_its_id(
-    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(queue="spare", tags=["spare"])
     async def cached(pair: str, *, factor: int = 1) -> int:
@@ -319,7 +319,7 @@ async def test_a_dead_job_submits_its_fallback_and_records_its_id(
     assert record.fallback == error.fallback == spare.id
     assert str(error).endswith(f"; job {spare.id} was submitted instead")
     assert (record.state, other.queue, other.tags) == ("failed", "spare", ("eur",))
-    assert [one.fallback for one in heard.of("bury")] == [spare.id]
+    assert [one.fallback for one in received.of("bury")] == [spare.id]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
@@ -363,7 +363,7 @@ async def test_a_fallback_has_the_deadline_of_the_job_that_it_replaces(
 
 
 async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_worker(
-    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=0, on_failure="note", on_dead="bury")
     async def down() -> None:
@@ -373,7 +373,7 @@ async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_wo
     await record_of_one_who_died(client, job.id)
     async with working():
         await quiet()
-    assert sorted((name, one.error) for name, one in heard.calls) == [("bury", "E: no"), ("note", "E: no")]
+    assert sorted((name, one.error) for name, one in received.calls) == [("bury", "E: no"), ("note", "E: no")]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
@@ -441,7 +441,7 @@ async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> t
 
 
 async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
-    app: App, client: Client, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(retries=0, on_dead="bury")
     async def down() -> None: ...
@@ -453,17 +453,17 @@ async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
     [swept] = await client.admin.sweep(age=0)
     assert (swept.kind, swept.repaired) == (Inconsistency.LEFTOVER_MESSAGE, True)
     assert await waits(client, job)  # its own message replaces the old one
-    assert heard.calls == []
+    assert received.calls == []
     async with working():
         await quiet()
-    assert [one.job for one in heard.of("bury")] == [job.id]
+    assert [one.job for one in received.of("bury")] == [job.id]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_has_it(
     app: App,
     client: Client,
-    heard: Reply,
+    received: Received,
     working: Working,
     until: Until,
     quiet: Callable[[], Any],
@@ -482,7 +482,7 @@ async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_h
         raise AssertionError("it ran again")
 
     async with working():
-        await until(lambda: heard.of("bury"), WAIT)
+        await until(lambda: received.of("bury"), WAIT)
         await quiet()
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
@@ -490,7 +490,7 @@ async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_h
 async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
     app: App,
     client: Client,
-    heard: Reply,
+    received: Received,
     working: Working,
     until: Until,
     quiet: Callable[[], Any],
@@ -516,14 +516,21 @@ async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
         expected.append(ctx.id)
 
     async with working():
-        await until(lambda: heard.of("bury") and expected, WAIT)
+        await until(lambda: received.of("bury") and expected, WAIT)
         await quiet()
-    assert [(name, one.reason, one.fallback) for name, one in heard.calls] == [("bury", "crashed", *expected)]
+    assert [(name, one.reason, one.fallback) for name, one in received.calls] == [
+        ("bury", "crashed", *expected)
+    ]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
 async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks(
-    app: App, heard: Reply, working: Working, until: Until, quiet: Callable[[], Any], server: EmbeddedServer
+    app: App,
+    received: Received,
+    working: Working,
+    until: Until,
+    quiet: Callable[[], Any],
+    server: EmbeddedServer,
 ) -> None:
     timings = WorkerTimings(newer_release=1.0)
 
@@ -541,9 +548,9 @@ async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks
         assert (await failed(job)).reason == "overdue"
 
     async with working():
-        await until(lambda: heard.of("bury"), WAIT)
+        await until(lambda: received.of("bury"), WAIT)
         await quiet()
-    assert [(name, one.reason) for name, one in heard.calls] == [("bury", "overdue")]
+    assert [(name, one.reason) for name, one in received.calls] == [("bury", "overdue")]
 
 
 async def test_a_job_whose_task_no_worker_knows_becomes_a_dead_letter_without_callbacks(
@@ -709,7 +716,7 @@ def test_a_cycle_of_fallbacks_is_reported(app: App) -> None:
 
 
 async def test_a_job_whose_arguments_are_not_json_is_dead_and_has_callbacks(
-    app: App, heard: Reply, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, quiet: Callable[[], Any]
 ) -> None:
     @app.task(on_dead="bury", fallback="spare")
     async def down() -> None: ...
@@ -725,4 +732,4 @@ async def test_a_job_whose_arguments_are_not_json_is_dead_and_has_callbacks(
         assert error.reason == "bad_arguments"
         assert (await failed(app.client.jobs.handle(error.fallback))).reason == "bad_arguments"
         await quiet()
-    assert [(one.reason, one.arguments) for one in heard.of("bury")] == [("bad_arguments", None)]
+    assert [(one.reason, one.arguments) for one in received.of("bury")] == [("bad_arguments", None)]

@@ -106,7 +106,7 @@ def steps(app: App) -> Steps:
     return Steps(app)
 
 
-async def test_a_last_attempt_runs_alone(
+async def test_a_last_attempt_waits_for_running_jobs_and_runs_alone(
     steps: Steps, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "jsq.job")

@@ -855,7 +855,7 @@ async def test_an_interrupted_change_of_a_key_group_is_completed_by_the_next_rea
     until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It dies after the group state was written, before the job is queued or has left the key group."""
+    """The worker dies after the group state was written, before the job is queued or left the key group."""
     jobs = [await to(client, "k", number, per_key=1) for number in range(3)]
 
     async def die(*_: object, **__: object) -> None:

@@ -152,11 +152,11 @@ async def test_a_job_that_is_not_scheduled_is_refused_by_its_state(
     go = asyncio.Event()
 
     @app.task
-    async def is_paused() -> None:
+    async def wait_for_test() -> None:
         await go.wait()
 
-    job = await is_paused.submit()
-    fired = await client.task("held").options(delay=0.3).submit()
+    job = await wait_for_test.submit()
+    fired = await client.task("wait_for_test").options(delay=0.3).submit()
     await until(lambda: fired_is_ready(client, fired.id))
     for one in (job, fired):
         with pytest.raises(WrongState, match="is queued: it cannot be promoted"):
@@ -173,7 +173,7 @@ async def test_a_job_that_is_not_scheduled_is_refused_by_its_state(
         await job.promote()
     with pytest.raises(JobNotFound):
         await client.jobs.handle("never").promote()
-    gone = await client.task("held").options(delay=0.1, expires=0.2).submit()
+    gone = await client.task("wait_for_test").options(delay=0.1, expires=0.2).submit()
     with pytest.raises(JobExpired):
         await gone.result(WAIT)
     with pytest.raises(WrongState, match="is expired: it cannot be promoted"):

@@ -154,7 +154,7 @@ async def test_the_jitter_of_an_exponential_backoff_can_be_disabled(app: App, wo
     assert await retries_wait(job, 0.1, 0.2, 0.4)
 
 
-async def test_a_submit_by_name_changes_only_an_explicit_backoff(client: Client) -> None:
+async def test_a_submit_by_name_sets_a_jitter_only_with_a_backoff(client: Client) -> None:
     with pytest.raises(BadOption, match=r"jitter must be used together with backoff"):
         client.task("any").options(jitter=0.5)
 

@@ -86,15 +86,15 @@ async def test_an_undeliverable_message_is_stored_again(
 
 
 async def test_undeliverable_messages_of_every_priority_are_repaired(client: Client) -> None:
-    ghosts = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
+    undeliverable = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
     for level in PRIORITIES:
         await make_ghosts(client, level)
     waiting = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
 
     swept = await client.admin.sweep(age=0)
 
-    assert {one.job for one in swept} == {job.id for job in ghosts}
-    assert sorted(await on_queue(client)) == sorted(job.id for job in (*ghosts, *waiting))
+    assert {one.job for one in swept} == {job.id for job in undeliverable}
+    assert sorted(await on_queue(client)) == sorted(job.id for job in (*undeliverable, *waiting))
 
 
 async def test_an_undeliverable_message_whose_worker_died_counts_the_crash(
@@ -484,12 +484,12 @@ async def test_sweeps_do_not_disturb_work_in_progress(
 async def make_inconsistencies(client: Client) -> set[str]:
     """Twenty undeliverable messages, and twenty messages of finished jobs."""
     broker = await client.broker()
-    ghosts = [await client.task("count").submit() for _ in range(20)]
+    undeliverable = [await client.task("count").submit() for _ in range(20)]
     await make_ghosts(client)
     ended = [await client.task("count").options(priority="low").submit() for _ in range(20)]
     for job in ended:
         await broker.records.write(READY, job.id, Event("cancelled", "count"), expect=0, ttl=600)
-    return {job.id for job in (*ghosts, *ended)}
+    return {job.id for job in (*undeliverable, *ended)}
 
 
 async def test_two_concurrent_sweeps_repair_each_inconsistency_once(
