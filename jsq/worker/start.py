@@ -43,7 +43,7 @@ def decode_delivery(delivery: Delivery) -> Job:
         delivery.payload,
         id=delivery.id,
         queue=delivery.queue,
-        priority=delivery.own_priority,
+        priority=delivery.submitted_priority,
     )
 
 
@@ -230,6 +230,6 @@ async def other_waits(attempt: StagedAttempt, last: LoggedEvent | None) -> bool:
     if last is None or last.state != "running":
         return False
     delivery, message = attempt.delivery, last.event.message
-    if last.current_queue == delivery.queue and message in (delivery.sequence, delivery.instead):
+    if last.current_queue == delivery.queue and message in (delivery.sequence, delivery.replaced_sequence):
         return False  # the replaced message may still exist, but no worker gets it
     return await attempt.resources.broker.job_reader.is_queued(last.current_queue, message)

@@ -1,4 +1,4 @@
-"""A delivery: one handing-over of a job's message to a worker, and the lease that comes with it."""
+"""A delivery: one hand-over of a message to a worker, and the worker's lease on it."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,28 +9,29 @@ from jsq.codec.subject_token import Token
 from jsq.model.job import PRIORITIES, Priority
 from jsq.transport.replies import Reply, read_headers
 
-INSTEAD = "Jsq-Instead"
-"""The header of a message that was put in the place of another on its queue: the sequence of that one."""
+REPLACES = "Jsq-Instead"
+"""The header of a message that replaces another one on its queue. Its value is the sequence of that one."""
 
-LEVEL = "Jsq-Level"
-"""The header of a message that was put in front of others: the priority that it has by rights."""
+SUBMITTED_PRIORITY = "Jsq-Level"
+"""The header of a message that waits at a higher priority than its job was submitted with: that priority."""
 
 REQUEUED = "Jsq-Requeued"
-"""The header of a message that was delivered, and put off because its job may not start yet."""
+"""The header of a message that a worker has requeued because its job could not start yet."""
 
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def now() -> float:
-    """Seconds on a clock that goes on while the machine sleeps."""
+    """Seconds on a monotonic clock that continues while the machine sleeps."""
     return time.clock_gettime(_clock)
 
 
 @dataclass(slots=True)
 class Lease:
-    """The hold on a delivery. `renewed` is when the server last heard of us for certain.
+    """The worker's time-limited hold on a delivery.
 
-    `reported` is set once the worker was called because the lease has lapsed.
+    `renewed` is the time of the last renewal that the server has confirmed. `reported` is set once the worker
+    was notified that the lease has lapsed.
     """
 
     seconds: float
@@ -38,11 +39,11 @@ class Lease:
     reported: bool = False
 
     def lapsed(self) -> bool:
-        """Whether the job may belong to another by now: then nothing may be sent about it any more."""
+        """Whether another worker may have the job by now. If so, this worker must write nothing about it."""
         return now() - self.renewed >= self.seconds
 
     def revive(self, sent: float) -> None:
-        """Count from a renewal that was sent after the lease had lapsed, and kept the job."""
+        """Restart the lease at a renewal that was sent after it had lapsed, and that kept the delivery."""
         self.renewed, self.reported = sent, False
 
     def wants_renewal(self) -> bool:
@@ -53,10 +54,11 @@ class Lease:
 class Delivery:
     """A message of a queue, handed to this worker.
 
-    `token` is that of the id in subjects; it is empty if the subject of the message ends with a token that no
-    id has. `raw` are its headers as they came. `sequence` is the message's place on its queue, `number`
-    how often it has been delivered, `stored` when the server stored it (seconds since the epoch), `pending`
-    how many wait behind it at its priority.
+    `token` is the token of the id in subjects; it is empty if the subject of the message ends with a token
+    that is not that of an id. `raw` holds the headers as they were received. `sequence` is the sequence of
+    the message in the READY stream, and `number` the number of its deliveries so far. `stored` is the time at
+    which the server stored it (seconds since the epoch). `pending` counts the messages behind it at its
+    priority.
     """
 
     queue: str
@@ -77,31 +79,35 @@ class Delivery:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of the message by name. A plain job is run without decoding them."""
+        """The headers of the message by name. They are decoded on first use; a plain job needs none."""
         if self._headers is None:
             self._headers = read_headers(self.raw) if self.raw else {}
         return self._headers
 
     @property
-    def since(self) -> float:
-        """Since when the job has waited, in its key's line too (seconds since the epoch)."""
+    def waiting_since(self) -> float:
+        """The time since which the job waits, including that in its key group (seconds since the epoch)."""
         return (parse_group_slot(self.headers)[2] if GROUP_SLOT in self.headers else 0.0) or self.stored
 
     @property
-    def own_priority(self) -> Priority:
-        """The priority that the job was submitted with. Whose turn has come stands in front of the others."""
-        told = self.headers.get(LEVEL, "")
-        return told if told in PRIORITIES else self.priority
+    def submitted_priority(self) -> Priority:
+        """The priority that the job was submitted with.
+
+        A worker requeues a job that a limit or a pause holds back at the highest priority, so that it starts
+        before younger jobs.
+        """
+        value = self.headers.get(SUBMITTED_PRIORITY, "")
+        return value if value in PRIORITIES else self.priority
 
     @property
-    def instead(self) -> int:
-        """The sequence of the message in whose place this one was put; 0 for most."""
-        told = self.headers.get(INSTEAD, "")
-        return int(told) if told.isdecimal() else 0
+    def replaced_sequence(self) -> int:
+        """The sequence of the message that this one replaces; 0 for most messages."""
+        value = self.headers.get(REPLACES, "")
+        return int(value) if value.isdecimal() else 0
 
 
 def read_delivery(message: Reply, seconds: float) -> Delivery:
-    """A delivery from a message, whose reply subject tells its numbers:
+    """A delivery from a message, with a lease of some seconds. Its reply subject holds the numbers:
     `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence>.<...>.<nanoseconds>.<pending>[.<...>]`.
     """
     subject, tokens = message.subject.split(".", 4), message.reply.split(".")

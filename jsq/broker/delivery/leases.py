@@ -1,7 +1,7 @@
-"""Leases are renewed from a thread of its own, with its own connection.
+"""Renews leases in a thread with a connection of its own.
 
-So a task that blocks the event loop does not look dead. A lease counts as renewed only when the server has
-answered: a renewal that was merely sent proves nothing.
+So a task that blocks the event loop of the worker does not lose its lease. A lease counts as renewed only
+when the server has answered: a renewal that was sent may not have arrived.
 """
 
 import asyncio
@@ -19,27 +19,28 @@ from jsq.transport.wire import Wire
 log = logging.getLogger("jsq.broker")
 
 LEASE_CHECK_SECONDS = 0.2
-"""Seconds between two looks at the leases: the shortest lease is 1 s, renewed at a third of it."""
+"""Seconds between two checks of the leases. The shortest lease is 1 s, renewed after a third of that."""
 
 
 class RenewableHold(Protocol):
-    """What a worker holds by a lease beside its deliveries."""
+    """Something other than a delivery that a worker holds by a lease, such as slots of a queue."""
 
     lease: Lease
 
     async def renew(self, wire: Wire) -> None:
-        """Renew the lease on the server, and here. Called from the thread, with its connection."""
+        """Renew the lease on the server, and in `lease`. Called in the thread, with its connection."""
 
     def lapse(self) -> None:
-        """The lease has lapsed. Called on the loop of the worker."""
+        """Called on the worker's event loop when the lease has lapsed."""
 
 
 class Leases:
-    """Renews the leases of the deliveries that are `held`, each at a third of its lease, and other `holds`.
+    """Renews the leases of the deliveries in `held` and of other `holds`, each after a third of its lease.
 
-    The worker's loop adds the deliveries to `held`, by their reply subject, and removes them. `lapsed` is
-    called on that loop too, once for each delivery whose lease has lapsed. Its second argument tells whether
-    the server was asked in time to renew the lease and did not answer; if not, this process has stalled.
+    The worker's event loop adds deliveries to `held`, by their reply subject, and removes them. `lapsed` is
+    called on the same loop, once for each delivery whose lease has lapsed. Its second argument is True if
+    this process sent a renewal in time and the server did not answer. If it is False, this process has
+    stalled.
     """
 
     def __init__(self, login: Login, lapsed: Callable[[Delivery, bool], None]) -> None:
@@ -58,7 +59,7 @@ class Leases:
         self._thread.start()
 
     def unanswered(self, delivery: Delivery) -> bool:
-        """Whether the server has not answered the last time that the lease was due to be renewed."""
+        """Whether the last renewal of the lease was due and the server has not answered it."""
         return delivery.reply in self._unanswered
 
     async def stop(self) -> None:
@@ -72,12 +73,12 @@ class Leases:
             try:
                 asyncio.run(self._renew_for_ever())
             except BrokerError as error:
-                log.warning("leases cannot reach the server", extra={"error": str(error)})
+                log.warning("lease renewal delayed", extra={"error": str(error)})
                 self._note_unanswered(self._due())
                 self._report_lapsed()
                 self._stopping.wait(LEASE_CHECK_SECONDS)
             except Exception:
-                log.exception("the lease thread failed; it starts again")
+                log.exception("lease thread restarted")
                 self._stopping.wait(LEASE_CHECK_SECONDS)
 
     async def _renew_for_ever(self) -> None:
@@ -98,13 +99,13 @@ class Leases:
             await wire.close()
 
     def _renew_holds(self, wire: Wire) -> None:
-        """Renew what is due, each in a task of its own: the deliveries do not wait for the slowest."""
+        """Renew the due `holds`, each in a task of its own: the deliveries do not wait for the slowest."""
         for hold in list(self.holds):
-            place = id(hold)
-            if place in self._renewing or not hold.lease.wants_renewal() or hold.lease.lapsed():
+            key = id(hold)
+            if key in self._renewing or not hold.lease.wants_renewal() or hold.lease.lapsed():
                 continue
             renewing = asyncio.get_running_loop().create_task(self._renew_hold(wire, hold))
-            self._renewing[place] = renewing
+            self._renewing[key] = renewing
 
     async def _renew_hold(self, wire: Wire, hold: RenewableHold) -> None:
         try:
@@ -126,17 +127,17 @@ class Leases:
         await asyncio.gather(*(self._renew_one(wire, delivery) for delivery in due))
 
     def _due(self) -> list[Delivery]:
-        """The deliveries whose lease is due to be renewed, and has not lapsed."""
+        """The deliveries whose lease must be renewed now, and has not lapsed."""
         return [
             one for one in list(self.held.values()) if one.lease.wants_renewal() and not one.lease.lapsed()
         ]
 
     def _note_unanswered(self, due: list[Delivery]) -> None:
-        """Note which leases wait for an answer, and forget those that are no longer held."""
+        """Record which renewals wait for an answer; drop those of deliveries that are no longer held."""
         self._unanswered = self._unanswered.intersection(list(self.held)).union(one.reply for one in due)
 
     async def _renew_one(self, wire: Wire, delivery: Delivery) -> None:
-        """Renew one lease; it counts from when it was asked for, once the consumer itself has answered."""
+        """Renew one lease. Once the consumer has answered, the lease counts from the time of the request."""
         sent = now()
         try:
             await wire.ask(delivery.reply, b"+WPI", timeout=delivery.lease.seconds / 3)
@@ -159,6 +160,6 @@ class Leases:
 
 
 def renew(lease: Lease, sent: float) -> None:
-    """Count a lease as renewed at the moment the renewal was sent, unless it had lapsed meanwhile."""
+    """Restart a lease at the time at which the renewal was sent, unless it has lapsed meanwhile."""
     if not lease.lapsed():
         lease.renewed = sent

@@ -1,8 +1,8 @@
-"""A continuous pull: one subscription with overlapping requests, which never exceed the room there is.
+"""A continuous pull: one subscription with overlapping requests, which never exceed the room of the worker.
 
-A new request is sent when the deliveries in flight fall to half of the demand, so a stream of short jobs
-never waits for a round trip. A puller repeats requests that were lost: after a reconnect, after missed
-heartbeats, and when the consumer has a new leader.
+A puller sends a new request when the deliveries in flight fall to half of the demand, so a stream of short
+jobs never waits for a round trip. It repeats lost requests: after a reconnect, after missed heartbeats, and
+when the consumer has a new leader.
 """
 
 import asyncio
@@ -23,7 +23,8 @@ PULL_EXPIRES_SECONDS = 30
 PULL_HEARTBEAT_SECONDS = 5
 PULL_RETRY_SECONDS = 0.25
 PRESUMED_EMPTY_SECONDS = 0.05
-_QUIET = frozenset({"404", "408"})
+_NO_MESSAGES = frozenset({"404", "408"})
+"""Status codes of a request that ends because there are no messages: at once, or when it expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ConsumerAddress:
 class PullHandlers:
     """The callbacks of a puller.
 
-    `on_delivery` is called with each delivery. `demand` returns how many deliveries there is room for.
+    `on_delivery` is called with each delivery. `demand` returns the number of deliveries that have room.
     `on_idle` is called when the server has no more messages for the puller.
     """
 
@@ -56,8 +57,8 @@ class Puller:
     number of requested deliveries that have not arrived. `higher_pullers` are the pullers of the queue's
     higher priorities.
 
-    The owner calls `request` when there is more room than before. A delivery therefore compares what is in
-    flight with the room at the last request.
+    The owner calls `request` when there is more room than before. A delivery therefore compares `in_flight`
+    with the room at the last request.
     """
 
     def __init__(
@@ -100,12 +101,12 @@ class Puller:
 
     async def check(self) -> None:
         """Raise `NotAllowed` if the user may not pull from the consumer."""
-        with contextlib.suppress(NoReply):  # the server may be restarting: the puller asks again after that
+        with contextlib.suppress(NoReply):  # the server may be restarting: the puller retries after that
             await self._wire.flush()
         self._wire.refusals.check_publish(self._subject)
 
     async def close(self) -> None:
-        """Send no more requests, and take the deliveries in flight; the server drops the open requests."""
+        """Send no more requests, and receive the deliveries in flight; the server drops the open requests."""
         self._closed = True
         self._remove_reconnect_callback()
         if self._subscription is not None:
@@ -125,7 +126,7 @@ class Puller:
         self._last_request += 1
         self.in_flight += missing
         if self.pending:
-            # `pending` is as old as the last delivery: other workers may have taken all messages since.
+            # `pending` is as old as the last delivery: other workers may have received all messages since.
             asyncio.get_running_loop().call_later(
                 PRESUMED_EMPTY_SECONDS, self._presume_empty, self._last_message_at
             )
@@ -179,13 +180,13 @@ class Puller:
             self._on_idle()
 
     def _end_request(self, subject: str, status: str, headers: dict[str, str]) -> None:
-        """Count the deliveries that an ended request leaves out, and send the next request."""
+        """Subtract the deliveries that an ended request did not bring, and send the next request."""
         if int(subject[len(self._inbox) + 1 :]) >= self._first_valid_request:
             missing = int(headers.get("Nats-Pending-Messages", self.in_flight))
             self.in_flight = max(0, self.in_flight - missing)
         self._mark_empty()
         why = headers.get("Description", "")
-        if status in _QUIET or "Batch Completed" in why:
+        if status in _NO_MESSAGES or "Batch Completed" in why:
             self.request()
         else:
             log.debug("pull ended", extra={"queue": self.queue, "status": status, "why": why})

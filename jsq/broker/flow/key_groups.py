@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jsq.broker.delivery.delivery import INSTEAD
+from jsq.broker.delivery.delivery import REPLACES
 from jsq.broker.jobs.messages import id_of
 from jsq.broker.jobs.records import EXPECTED, TTL, expecting
 from jsq.broker.jobs.store import JobStore
@@ -348,7 +348,7 @@ class KeyGroups:
                 if same and not just_admitted:
                     return
                 expect = refused.last if stands is not None else 0
-                instead = {INSTEAD: str(expect)} if expect and envelope.GROUP_SLOT not in there else {}
+                instead = {REPLACES: str(expect)} if expect and envelope.GROUP_SLOT not in there else {}
             else:
                 return
 

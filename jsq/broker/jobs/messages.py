@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from jsq.broker.delivery.delivery import LEVEL, REQUEUED
+from jsq.broker.delivery.delivery import REQUEUED, SUBMITTED_PRIORITY
 from jsq.broker.jobs.records import EXPECTED, expected
 from jsq.broker.topology.subjects import Subjects, read_id, token_of
 from jsq.codec import envelope, events
@@ -142,7 +142,7 @@ def message_priority(message: Reply) -> Priority:
 
 def submitted_priority(message: Reply) -> Priority:
     """The priority that a job was submitted with; a job that was admitted may be ahead at another."""
-    header = message.headers.get(LEVEL, "")
+    header = message.headers.get(SUBMITTED_PRIORITY, "")
     return header if header in PRIORITIES else message_priority(message)
 
 

@@ -7,7 +7,7 @@ sweepers wins. A repair that deletes names a sequence, so it never deletes a lat
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
-from jsq.broker.delivery.delivery import INSTEAD
+from jsq.broker.delivery.delivery import REPLACES
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.messages import (
     SCHEDULE,
@@ -90,7 +90,7 @@ class Repairs:
             return False
         ready = found.stream == self._subjects.streams.ready(found.queue)
         level = message_priority(message)
-        headers = own_headers(message.headers) | ({INSTEAD: str(found.sequence)} if ready else {})
+        headers = own_headers(message.headers) | ({REPLACES: str(found.sequence)} if ready else {})
         expect = expecting(found.sequence if ready else 0, self._subjects.ready(found.queue, "*", found.job))
         try:
             subject = self._subjects.ready(found.queue, level, found.job)

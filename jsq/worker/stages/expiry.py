@@ -28,7 +28,7 @@ class ExpiryStage(Stage):
 
     async def admit(self, attempt: AttemptState) -> Admission:
         """Turn the seconds that the task declares into times, counted from when the job was stored."""
-        since = attempt.delivery.since
+        since = attempt.delivery.waiting_since
         job = with_deadline(attempt.job, attempt.options.deadline, since)
         attempt.job = with_declared_expiry(job, attempt.options.expires, since)
         return RUN

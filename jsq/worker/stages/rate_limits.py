@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from jsq.broker import Broker, Delivery
-from jsq.broker.delivery.delivery import LEVEL
+from jsq.broker.delivery.delivery import SUBMITTED_PRIORITY
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
 from jsq.codec.envelope import DEADLINE, EXPIRES, format_deadline
 from jsq.codec.events import format_time
@@ -213,7 +213,12 @@ class RateLimits:
         It also returns at its deadline or expiry, because it must release the slot of its key group then.
         """
         level: Priority = PRIORITIES[0]
-        marks = {PAUSED_BY: "", RESERVED_ORDER: "", **wait.marks, LEVEL: delivery.own_priority}
+        marks = {
+            PAUSED_BY: "",
+            RESERVED_ORDER: "",
+            **wait.marks,
+            SUBMITTED_PRIORITY: delivery.submitted_priority,
+        }
         moment = wait.moment - EARLY_RETURN
         if isinstance(job.deadline, datetime):
             marks[DEADLINE] = format_deadline(job.deadline)
