@@ -129,6 +129,10 @@ class CommandGroup(GroupPage):
         gc.enable()
         return name, command, rest
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """The candidates for a word; `worker ls` is two words."""
+        return [one for one in super().shell_complete(ctx, incomplete) if " " not in one.value]
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, commands in SECTIONS.items():
             with formatter.section(title):

@@ -121,6 +121,13 @@ def test_the_first_page_has_sections_variables_and_exit_codes() -> None:
     assert "JSQ_DEBUG=1" in text
 
 
+def test_a_completion_is_one_word() -> None:
+    command = command_line()
+    context = command.make_context("jsq", [], resilient_parsing=True)
+
+    assert [one.value for one in command.shell_complete(context, "w")] == ["worker"]
+
+
 def test_every_option_has_a_help_text() -> None:
     for path, page in PAGES.items():
         for parameter in page.params:
