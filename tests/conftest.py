@@ -1,4 +1,4 @@
-"""One real nats-server for the whole run (one for each process of it), and a namespace for each test."""
+"""One real nats-server for each test process, and a namespace for each test."""
 
 import contextlib
 import itertools
@@ -24,21 +24,21 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
-    """The server of this process. It does not sync its files: tests of durability start their own server."""
+    """The server of this process. It does not sync its files; tests of durability start their own server."""
     with EmbeddedServer(sync_interval="1h") as server:
         yield server
 
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
-    """A server of the test's own, to be killed and restarted."""
+    """A server for one test, which may kill and restart it."""
     with EmbeddedServer() as server:
         yield server
 
 
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace for the test. At its end its streams are deleted from the server of this process."""
+    """A namespace for the test. Its streams are deleted from the server of this process at the end."""
     name = f"t{os.getpid()}-{next(_numbers)}"
     url = request.getfixturevalue("server").url if "server" in request.fixturenames else None
     yield name
@@ -59,7 +59,7 @@ async def client(app: App) -> Client:
 
 @pytest.fixture
 def working(app: App) -> Working:
-    """`async with working():` runs a worker of the app in this process, stopped at the end."""
+    """`async with working():` runs a worker of the app in this process and stops it at the end."""
 
     @contextlib.asynccontextmanager
     async def working(
@@ -79,5 +79,5 @@ def working(app: App) -> Working:
 
 @pytest.fixture(name="until")
 def _until() -> Until:
-    """`await until(lambda: ...)` waits for a condition itself; fails after `seconds`."""
+    """`await until(lambda: ...)` waits for a condition and fails after `seconds`."""
     return until

@@ -13,7 +13,7 @@ import yaml
 from jsq import App, Client, Reject
 from jsq.server import EmbeddedServer
 from tests.acceptance.conftest import Command, Dying, Listed
-from tests.helpers.ghosts import make_ghosts
+from tests.helpers.undeliverable import make_undeliverable
 
 Working = Callable[..., AbstractAsyncContextManager[Any]]
 Until = Callable[..., Awaitable[None]]
@@ -475,7 +475,7 @@ async def test_doctor_reads_the_monitoring_endpoints_of_servers(
 async def test_sweep_reports_and_repairs_inconsistencies(jsq: Command, client: Client) -> None:
     assert (await jsq("sweep")).err == "0 inconsistencies found, 0 repaired\n"
     job = await client.task("any").submit()
-    await make_ghosts(client)
+    await make_undeliverable(client)
 
     found = {"inconsistency": "undeliverable", "queue": "default", "job": job.id}
     young = await jsq("sweep")

@@ -118,13 +118,13 @@ class ServerCluster:
         return [
             (3, "leader killed", each(Node.kill, Node.start, leading=True)),
             (2, "leader stopped", each(stop_node, Node.start, leading=True)),
-            (2, "leader halted", each(Node.halt, Node.go_on, leading=True)),
-            (2, "leader partitioned from the others", each(Node.part, Node.heal, leading=True)),
+            (2, "leader halted", each(Node.halt, Node.resume, leading=True)),
+            (2, "leader partitioned from the others", each(Node.partition, Node.heal, leading=True)),
             (1, "links of the leader held", each(Node.hold, Node.heal, leading=True)),
             (1, "server killed", each(Node.kill, Node.start)),
-            (1, "server partitioned from the others", each(Node.part, Node.heal)),
+            (1, "server partitioned from the others", each(Node.partition, Node.heal)),
             (1, "all servers killed", self._kill_all),
-            (1, "servers restarted one by one", self._servers.restart_in_turn),
+            (1, "servers restarted one by one", self._servers.restart_one_by_one),
         ]
 
     def _break(
@@ -156,15 +156,17 @@ class ServerCluster:
     async def wait_healthy(self) -> None:
         """Wait for at most `HEALTHY_SECONDS`. A server that was cut off may need a minute to catch up."""
         with contextlib.suppress(AssertionError):
-            await self._servers.well(HEALTHY_SECONDS)
+            await self._servers.wait_healthy(HEALTHY_SECONDS)
 
     async def synchronize(self) -> list[str]:
-        late = await self._servers.behind(HEALTHY_SECONDS)
+        late = await self._servers.lagging(HEALTHY_SECONDS)
         for node in late:
             await asyncio.to_thread(node.kill, signal.SIGTERM)
             node.start()
-        lagging = await self._servers.behind(HEALTHY_SECONDS)
-        assert len(lagging) < 2, f"servers lag behind: {[(node.name, node.holds()) for node in lagging]}"
+        lagging = await self._servers.lagging(HEALTHY_SECONDS)
+        assert len(lagging) < 2, (
+            f"servers lag behind: {[(node.name, node.last_sequences()) for node in lagging]}"
+        )
         for node in lagging:
             await asyncio.to_thread(node.kill, signal.SIGTERM)
         return [f"{node.name} {'permanently' if node in lagging else 'until a restart'}" for node in late]

@@ -1,6 +1,7 @@
-"""How fast many jobs go: `python -m tests.figures.bulk [JOBS]`, on a server of its own, with one worker.
+"""The speed of bulk submits, maps and batches: `python -m tests.figures.bulk [JOBS]`.
 
-Each figure is the best of three: on a machine that others use too, the slower ones tell of them.
+Runs on a server of its own with one worker. Each figure is the best of three, because on a busy machine the
+slower ones measure the other programs.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from jsq.server import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
 ROUND_TRIP = 0.02
-"""Seconds that a call to somebody else's server takes here, be it for one item or for a hundred."""
+"""Seconds of a simulated call to another service, for one item or for a hundred."""
 
 app = App(namespace="figures")
 app.queue("held")
@@ -50,7 +51,7 @@ async def nothing_one(n: int) -> None: ...
 
 
 async def best(work: Callable[[], Awaitable[object]], times: int = 3) -> float:
-    """Seconds of the fastest of some runs."""
+    """The seconds of the fastest of several runs."""
     took = []
     for _ in range(times):
         began = time.perf_counter()
@@ -59,22 +60,22 @@ async def best(work: Callable[[], Awaitable[object]], times: int = 3) -> float:
     return min(took)
 
 
-def told(what: str, jobs: int, seconds: float) -> float:
+def print_rate(what: str, jobs: int, seconds: float) -> float:
     print(f"{what:<58} {jobs:>7,} in {seconds:7.3f} s  {jobs / seconds:>9,.0f}/s", flush=True)
     return jobs / seconds
 
 
 async def submits(count: int) -> None:
     calls = [(n,) for n in range(count)]
-    apart, whole = nothing.options(queue="held"), calls[:1_000]
+    apart, first_calls = nothing.options(queue="held"), calls[:1_000]
 
     async def own_ids() -> None:
         await apart.submit_many(calls, ids=[f"run{time.monotonic_ns()}-{n}" for n in range(count)])
 
-    told("submit_many", count, await best(lambda: apart.submit_many(calls)))
-    told("submit_many under ids of one's own", count, await best(own_ids))
-    took = await best(lambda: apart.submit_many(whole, all_or_nothing=True))
-    told("submit_many, all or nothing", len(whole), took)
+    print_rate("submit_many", count, await best(lambda: apart.submit_many(calls)))
+    print_rate("submit_many with ids of the caller", count, await best(own_ids))
+    took = await best(lambda: apart.submit_many(first_calls, all_or_nothing=True))
+    print_rate("submit_many, all or nothing", len(first_calls), took)
 
 
 async def maps(count: int) -> None:
@@ -85,8 +86,8 @@ async def maps(count: int) -> None:
         jobs = await nothing.submit_many([(n,) for n in range(count)])
         assert [await job.result() for job in jobs] == list(range(count))
 
-    fast = told("map, in order", count, await best(mapped))
-    slow = told("submit_many, then each result", count, await best(each))
+    fast = print_rate("map, in order", count, await best(mapped))
+    slow = print_rate("submit_many, then each result", count, await best(each))
     print(f"{'':<58} {fast / slow:.1f} times")
 
 
@@ -95,7 +96,7 @@ async def batches(count: int) -> None:
         rates = []
         for task in (one, many):
             mapped = functools.partial(all_of, task.map(range(count), window=count))
-            rates.append(told(f"jobs of {task.name}", count, await best(mapped, 1)))
+            rates.append(print_rate(f"jobs of {task.name}", count, await best(mapped, 1)))
         print(f"{'':<58} {rates[1] / rates[0]:.1f} times")
 
 

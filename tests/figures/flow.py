@@ -1,9 +1,9 @@
-"""Figures about how many at once: fairness, order, rate limits, and what each of them costs.
+"""Figures of flow control: fairness, order, rate limits, and the cost of each.
 
     python -m tests.figures.flow [fairness] [order] [rates] [ratios]
 
-Each run has a server of its own and workers in processes, one of which is killed in the middle; the ratios
-are of one run. What is counted is what the tasks themselves wrote down.
+Each run has a server of its own and worker processes, one of which is killed in the middle. The ratios are
+measured in one run. The figures are computed from the notes of the tasks themselves.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ JOBS = 5_000
 
 
 class Site:
-    """A server, its workers, and what their tasks wrote."""
+    """A server, its workers, and the notes of their tasks."""
 
     def __init__(self, url: str, folder: str, client: Client) -> None:
         self.url = url
@@ -38,7 +38,7 @@ class Site:
         self.workers: list[subprocess.Popen[bytes]] = []
 
     async def work(self, count: int, kind: str, slots: int = 10) -> None:
-        """Start workers, and wait until they are known."""
+        """Start workers and wait until they are registered."""
         env = {**os.environ, "JSQ_URL": self.url, "EFFECTS": str(self.effects), "KIND": kind}
         command = [sys.executable, "-m", "jsq", "worker", "tests.figures.tasks:app"]
         command += ["--concurrency", str(slots), "--log-level", "error"]
@@ -50,16 +50,16 @@ class Site:
             await asyncio.sleep(0.05)
 
     def starts(self) -> list[tuple[float, str, int]]:
-        """When each job started, its key and its number."""
+        """The start time, the key and the number of each job."""
         read = (line.split() for line in self.effects.read_text().splitlines())
         return [(float(at), key, int(number)) for at, key, number in read]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():  # noqa: ASYNC110 -- what other processes write
+        while not condition():  # noqa: ASYNC110 -- other processes write it
             await asyncio.sleep(0.02)
 
     async def ten(self, key: str) -> float:
-        """Seconds that ten jobs of a key take, from the first submit to the last end."""
+        """The seconds that ten jobs of a key take, from the first submit to the last end."""
         began = time.monotonic()
         jobs = [await self.client.task("note").options(key=key).submit(key, n) for n in range(10)]
         await asyncio.gather(*(job.wait(120) for job in jobs))
@@ -80,7 +80,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def fairness() -> None:
-    """Ten jobs of one tenant, on an empty queue and beside the backlog of another."""
+    """Ten jobs of one tenant, on an empty queue and with the backlog of another tenant."""
     async with site() as place:
         await place.work(3, "plain")
         await place.ten("warm")
@@ -93,11 +93,9 @@ async def fairness() -> None:
         await asyncio.sleep(5)
         rate = (len(place.starts()) - done) / (time.monotonic() - since)
         [stats] = await place.client.queues.stats("default")
-        print(f"fairness: ten jobs of B on an empty queue: {told(alone)} s")
-        print(f"  beside {BACKLOG:,} jobs of A: {told(beside)} s; a worker was killed: {told(after)} s")
-        print(
-            f"  A by itself, two workers: {rate:.0f}/s; {stats.waiting_for_key:,} of its jobs wait for a key"
-        )
+        print(f"fairness: ten jobs of B on an empty queue: {shown(alone)} s")
+        print(f"  beside {BACKLOG:,} jobs of A: {shown(beside)} s; a worker was killed: {shown(after)} s")
+        print(f"  A alone, two workers: {rate:.0f}/s; {stats.waiting_for_key:,} of its jobs wait for a key")
 
 
 async def order() -> None:
@@ -123,7 +121,7 @@ async def order() -> None:
 
 
 async def rates() -> None:
-    """50 a second for 20 seconds, by two workers, one of which is killed in the middle."""
+    """50 starts per second for 20 seconds, by two workers, one of which is killed in the middle."""
     for kind in ("slow queue", "slow task"):
         async with site() as place:
             await place.work(2, kind, slots=20)
@@ -140,22 +138,22 @@ async def rates() -> None:
 
 
 async def ratios() -> None:
-    """Jobs a second that two workers start, each way beside the plain queue."""
+    """The jobs per second that two workers start with each feature, compared with a plain queue."""
     found: dict[str, list[float]] = {}
-    ways = ("plain", "concurrency", "queue rate", "task rate", "1,000 keys", "1,000 keys in order")
+    features = ("plain", "concurrency", "queue rate", "task rate", "1,000 keys", "1,000 keys in order")
     for _ in range(3):
-        for way in ways:
-            found.setdefault(way, []).append(await drained(way))
+        for feature in features:
+            found.setdefault(feature, []).append(await drained(feature))
     plain = max(found["plain"])
-    for way, rates in found.items():
-        print(f"ratios: {way}: {max(rates):,.0f}/s, {max(rates) / plain:.2f} of plain")
+    for feature, rates in found.items():
+        print(f"ratios: {feature}: {max(rates):,.0f}/s, {max(rates) / plain:.2f} of plain")
 
 
-async def drained(way: str) -> float:
-    keys = KEYS if "keys" in way else 0
+async def drained(feature: str) -> float:
+    keys = KEYS if "keys" in feature else 0
     async with site() as place:
         if keys:
-            per_key = 1 if "order" in way else None
+            per_key = 1 if "order" in feature else None
             calls = iter(range(JOBS))
 
             async def submit_next() -> None:
@@ -166,13 +164,13 @@ async def drained(way: str) -> float:
             await asyncio.gather(*(submit_next() for _ in range(50)))
         else:
             await place.client.task("note").submit_many([["x", n] for n in range(JOBS)])
-        await place.work(2, way, slots=50)
+        await place.work(2, feature, slots=50)
         await place.until(lambda: len(place.starts()) >= JOBS)
         moments = [at for at, _, _ in place.starts()]
         return JOBS / (max(moments) - min(moments))
 
 
-def told(seconds: list[float]) -> str:
+def shown(seconds: list[float]) -> str:
     return ", ".join(f"{one:.2f}" for one in seconds)
 
 

@@ -1,4 +1,4 @@
-"""What the workers of `tests.figures.flow` run: a line is written for each start."""
+"""The tasks of `tests.figures.flow`. Each start of a job writes a line."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""A machine whose clock is wrong, while its server's is right."""
+"""A wrong clock on the machine of a client or worker, while the clock of the server is right."""
 
 import sys
 import time
@@ -9,17 +9,17 @@ import pytest
 TRUE = datetime
 
 
-class _Kind(type):
+class _DatetimeType(type):
     def __instancecheck__(cls, one: object) -> bool:
         return isinstance(one, TRUE)
 
 
-def put_clock_ahead(patch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Have all of jsq in this process read a clock that is ahead."""
+def set_clock_ahead(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Set the clock that jsq reads in this process ahead by `seconds`."""
 
-    class Ahead(TRUE, metaclass=_Kind):
+    class Ahead(TRUE, metaclass=_DatetimeType):
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> TRUE:  # type: ignore[override]  # of the kind that all have
+        def now(cls, tz: tzinfo | None = None) -> TRUE:  # type: ignore[override]  # returns a plain datetime
             return TRUE.now(tz) + timedelta(seconds=seconds)
 
     clock = time.time

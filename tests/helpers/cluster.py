@@ -1,7 +1,8 @@
-"""Three real nats-servers that form a cluster on this machine, to be killed, halted and parted.
+"""Three real nats-servers that form a cluster on this machine and can be killed, halted and partitioned.
 
-Each route goes through a proxy of its own, so that a server can be parted from the others; what the servers
-tell of their addresses is of no use to anyone (`no_advertise`, and an `advertise` where nobody listens).
+Each route goes through a proxy of its own, so that a server can be cut off from the others. The servers do
+not advertise their addresses (`no_advertise`, and an unused address in `advertise`), so no route bypasses its
+proxy.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ STOP_SECONDS = 15.0
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports on loopback that were free just now, below those that the system gives to connections."""
+    """Return free ports on loopback, below those that the system assigns to connections."""
     found: set[int] = set()
     while len(found) < number:
         port = random.randrange(20_000, 30_000)
@@ -47,7 +48,7 @@ class Node:
         self.monitor = f"http://127.0.0.1:{monitor}"
         self.store = folder / name
         self.routes: list[Proxy] = []
-        """The proxies between this server and the others, both ways."""
+        """The proxies between this server and the others, in both directions."""
         self._conf = folder / f"{name}.conf"
         self._conf.write_text(conf)
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,7 +73,7 @@ class Node:
             )
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """End the process and leave all it keeps."""
+        """End the process; its files are kept."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -87,16 +88,16 @@ class Node:
     def halt(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
-    def part(self) -> None:
-        """Cut it off from the other servers; its clients stay."""
+    def partition(self) -> None:
+        """Cut the server off from the other servers; its clients stay connected."""
         for route in self.routes:
             route.refuse()
 
     def hold(self) -> None:
-        """Let nothing through to the other servers or from them, and end no route."""
+        """Forward nothing between this server and the others, without closing the routes."""
         for route in self.routes:
             route.hold()
 
@@ -104,25 +105,25 @@ class Node:
         for route in self.routes:
             route.heal()
 
-    def holds(self) -> dict[str, int]:
-        """Its streams, and the last sequence of each."""
-        told = self.get("/jsz?accounts=true&streams=true") or {}
+    def last_sequences(self) -> dict[str, int]:
+        """The last sequence of each stream of the server."""
+        report = self.get("/jsz?accounts=true&streams=true") or {}
         return {
             stream["name"]: stream["state"]["last_seq"]
-            for account in told.get("account_details") or []
+            for account in report.get("account_details") or []
             for stream in account.get("stream_detail") or []
         }
 
     def get(self, path: str) -> Any:
-        """What it says when its monitoring port is asked; None while it does not answer, or not with 200."""
+        """Read a path of the monitoring port; returns None if the reply is missing or not a 200."""
         try:
             with urllib.request.urlopen(self.monitor + path, timeout=2) as answer:
                 return json.load(answer)
         except (OSError, ValueError):
             return None
 
-    def ails(self) -> str:
-        """What is wrong with it, as it says itself; empty when all its streams are up to date."""
+    def health_error(self) -> str:
+        """The error of the health check; empty if all streams are up to date."""
         try:
             with urllib.request.urlopen(self.monitor + "/healthz", timeout=2):
                 return ""
@@ -133,27 +134,27 @@ class Node:
 
 
 class Cluster:
-    """Servers with a cluster's address: `url` names them all."""
+    """The servers of a cluster. `url` names all of them."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
         self.url = ",".join(node.url for node in nodes)
 
-    async def well(self, seconds: float = READY_SECONDS) -> None:
+    async def wait_healthy(self, seconds: float = READY_SECONDS) -> None:
         """Wait until every server is up, follows a leader, and its streams are up to date."""
         end = time.monotonic() + seconds
         while True:
-            ailing = await asyncio.gather(*(asyncio.to_thread(node.ails) for node in self.nodes))
-            if not any(ailing):
+            errors = await asyncio.gather(*(asyncio.to_thread(node.health_error) for node in self.nodes))
+            if not any(errors):
                 return
-            assert time.monotonic() < end, f"not well after {seconds} s: {ailing}"
+            assert time.monotonic() < end, f"not healthy after {seconds} s: {errors}"
             await asyncio.sleep(0.05)
 
-    async def behind(self, seconds: float = READY_SECONDS) -> list[Node]:
-        """Wait until every replica of every stream holds the same; the servers that are still behind."""
+    async def lagging(self, seconds: float = READY_SECONDS) -> list[Node]:
+        """Wait until all replicas of every stream are equal; return the servers that still lag behind."""
         end = time.monotonic() + seconds
         while True:
-            held = await asyncio.gather(*(asyncio.to_thread(node.holds) for node in self.nodes))
+            held = await asyncio.gather(*(asyncio.to_thread(node.last_sequences) for node in self.nodes))
             last = {name: max(one.get(name, 0) for one in held) for one in held for name in one}
             late = [node for node, one in zip(self.nodes, held, strict=True) if one != last]
             if not late or time.monotonic() > end:
@@ -168,22 +169,22 @@ class Cluster:
         broker = await client.broker()
         async with asyncio.timeout(READY_SECONDS):
             while True:
-                with contextlib.suppress(BrokerError):  # it has no leader just now
+                with contextlib.suppress(BrokerError):  # the stream has no leader at present
                     found = await broker.jetstream.stream_info(stream)
                     if found is not None and (name := found.get("cluster", {}).get("leader")):
                         return self.node(name)
                 await asyncio.sleep(0.05)
 
-    async def restart_in_turn(self) -> None:
-        """Stop and start one server after the other, waiting each time until all is well again."""
+    async def restart_one_by_one(self) -> None:
+        """Restart one server after another; each time wait until all servers are healthy."""
         for node in self.nodes:
             await asyncio.to_thread(node.kill, signal.SIGTERM)
             node.start()
-            await self.well()
+            await self.wait_healthy()
 
 
 async def replicas_of(client: Client) -> set[int]:
-    """The numbers of replicas that the streams of a namespace have."""
+    """The different numbers of replicas of the streams of a namespace."""
     broker = await client.broker()
     names = broker.subjects.streams
     prefixes = (f"KV_{client.namespace}_", names.events.removesuffix("EVENTS"))
@@ -199,7 +200,7 @@ async def replicas_of(client: Client) -> set[int]:
 async def cluster(
     folder: Path, *, size: int = 3, sync_interval: str = "1s", more: str = ""
 ) -> AsyncIterator[Cluster]:
-    """Servers that run and are well, and are ended at the end. `more` goes into the conf of each."""
+    """Run a healthy cluster until the end of the block. `more` is added to the conf of each server."""
     ports = free_ports(3 * size)
     clients, monitors, routes = ports[:size], ports[size : 2 * size], ports[2 * size :]
     async with contextlib.AsyncExitStack() as stack:
@@ -211,7 +212,7 @@ async def cluster(
         nodes = []
         for number in range(size):
             addresses = [link.url for (one, _), link in between.items() if one == number]
-            conf = written(
+            conf = server_conf(
                 f"n{number}",
                 folder,
                 clients[number],
@@ -227,17 +228,17 @@ async def cluster(
         try:
             for node in nodes:
                 node.start()
-            await found.well()
+            await found.wait_healthy()
             yield found
         finally:
             for node in nodes:
                 await asyncio.to_thread(node.kill)
 
 
-def written(
+def server_conf(
     name: str, folder: Path, port: int, monitor: int, route: int, addresses: list[str], sync_interval: str
 ) -> str:
-    """A server's conf."""
+    """The conf of a server."""
     return f"""
 server_name: {name}
 listen: 127.0.0.1:{port}

@@ -9,7 +9,7 @@ Until = Callable[..., Awaitable[None]]
 
 
 async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    """Wait until a function, or the coroutine that it returns, gives a true value."""
+    """Wait until a function, or the coroutine that it returns, returns a true value."""
     async with asyncio.timeout(seconds):
         while True:
             found = condition()

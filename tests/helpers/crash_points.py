@@ -1,4 +1,4 @@
-"""Processes that are killed at a point of what they do, and the check of what they leave behind."""
+"""Processes that are killed at one point of their work, and checks of the state that they leave."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from tests.apps.crash import declare, lanes
 from tests.helpers.conditions import Until
 
 ROOT = Path(__file__).parents[2]
-AT_ONCE = 2
+CONCURRENT_SITES = 2
 KILLED = -9
 
 SCENARIOS = {
@@ -32,7 +32,7 @@ SCENARIOS = {
     "fail": ("failed", 1),
     "keep": ("succeeded", 1),
 }
-"""How the job of each task ends, and after how many runs."""
+"""The final state of the job of each task, and the number of its runs."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Site:
         self.app = declare(App(self.server.url, namespace=self.namespace))
 
     async def die_at(self, point: int, what: str) -> bool:
-        """Run a process that does something and dies at a point of it; whether it came so far."""
+        """Run a process that is killed at a point of its work. Returns whether it reached the point."""
         env = {
             **os.environ,
             "JSQ_URL": self.server.url,
@@ -68,7 +68,7 @@ class Site:
         return died
 
     async def remove(self) -> None:
-        """Remove the namespace from the server, which other tests share."""
+        """Remove the namespace, because other tests share the server."""
         async with Client(self.server.url, namespace=self.namespace) as client:
             broker = await client.broker()
             for lane in lanes(self.app):
@@ -80,8 +80,8 @@ class Site:
     def runs(self, id: str) -> int:
         return self.effects.read_text().split().count(id)
 
-    async def end_well(self, id: str, until: Until) -> None:
-        """Let a good worker do what is left, until nothing is."""
+    async def finish(self, id: str, until: Until) -> None:
+        """Run an intact worker until no work is left."""
         served = lanes(self.app)
         worker = Worker(self.app, queues=served, settings=WorkerSettings())
         running = asyncio.create_task(worker.run())
@@ -99,8 +99,11 @@ class Site:
             worker.stop()
             await asyncio.wait_for(running, 15)
 
-    async def judge(self, id: str, wanted: list[str] | None = None) -> list[str]:
-        """The history is legal (and the one wanted), has its end, and a failed job has one dead letter."""
+    async def check_history(self, id: str, wanted: list[str] | None = None) -> list[str]:
+        """Check that the history is valid and complete, and that only a failed job has a dead letter.
+
+        `wanted` is the exact history that is expected.
+        """
         broker = await self.app.client.broker()
         states = [event.state for event in await broker.records.history(id)]
         letters = await self.app.client.dead_letters.list()
@@ -108,7 +111,7 @@ class Site:
         assert wanted is None or states == wanted
         assert states[-1] in FINAL_STATES
         assert all(after in TRANSITIONS[before] for before, after in pairwise(states)), states
-        # Nobody runs a job again that did not fail, but where that is wanted.
+        # A job that did not fail never runs again, unless the test expects it.
         assert wanted or not {"succeeded", "cancelled", "expired"}.intersection(states[:-1]), states
         assert [letter.id for letter in letters] == ([id] if states[-1] == "failed" else [])
         kept = await broker.reads.fetch(
@@ -137,15 +140,15 @@ def new_site(
 
 
 async def kill_worker(site: Site, point: int, task: str, until: Until) -> Site:
-    """Kill the worker of a job at a point, let another one finish, and check the end and the runs."""
+    """Kill the worker of a job at a point, let another one finish, check the final state and the runs."""
     end, runs = SCENARIOS[task]
     async with site.app:
         job = await site.app.client.task(task).submit()
         died = await site.die_at(point, "work")
-        await site.end_well(job.id, until)
-        states = await site.judge(job.id)
+        await site.finish(job.id, until)
+        states = await site.check_history(job.id)
         assert states[-1] == end
-        # A run whose outcome could not be recorded is repeated, and no other.
+        # Only a run whose outcome was not recorded is repeated.
         assert runs <= site.runs(job.id) <= runs + died
     return site
 
@@ -153,8 +156,8 @@ async def kill_worker(site: Site, point: int, task: str, until: Until) -> Site:
 async def at_each_point(
     killed_at: Callable[[int], Awaitable[Site]], least: int = 6, first: int = 1, every: int = 1
 ) -> list[Site]:
-    """Find out how many points there are, then die at each of them, or at every third from the `first`."""
-    slots = asyncio.Semaphore(AT_ONCE)
+    """Count the points, then kill a process at each of them: from `first`, at every `every`th point."""
+    slots = asyncio.Semaphore(CONCURRENT_SITES)
 
     async def with_slot(point: int) -> Site:
         async with slots:

@@ -1,4 +1,4 @@
-"""Keys, JWTs and certificates of the test's own, signed as an operator and a CA would sign them."""
+"""Keys, JWTs and certificates of the tests, signed as an operator and a CA sign them."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nkeys  # type: ignore[import-untyped]  # the library's
+import nkeys  # type: ignore[import-untyped]  # it has no types
 import pytest
 
 OPERATOR, ACCOUNT, USER = nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER
@@ -18,7 +18,7 @@ Claims = dict[str, Any]
 
 
 class Key:
-    """A pair of keys: of an operator, an account or a user."""
+    """A key pair of an operator, an account or a user."""
 
     def __init__(self, kind: int) -> None:
         self.seed: str = nkeys.encode_seed(os.urandom(32), kind).decode()
@@ -26,7 +26,7 @@ class Key:
         self.public: str = self._pair.public_key.decode()
 
     def sign(self, name: str, whose: str, nats: Claims, **claims: Any) -> str:
-        """A JWT about the public key `whose`."""
+        """Return a JWT for the public key `whose`."""
         about = {"iss": self.public, "sub": whose, "name": name, "iat": 0, "nats": nats, **claims}
         signed = ".".join(encoded(json.dumps(part).encode()) for part in (KIND, about))
         return f"{signed}.{encoded(self._pair.sign(signed.encode()))}"
@@ -48,7 +48,7 @@ def creds(jwt: str, seed: str) -> str:
 
 
 class Operator:
-    """Signs accounts and users, and writes the conf of a server that trusts it."""
+    """Signs accounts and users, and writes the conf of a server that trusts the operator."""
 
     def __init__(self) -> None:
         self._key = Key(OPERATOR)
@@ -57,7 +57,7 @@ class Operator:
         self.account("SYS", {"type": "account", "version": 2, "limits": LIMITS})
 
     def public(self, account: str) -> str:
-        """The public key of an account, which may be signed later."""
+        """The public key of an account. The account may be signed later."""
         return self._accounts.setdefault(account, Key(ACCOUNT)).public
 
     def account(self, name: str, nats: Claims) -> None:
@@ -84,12 +84,12 @@ STORES = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -
 
 
 class Authority:
-    """A certificate authority with a folder of its own. Skips the test where openssl is missing."""
+    """A certificate authority with a folder of its own. Skips the test if openssl is missing."""
 
     def __init__(self, folder: Path) -> None:
         openssl = shutil.which("openssl")
         if openssl is None:
-            pytest.skip("openssl is not on the PATH, and it is what makes the certificates")
+            pytest.skip("openssl, which creates the certificates, is not on the PATH")
         self._openssl = openssl
         self._folder = folder
         folder.mkdir()
@@ -98,7 +98,7 @@ class Authority:
         self.ca = str(folder / "ca.pem")
 
     def certificate(self, name: str, *, days: int = 2, names: str = "DNS:localhost,IP:127.0.0.1") -> str:
-        """Make `name.pem`, with its key beside it in `name-key.pem`; returns the path of the first."""
+        """Create `name.pem`, with its key in `name-key.pem`; returns the path of `name.pem`."""
         key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}-key.pem")
         request = ("-out", f"{name}.csr", "-subj", f"/CN={name}", "-addext", f"subjectAltName={names}")
         self._run("req", *key, *request)
@@ -107,7 +107,7 @@ class Authority:
         return str(self._folder / f"{name}.pem")
 
     def conf(self, name: str, *more: str) -> str:
-        """The block `tls` of a server with a certificate of that name."""
+        """The `tls` block of a server with a certificate of that name."""
         lines = [
             f"cert_file: '{self._folder}/{name}.pem'",
             f"key_file: '{self._folder}/{name}-key.pem'",

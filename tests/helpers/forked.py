@@ -13,7 +13,7 @@ ADDRESS = "FORK_SERVER"
 """The environment variable with the address of the fork server's socket."""
 
 UNFORKED = ("bench", "dev", "worker")
-"""Commands that start processes of their own: these need a real interpreter."""
+"""Commands that start processes of their own and therefore need a new interpreter."""
 
 
 def request_fork(

@@ -11,7 +11,7 @@ from tests.helpers.forkserver import ForkServer
 
 @pytest.fixture(scope="session")
 def base_environment() -> dict[str, str]:
-    """Our environment without variables that change where `jsq` connects to, or what it prints."""
+    """The environment of the tests, without variables that change the connection or the output of `jsq`."""
     unwanted = ("JSQ_", "NATS_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHON", "LC_", "LANG")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return kept | {"LC_ALL": "C.UTF-8", "PYTHONWARNINGS": "error"}

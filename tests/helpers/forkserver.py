@@ -1,9 +1,9 @@
 """Runs `jsq` commands in forks of one process that has imported the command line already.
 
-A command costs half a second of CPU to import and a hundredth of that to run. A fork starts with the imports
-done and is a process of its own: it has its own environment, working directory, streams, modules and exit
-code, and several may run at once. What depends on how the interpreter itself starts, as its encoding, needs a
-real start.
+A command needs half a second of CPU for its imports and a hundredth of that to run. A fork starts with the
+imports done and is a process of its own: it has its own environment, working directory, streams, modules and
+exit code, and several may run at once. Tests that depend on the start of the interpreter, such as its
+encoding, need a new interpreter.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from tests.helpers import forked
 from tests.helpers.forked import request_fork
 
 DESCRIPTORS = 4
-"""Those of a request: three standard streams, and a file with the words, the environment and the folder."""
+"""The file descriptors of a request: three standard streams, and a file with words, environment and folder.
+"""
 
 PRELOADED = (
     *(
@@ -46,7 +47,7 @@ PRELOADED = (
 
 
 class ForkServer:
-    """A warm process, started on first use; ends with ours."""
+    """A process with the imports done, from which commands are forked; it ends with the tests."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="jsq-fork-")
@@ -74,7 +75,7 @@ class ForkServer:
         return request_fork(self._address, words, environment, str(folder), files)
 
     def install(self, folder: Path) -> dict[str, str]:
-        """Write a `jsq` into a folder that runs commands in forks; returns the environment that it needs."""
+        """Write a `jsq` that runs commands in forks into a folder; returns the environment that it needs."""
         command = folder / "jsq"
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {forked.__file__} "$@"\n')
         command.chmod(0o755)
@@ -119,7 +120,7 @@ def serve(address: str) -> Any:
 
 
 def preload() -> None:
-    """Import what commands import, and keep the garbage collector from copying its pages."""
+    """Import the modules of commands, and prevent the garbage collector from copying their pages."""
     for name in PRELOADED:
         importlib.import_module(f"jsq.cli.{name}")
     for name in ("rich.console", "rich.text", "rich.cells"):

@@ -1,4 +1,4 @@
-"""Ids that a careless program would take for something else: a wildcard, a path, an escape, an option."""
+"""Ids that a careless program would mistake for a wildcard, a path, an escape or an option."""
 
 from typing import Final
 
@@ -22,4 +22,4 @@ ODD_IDS: Final = (
     "e\u0301",
     "\U0001f600" * 128,
 )
-"""Ids whose tokens are others, with the longest token that there is."""
+"""Ids that differ from their tokens; one of them has the longest possible token."""

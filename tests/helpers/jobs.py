@@ -1,4 +1,4 @@
-"""The state of jobs on the server, read past the client."""
+"""The state of jobs on the server, read without the client API."""
 
 from jsq import Client, JobHandle
 from jsq.codec import envelope
@@ -12,7 +12,7 @@ async def final_states(job: JobHandle[object]) -> list[str]:
 
 
 async def queued_job(client: Client, id: str) -> Job:
-    """The order of a waiting job."""
+    """The stored message of a waiting job, decoded."""
     broker = await client.broker()
     reply = await broker.reads.last(
         broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", id)

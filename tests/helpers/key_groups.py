@@ -6,7 +6,7 @@ from jsq.codec.subject_token import ANY
 QUEUE = "default"
 
 
-async def in_line(broker: Broker, queue: str = QUEUE) -> list[str]:
+async def waiting_for_key(broker: Broker, queue: str = QUEUE) -> list[str]:
     found = await broker.reads.fetch(
         broker.subjects.streams.groups(queue), broker.subjects.groups.job(queue, "*", ANY)
     )
@@ -21,8 +21,8 @@ async def on_queue(broker: Broker, queue: str = QUEUE) -> list[str]:
 
 
 async def nothing_is_left(broker: Broker, queue: str = QUEUE) -> bool:
-    """Nobody waits, nobody has a place, no message stands."""
+    """Whether no job waits for a key, no job holds a slot, and the queue has no message."""
     subjects = broker.subjects
-    turns = await broker.reads.fetch(subjects.streams.group_state(queue), subjects.groups.state(queue, "*"))
-    held = [token for one in turns if (token := b'"slots":{}' not in one.payload)]
-    return not (await in_line(broker, queue) or await on_queue(broker, queue) or held)
+    states = await broker.reads.fetch(subjects.streams.group_state(queue), subjects.groups.state(queue, "*"))
+    held = [token for one in states if (token := b'"slots":{}' not in one.payload)]
+    return not (await waiting_for_key(broker, queue) or await on_queue(broker, queue) or held)

@@ -1,4 +1,4 @@
-"""Markdown pages as tests: their blocks are run as a reader would run them, and their links are followed.
+"""Markdown pages as tests: runs their blocks as a reader would, and checks their links.
 
 A page is a folder with a worker. A block of the language
 
@@ -45,7 +45,7 @@ _LINK = re.compile(r"(?<!!)\[(?:[^\]]|\n)*?\]\(([^)\s]+)\)")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it is, its language, the word after the language, and its text."""
+    """A fenced block: its place, its language, the word after the language, and its text."""
 
     place: str
     language: str
@@ -65,7 +65,7 @@ class Block:
 
 
 def blocks_of(text: str, path: Path, *, first_line: int = 1) -> list[Block]:
-    """Every fenced block of a text, which begins at a line of a file."""
+    """Every fenced block of a text that begins at `first_line` of a file."""
     name = path.relative_to(ROOT)
     return [
         Block(f"{name}:{first_line + text.count(chr(10), 0, found.start())}", *found.groups())
@@ -102,7 +102,7 @@ class Reader:
             (self.folder / name).write_text(text)
 
     def run(self, blocks: Sequence[Block]) -> None:
-        """Run every block that is to be run, in order, beside the worker."""
+        """Run all blocks that are not only shown, in order, while the worker runs."""
         if not any(block.is_run for block in blocks):
             return
         [command] = [
@@ -133,7 +133,7 @@ def reader_environment(folder: Path, **settings: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_worker(command: str, reader: Reader) -> Iterator[Place]:
-    """Run a worker, or `jsq dev`, which starts a server of its own, on a free port."""
+    """Run a worker. The command `jsq dev` starts a server of its own on a free port."""
     settings = reader.settings
     if command.startswith("jsq dev"):
         command = f"{command} --port 0"
@@ -193,7 +193,7 @@ def _run(command: list[str], place: Place) -> "subprocess.CompletedProcess[str]"
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page's headings, as code hosts make them."""
+    """The anchors of the headings of a page, as code hosts derive them."""
     headings = re.findall(r"^#+ (.+)$", without_code(path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -209,10 +209,10 @@ def broken_links(path: Path) -> list[str]:
     """The links of a page to files, headings and references that do not exist."""
     text = without_code(path.read_text())
     links = [link for link in _LINK.findall(text) if not re.match(r"https?://", link)]
-    return [link for link in links if not _leads_somewhere(link, path)] + _undefined(text)
+    return [link for link in links if not _target_exists(link, path)] + _undefined(text)
 
 
-def _leads_somewhere(link: str, path: Path) -> bool:
+def _target_exists(link: str, path: Path) -> bool:
     file, _, anchor = link.partition("#")
     target = (path.parent / file).resolve() if file else path
     if not target.exists() or not target.is_relative_to(ROOT):
@@ -221,14 +221,14 @@ def _leads_somewhere(link: str, path: Path) -> bool:
 
 
 def _undefined(text: str) -> list[str]:
-    """The references `[text][name]` without a line `[name]: https://...`, and the lines that nothing uses."""
+    """The references `[text][name]` without a line `[name]: https://...`, and the unused lines."""
     defined = re.findall(r"^\[([\w-]+)\]: https://\S+$", text, re.MULTILINE)
     used = re.findall(r"\]\[([\w-]+)\]", text)
     return sorted(set(used) ^ set(defined))
 
 
 def missing_tests(path: Path) -> set[str]:
-    """The tests that a page names and that do not exist."""
+    """The tests that a page names although they do not exist."""
     code = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     defined = set(re.findall(r"^\s*(?:async )?def (test_\w+)\(", code, re.MULTILINE))
     files = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
@@ -236,7 +236,7 @@ def missing_tests(path: Path) -> set[str]:
 
 
 def syntax_errors(blocks: Sequence[Block]) -> list[str]:
-    """The Python blocks that do not compile; `await` may be outside of a function in those of others."""
+    """The Python blocks that do not compile. Code of other systems may use `await` outside of functions."""
     found = []
     for block in blocks:
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if block.word == "other" else 0

@@ -1,4 +1,4 @@
-"""A link that can be cut, held or slowed, between those who connect to it and one server."""
+"""A link between clients and a server that can be cut, held or slowed down."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 class Proxy:
-    """Forwards bytes both ways, as long as it is told to."""
+    """Forwards bytes in both directions, until a method interrupts it."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -30,17 +30,17 @@ class Proxy:
         await asyncio.gather(*self._pipes, return_exceptions=True)
 
     def cut(self) -> None:
-        """End what is connected."""
+        """Close all connections."""
         for pipe in self._pipes:
             pipe.cancel()
 
     def refuse(self) -> None:
-        """End what is connected, and let nobody in."""
+        """Close all connections and refuse new ones."""
         self._refusing = True
         self.cut()
 
     def hold(self) -> None:
-        """Forward nothing, and end nothing: a half-open link."""
+        """Forward nothing without closing connections: a half-open link."""
         self._open.clear()
 
     def heal(self) -> None:
@@ -78,7 +78,10 @@ class Proxy:
 
 
 class Link:
-    """The way of some clients to one or more servers: a proxy to each; all are broken and mended together."""
+    """The link of clients to one or more servers.
+
+    It has a proxy for each server; all are interrupted together.
+    """
 
     def __init__(self, url: str) -> None:
         places = [urlsplit(server) for server in url.split(",")]
@@ -120,7 +123,7 @@ class Link:
 
 @contextlib.asynccontextmanager
 async def rewriting_proxy(address: str, old: bytes, new: bytes) -> AsyncIterator[str]:
-    """A proxy before a server, which changes one word of what the server says."""
+    """Run a proxy that replaces bytes in everything that the server sends."""
     host, port = address.split(":")
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: bool) -> None:
@@ -144,7 +147,7 @@ async def rewriting_proxy(address: str, old: bytes, new: bytes) -> AsyncIterator
 
 
 async def close_all(writers: Iterable[asyncio.StreamWriter]) -> None:
-    """Close connections, and wait until they are closed."""
+    """Close connections and wait until they are closed."""
     for writer in writers:
         writer.close()
         with contextlib.suppress(OSError):

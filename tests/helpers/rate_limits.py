@@ -1,10 +1,10 @@
-"""Rates as they were observed."""
+"""Observed rates."""
 
 from collections.abc import Iterable
 
 
 def most_in_a_window(starts: Iterable[float], per: float) -> int:
-    """The most starts in any window of that length, both of whose ends count."""
+    """The largest number of starts in a window of `per` seconds, including both ends of the window."""
     times = sorted(starts)
     most = first = 0
     for last, time in enumerate(times):

@@ -1,4 +1,4 @@
-"""Servers with a conf of the test's own, and the streams of a server."""
+"""Servers with a conf of a test, and the streams of a server."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ from jsq.server import find_server
 def nats_server(
     folder: Path, conf: str, variables: Mapping[str, str] | None = None, *, port: int = -1
 ) -> Iterator[str]:
-    """A server with a conf, and variables for it, at a free port or this one; gives its `host:port`.
+    """Run a server with a conf and environment variables, on `port` or a free port; yields its `host:port`.
 
-    What it says goes to `nats.log` in the folder.
+    The server logs to `nats.log` in the folder.
     """
     file, ports = folder / "nats.conf", folder / "ports"
     ports.mkdir()
@@ -42,7 +42,7 @@ def nats_server(
 def delete_streams(url: str, namespace: str) -> None:
     """Delete all streams of a namespace.
 
-    The server confirms that it has read the requests; it may still delete. An event loop is not needed.
+    The server confirms that it has read the requests; it may delete the streams later. Needs no event loop.
     """
     address = urlsplit(url)
     with (
@@ -59,7 +59,7 @@ def delete_streams(url: str, namespace: str) -> None:
             assert line, "the server closed the connection"
         names = json.loads(stream.readline())["streams"] or []
         prefixes = (f"KV_{namespace}_", f"{namespace.upper()}_")
-        ours = [name for name in names if name.startswith(prefixes)]
-        send(*(part for name in ours for part in (f"PUB $JS.API.STREAM.DELETE.{name} 0", "")), "PING")
+        owned = [name for name in names if name.startswith(prefixes)]
+        send(*(part for name in owned for part in (f"PUB $JS.API.STREAM.DELETE.{name} 0", "")), "PING")
         while not (line := stream.readline()).startswith(b"PONG"):
             assert line, "the server closed the connection"

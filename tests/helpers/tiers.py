@@ -3,12 +3,12 @@
 `pytest` runs the default tier: unit, integration and acceptance tests, README and guide, one chaos run of ten
 seconds, one cluster of three servers, and one scenario of crash points. A test there takes 30 s at most.
 
-`pytest -m proof` runs what takes minutes: longer chaos runs, processes killed at every point, clusters, races
-of hundreds of keys, power loss, and the search for faults that are built in. Each takes 600 s at most.
+`pytest -m proof` runs tests that take minutes: longer chaos runs, processes killed at every point, clusters,
+races of hundreds of keys, power loss, and the search for built-in faults. Each takes 600 s at most.
 
 `python -m tests.chaos --seconds 600` runs by hand.
 
-What the proof tier has of each subject, and what stands for it in the default tier:
+The proof tier of each subject, and after the semicolon the part that the default tier covers:
 
 - `chaos/test_chaos.py`: a minute of every fault, three kinds of faulty workers; ten seconds of fast faults.
 - `chaos/test_ticks.py`: schedules while servers and workers are killed; the check of its own checker.
@@ -20,7 +20,7 @@ What the proof tier has of each subject, and what stands for it in the default t
 - `integration/test_failed_jobs.py`: 1,000 failed jobs on one server, on three, and with synced writes; 20.
 - `integration/test_quarantine.py`: worker processes that a job kills; workers that are killed one by one.
 - `unit/test_life.py`: 5,000 lives of a job and the search for each built-in fault; 100 lives, and for each
-  fault a counterexample that its search has found.
+  fault a counterexample found by the search.
 """
 
 from typing import Any

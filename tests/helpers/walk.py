@@ -1,4 +1,4 @@
-"""Counts the files of jsq that a job passes, and the calls from one of its files into another."""
+"""Counts the files of jsq that a job passes through, and the calls between these files."""
 
 import contextlib
 import sys
@@ -14,10 +14,10 @@ PACKAGE = str(Path(jsq.__file__).parent)
 
 @dataclass
 class Walk:
-    """What was called in this thread while it was recorded.
+    """The calls of this thread during a recording.
 
-    A coroutine that goes on is no new call: each frame counts once. The frames are kept until the end, since
-    the id of a frame that is gone may be given to another one.
+    A coroutine that resumes is not a new call: each frame counts once. The frames are kept until the end,
+    because Python may reuse the id of a deleted frame.
     """
 
     files: set[str] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Workers of the tests: in this process, and in processes that a test may kill."""
+"""Workers of the tests: in this process, or in processes that a test may kill."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,10 @@ Working = Callable[..., AbstractAsyncContextManager[Worker]]
 
 @contextlib.asynccontextmanager
 async def running_worker(worker: Worker) -> AsyncIterator[None]:
-    """Runs a worker until the end, from when it is ready. Raises what keeps it from that."""
+    """Run a worker until the end of the block, which starts when the worker is ready.
+
+    Raises its startup error.
+    """
     running = asyncio.create_task(worker.run())
     ready = asyncio.create_task(worker.ready.wait())
     await asyncio.wait((running, ready), timeout=30, return_when="FIRST_COMPLETED")
@@ -37,7 +40,7 @@ async def running_worker(worker: Worker) -> AsyncIterator[None]:
 
 @dataclass(frozen=True)
 class Effect:
-    """One line that a task wrote: when, in which process, what, for which job, in which attempt."""
+    """One line that a task wrote: time, process, word, job and attempt."""
 
     at: float
     pid: int
@@ -47,7 +50,7 @@ class Effect:
 
 
 class Workers:
-    """Starts worker processes for one namespace, and reads what their tasks did."""
+    """Starts worker processes for one namespace and reads the effects of their tasks."""
 
     def __init__(self, url: str, namespace: str, folder: Path, client: Client) -> None:
         self.effects_file = folder / "effects"
@@ -63,7 +66,7 @@ class Workers:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     async def start(self, *args: str, lease: float = 5, known: int | None = 1) -> subprocess.Popen[bytes]:
-        """Start a worker, and wait until that many more are known."""
+        """Start a worker and wait until `known` more workers are registered; None does not wait."""
         before = len(await self.client.admin.workers())
         command = [
             sys.executable,

@@ -6,7 +6,7 @@ from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
 from tests.helpers.conditions import Until
-from tests.helpers.ghosts import READY, make_ghosts, on_queue, pulling, repairs_of
+from tests.helpers.undeliverable import READY, make_undeliverable, on_queue, pulling, repair_summary
 
 
 async def hold_job(client: Client) -> str:
@@ -33,14 +33,14 @@ async def test_an_undeliverable_message_is_repaired_while_another_job_runs(
     await client.admin.provision()
     held_job = await hold_job(client)
     job = await client.task("count").submit()
-    await make_ghosts(client)
+    await make_undeliverable(client)
     await until_advised(client, until, 1)
     broker = await client.broker()
     info = await broker.jetstream.consumer_info(broker.subjects.streams.ready(READY), "normal")
     assert info is not None
     assert (info["num_ack_pending"], info["ack_floor"]["stream_seq"]) == (1, 0)
 
-    assert repairs_of(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
+    assert repair_summary(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     assert await on_queue(client) == [held_job, job.id]
     assert await client.admin.sweep() == []
 
@@ -50,7 +50,7 @@ async def test_an_advisory_of_a_message_that_was_delivered_again_is_ignored(
 ) -> None:
     await client.admin.provision()
     job = await client.task("count").submit()
-    [sequence] = await make_ghosts(client)
+    [sequence] = await make_undeliverable(client)
     await until_advised(client, until, 1)
     broker = await client.broker()
     running = Event("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
@@ -68,11 +68,11 @@ async def test_two_namespaces_of_an_account_store_their_own_advisories(
             await one.admin.provision({"default": QueueSettings(), "mail": QueueSettings()})
             assert await one.admin.provision(check=True) == []
         job = await client.task("count").submit()
-        await make_ghosts(client)
+        await make_undeliverable(client)
         await until_advised(client, until, 1)
         await until_advised(other, until, 0)
         assert await other.admin.sweep() == []
-        assert repairs_of(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
+        assert repair_summary(await client.admin.sweep()) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
 
 
 async def test_the_next_sweep_stores_the_advisories_of_a_queue_created_later(client: Client) -> None:
@@ -101,9 +101,11 @@ async def test_an_account_whose_advisories_are_stored_elsewhere_is_swept(
         await client.admin.provision()
         assert await client.admin.provision(check=True) == []
         job = await client.task("any").submit()
-        await make_ghosts(client)
+        await make_undeliverable(client)
 
-        assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
+        assert repair_summary(await client.admin.sweep(age=0)) == [
+            (Inconsistency.UNDELIVERABLE, job.id, True)
+        ]
         [found] = [f for f in await client.admin.doctor() if f.subject == "advisories"]
         assert found.severity == "warning"
         assert "belong to another stream, MINE" in found.message

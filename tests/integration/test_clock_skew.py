@@ -10,7 +10,7 @@ from jsq import App, Client, Retry
 from jsq.model.event import Event
 from jsq.model.job import JobRecord
 from jsq.model.unique import JobLife
-from tests.helpers.clocks import put_clock_ahead
+from tests.helpers.clocks import set_clock_ahead
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -22,7 +22,7 @@ HOUR = 3600.0
 async def test_a_job_is_retried_after_the_requested_delay(
     app: App, working: Working, until: Until, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
-    put_clock_ahead(monkeypatch, ahead)
+    set_clock_ahead(monkeypatch, ahead)
     ran: list[int] = []
 
     @app.task(retries=2)
@@ -58,7 +58,7 @@ async def test_a_queue_and_a_task_continue_when_they_are_resumed(
         await client.queues.pause("mail")
         await client.queues.pause("mail", task="send")
         jobs = [await send.submit(1), await other.submit(2)]
-        put_clock_ahead(monkeypatch, HOUR)
+        set_clock_ahead(monkeypatch, HOUR)
         await client.queues.resume("mail")
         assert await jobs[1].result(WAIT) == 2
 
@@ -74,7 +74,7 @@ async def test_a_queue_and_a_task_continue_when_they_are_resumed(
 async def test_a_pending_duplicate_is_submitted_at_once_when_its_predecessor_ends(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_clock_ahead(monkeypatch, HOUR)
+    set_clock_ahead(monkeypatch, HOUR)
     began, go_on = asyncio.Event(), asyncio.Event()
 
     @app.task
@@ -99,7 +99,7 @@ async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: 
     job = await work.options(unique="k").submit()
     event = Event("running", "work", 1, message=1)
     await broker.records.write("default", job.id, event, expect=0)
-    put_clock_ahead(monkeypatch, HOUR)
+    set_clock_ahead(monkeypatch, HOUR)
     assert (await broker.unique.positions.find("default", job.id)).life is JobLife.STARTED
 
 
@@ -111,7 +111,7 @@ async def test_a_promoted_job_starts_at_once(
         return number
 
     job = await send.options(delay=2 * HOUR).submit(1)
-    put_clock_ahead(monkeypatch, HOUR)
+    set_clock_ahead(monkeypatch, HOUR)
     await job.promote()
     async with working():
         assert await job.result(WAIT) == 1
@@ -122,7 +122,7 @@ async def test_a_sweep_skips_recent_entries(client: Client, monkeypatch: pytest.
     await broker.streams.ensure_shared()
     key = broker.subjects.key("ids", "id.mine")
     await broker.wire.publish(key, b'{"queue": "default", "stored": false}')
-    put_clock_ahead(monkeypatch, HOUR)
+    set_clock_ahead(monkeypatch, HOUR)
     assert await client.admin.sweep() == []
 
 
@@ -142,7 +142,7 @@ async def test_a_delay_counts_by_the_servers_clock(
 
     await client.admin.provision()  # the clock of the server is known
     before = (await client.broker()).wire.clock.moment()
-    put_clock_ahead(monkeypatch, ahead)
+    set_clock_ahead(monkeypatch, ahead)
 
     jobs = [await task.submit(1)]
     jobs += await task.submit_many([(2,), (3,)])
@@ -170,7 +170,7 @@ async def test_a_moved_job_is_due_by_the_servers_clock(
 ) -> None:
     job = await client.task("note").options(delay=600).submit(1)
     clock = (await client.broker()).wire.clock
-    put_clock_ahead(monkeypatch, ahead)
+    set_clock_ahead(monkeypatch, ahead)
 
     moved = await job.reschedule(delay=30)
 
@@ -183,7 +183,7 @@ async def test_an_absolute_start_time_does_not_depend_on_the_clients_clock(
 ) -> None:
     await client.admin.provision()
     at = (await client.broker()).wire.clock.moment() + timedelta(seconds=1800)
-    put_clock_ahead(monkeypatch, HOUR)  # for the client, the time has passed
+    set_clock_ahead(monkeypatch, HOUR)  # for the client, the time has passed
 
     job = await client.task("note").options(at=at).submit(1)
     other = await client.task("note").options(delay=60).submit(2)

@@ -109,13 +109,13 @@ async def without_leader(
     if loss == "killed":
         await asyncio.to_thread(leader.kill)
     else:
-        leader.part()
+        leader.partition()
     yield leader
     if loss == "killed":
         leader.start()
     else:
         leader.heal()
-    await three.well(60)
+    await three.wait_healthy(60)
 
 
 async def lose_each(

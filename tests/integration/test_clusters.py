@@ -124,7 +124,7 @@ async def test_a_client_leaves_a_leader_that_is_partitioned_from_the_others(
         async with submitting(beside) as acknowledged:
             await until(more_than(acknowledged, 20))
 
-            leader.part()
+            leader.partition()
             # Connected clients receive no notification of this, and their submits are not refused.
             await until(more_than(acknowledged, len(acknowledged) + 20), seconds=60)
         leader.heal()
@@ -142,7 +142,7 @@ async def test_a_partitioned_server_does_not_report_a_job_as_not_found(
     other = next(node for node in three.nodes if node is not leader)
     async with Client(other.url, namespace=NAMESPACE) as behind:
         await behind.connect()
-        other.part()
+        other.partition()
         job = await client.task("note").submit(1)
 
         with pytest.raises(BrokerUnavailable):
@@ -163,7 +163,7 @@ async def test_a_rolling_restart_of_the_servers_loses_and_repeats_no_job(
     ran: Counter[int] = Counter()
     async with working(three, ran), submitting(client) as acknowledged:
         await until(more_than(acknowledged, 50))
-        await three.restart_in_turn()
+        await three.restart_one_by_one()
         await until(more_than(acknowledged, len(acknowledged) + 50), seconds=30)
     async with working(three, ran):
         results = [await client.jobs.handle(id).result(timeout=60) for id in acknowledged]
@@ -217,7 +217,7 @@ async def test_a_queue_whose_only_server_is_gone_is_reported(three: Cluster, cli
         await client.admin.provision(replicas=3)
 
     leader.start()
-    await three.well()
+    await three.wait_healthy()
     changes = await client.admin.provision(replicas=3)
     assert broker.subjects.streams.ready("alone") in {change.what for change in changes}
 
@@ -244,7 +244,7 @@ async def test_a_schedule_continues_after_the_server_that_stores_its_ticks_died(
             seen = len(ran)
             await until(lambda seen=seen: len(ran) > seen + 2, 60)
             await asyncio.to_thread(leader.start)
-            await three.well()
+            await three.wait_healthy()
 
     ticks = sorted(datetime.fromisoformat(tick) for tick in ran)
     assert ticks == [ticks[0] + timedelta(seconds=number) for number in range(len(ticks))]
@@ -256,7 +256,7 @@ async def test_the_doctor_finds_a_damaged_replica_though_its_server_reports_heal
 ) -> None:
     ready = (await client.broker()).subjects.streams.ready("default")
     await client.task("note").submit_many([["x" * 2_000]] * 5_000)  # more than one block of them
-    assert await three.behind() == []
+    assert await three.lagging() == []
     leader = await three.leader(client, ready)
     victim = next(node for node in three.nodes if node is not leader)
     monitors = [node.monitor for node in three.nodes]
@@ -266,7 +266,7 @@ async def test_the_doctor_finds_a_damaged_replica_though_its_server_reports_heal
     await asyncio.to_thread(victim.kill, signal.SIGTERM)
     damage(victim.store / "jetstream" / "$G" / "streams" / ready / "msgs")
     victim.start()
-    await three.well(60)
+    await three.wait_healthy(60)
 
     findings = await client.admin.doctor(monitors=monitors)
     [message] = [one.message for one in findings if one.severity == "error"]

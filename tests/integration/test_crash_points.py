@@ -17,7 +17,7 @@ from jsq.model.job import Job
 from jsq.model.options import parse_options
 from tests.helpers.conditions import Until
 from tests.helpers.crash_points import SCENARIOS, NewSite, Site, at_each_point, kill_worker
-from tests.helpers.ghosts import make_ghosts
+from tests.helpers.undeliverable import make_undeliverable
 
 pytestmark = pytest.mark.proof
 
@@ -50,9 +50,9 @@ async def test_a_worker_killed_at_any_point_loses_no_slot_and_no_job_of_a_key_gr
             ]
             died = await site.die_at(point, "work")
             for job in jobs:
-                await site.end_well(job.id, until)
+                await site.finish(job.id, until)
             broker = await client.broker()
-            await site.judge(jobs[0].id)
+            await site.check_history(jobs[0].id)
             runs = [site.runs(job.id) for job in jobs]
             least = [SCENARIOS[task][1], 1]
             assert all(low <= ran for low, ran in zip(least, runs, strict=True))
@@ -80,8 +80,8 @@ async def test_a_submit_to_a_key_group_killed_at_any_point_can_be_repeated(
             await client.admin.provision(site.app.declared)
             await site.die_at(point, "submit-keyed")
             await client.task("succeed").options(id="mine", key="k", per_key=1).submit()
-            await site.end_well("mine", until)
-            await site.judge("mine", ["running", "succeeded"])
+            await site.finish("mine", until)
+            await site.check_history("mine", ["running", "succeeded"])
         return site
 
     sites = await at_each_point(killed_at)
@@ -102,9 +102,9 @@ async def test_a_cancel_in_a_key_group_killed_at_any_point_can_be_repeated(
                 await (await client.broker()).key_groups.admit("default", "k")
             await site.die_at(point, "cancel")
             await client.jobs.handle("mine").cancel()
-            await site.end_well("mine", until)
-            await site.end_well(behind.id, until)
-            await site.judge("mine", ["cancelled"])
+            await site.finish("mine", until)
+            await site.finish(behind.id, until)
+            await site.check_history("mine", ["cancelled"])
             assert site.runs(behind.id) == 1
         return site
 
@@ -127,8 +127,8 @@ async def test_a_move_into_quarantine_killed_at_any_point_loses_and_repeats_no_j
             gone = Event("running", "retry", attempt=1, worker="gone", message=1)
             await (await client.broker()).records.write("default", job.id, gone, expect=0)
             died = await site.die_at(point, "work")
-            await site.end_well(job.id, until)
-            states = await site.judge(job.id)
+            await site.finish(job.id, until)
+            states = await site.check_history(job.id)
             assert states[0] == "running"
             assert states[-1] == "succeeded"
             assert 2 <= site.runs(job.id) <= 2 + died
@@ -154,8 +154,8 @@ async def test_a_step_runs_at_most_once_wherever_its_worker_is_killed(
         async with site.app:
             job = await site.app.client.task("once").submit()
             await site.die_at(point, "work")
-            await site.end_well(job.id, until)
-            end = (await site.judge(job.id))[-1]
+            await site.finish(job.id, until)
+            end = (await site.check_history(job.id))[-1]
             # Either the step is known to have run, or its state is unknown.
             assert (end, site.runs(job.id)) in (("succeeded", 1), ("failed", 0), ("failed", 1))
             if end == "failed":
@@ -176,8 +176,8 @@ async def test_an_expiry_killed_at_any_point_is_recorded_once_and_nothing_runs(
         async with site.app:
             job = await site.app.client.task("succeed").options(deadline=0.001).submit()
             await site.die_at(point, "work")
-            await site.end_well(job.id, until)
-            await site.judge(job.id, ["expired"])
+            await site.finish(job.id, until)
+            await site.check_history(job.id, ["expired"])
             assert site.runs(job.id) == 0
         return site
 
@@ -200,8 +200,8 @@ async def test_callbacks_are_submitted_once_wherever_the_worker_is_killed(
             await client.admin.provision(site.app.declared)
             job = await client.task(task).submit()
             await site.die_at(point, "work")
-            await site.end_well(job.id, until)
-            assert (await site.judge(job.id))[-1] == "failed"
+            await site.finish(job.id, until)
+            assert (await site.check_history(job.id))[-1] == "failed"
             events = await (await client.broker()).records.history()
             own = [one.event for one in events if one.job == job.id]
             wanted = [callback_id(job.id, "failed", one.token) for one in own if is_failed_attempt(one)]
@@ -227,8 +227,8 @@ async def test_a_submit_killed_at_any_point_can_be_repeated(new_site: NewSite, u
             await client.admin.provision(site.app.declared)
             await site.die_at(point, "submit")
             await client.task("succeed").options(id="mine").submit()
-            await site.end_well("mine", until)
-            await site.judge("mine", ["running", "succeeded"])
+            await site.finish("mine", until)
+            await site.check_history("mine", ["running", "succeeded"])
         return site
 
     sites = await at_each_point(killed_at)
@@ -245,8 +245,8 @@ async def test_a_cancel_killed_at_any_point_can_be_repeated_and_nothing_runs(
             await client.task("succeed").options(id="mine").submit()
             await site.die_at(point, "cancel")
             await client.jobs.handle("mine").cancel()
-            await site.end_well("mine", until)
-            await site.judge("mine", ["cancelled"])
+            await site.finish("mine", until)
+            await site.check_history("mine", ["cancelled"])
         return site
 
     sites = await at_each_point(killed_at)
@@ -282,8 +282,8 @@ async def test_a_reschedule_killed_at_any_point_can_be_repeated_and_a_sweep_repa
                 moved.append((due != before, bool(swept)))
             with contextlib.suppress(WrongState):
                 await job.promote()
-            await site.end_well("mine", until)
-            assert (await site.judge("mine"))[-2:] == ["running", "succeeded"]
+            await site.finish("mine", until)
+            assert (await site.check_history("mine"))[-2:] == ["running", "succeeded"]
         return site
 
     sites = await at_each_point(killed_at, least=4)
@@ -301,13 +301,13 @@ async def test_a_replay_killed_at_any_point_can_be_repeated_and_runs_the_job_onc
         async with site.app:
             client = site.app.client
             await client.task("fail").options(id="mine").submit()
-            await site.end_well("mine", until)
+            await site.finish("mine", until)
             await site.die_at(point, "replay")
             with contextlib.suppress(JobNotFound, WrongState):
                 await client.dead_letters.retry("mine")
-            await site.end_well("mine", until)
+            await site.finish("mine", until)
             once = ["running", "failed"]
-            await site.judge("mine", [*once, "retrying", *once])
+            await site.check_history("mine", [*once, "retrying", *once])
         return site
 
     sites = await at_each_point(killed_at)
@@ -323,13 +323,13 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_repairs_once(
             client = site.app.client
             await client.admin.provision(site.app.declared)
             await client.task("succeed").options(id="mine").submit()
-            [message] = await make_ghosts(client)
+            [message] = await make_undeliverable(client)
             died = Event("running", "succeed", attempt=1, worker="gone", message=message, delivery=1)
             await (await client.broker()).records.write("default", "mine", died, expect=0)
             await site.die_at(point, "sweep")
             await client.admin.sweep(age=0)
-            await site.end_well("mine", until)
-            await site.judge("mine", ["running", "running", "succeeded"])
+            await site.finish("mine", until)
+            await site.check_history("mine", ["running", "running", "succeeded"])
             assert await client.admin.sweep(age=0) == []
         return site
 
@@ -354,8 +354,8 @@ async def test_a_unique_submit_killed_at_any_point_leaves_one_job_of_the_key(
             await site.die_at(point, way)
             same = client.task("succeed").options(unique="k", debounce=0.1 if way == "debounce" else None)
             job = await same.submit()
-            await site.end_well(job.id, until)
-            states = await site.judge(job.id)
+            await site.finish(job.id, until)
+            states = await site.check_history(job.id)
             assert (states[-2:], site.runs(job.id)) == (["running", "succeeded"], 1)
             ends = {event.job: event.state for event in await broker.records.history()}
             assert {id for id, end in ends.items() if end != "cancelled"} == {job.id}
@@ -374,9 +374,9 @@ async def test_a_pending_duplicate_runs_wherever_the_worker_of_its_predecessor_i
             first = await task.submit(1)
             second = await follow(client, first.id)
             await site.die_at(point, "work")
-            await site.end_well(first.id, until)
-            await site.end_well(second, until)
-            assert [(await site.judge(id))[-1] for id in (first.id, second)] == ["succeeded"] * 2
+            await site.finish(first.id, until)
+            await site.finish(second, until)
+            assert [(await site.check_history(id))[-1] for id in (first.id, second)] == ["succeeded"] * 2
             assert site.runs(second) <= 2
         return site
 

@@ -199,7 +199,7 @@ async def test_due_jobs_start_soon_after_a_restart_of_all_servers_of_a_cluster(
                 await asyncio.to_thread(node.kill)
             for node in servers.nodes:
                 node.start()
-            await servers.well()
+            await servers.wait_healthy()
             well = time.time()
             delayed = range(0, JOBS, 2)
             await until(lambda: all(starts.start_times[number] for number in delayed), 20)

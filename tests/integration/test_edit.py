@@ -344,8 +344,8 @@ async def test_an_edit_killed_at_any_point_loses_and_repeats_no_job(
             await client.admin.provision(site.app.declared)
             await client.task("last").options(id="mine", delay=delay, unique=False).submit(n=1)
             await site.die_at(point, operation)
-            await site.end_well("mine", until)
-            states = await site.judge("mine")
+            await site.finish("mine", until)
+            states = await site.check_history("mine")
             found = await client.jobs.get("mine")
             edited = found.result == 2 or bool(found.quarantine)
             assert edited or point

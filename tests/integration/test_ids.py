@@ -25,9 +25,9 @@ from jsq.codec.subject_token import MAX_TOKEN_LENGTH, encode_token
 from jsq.model.repair import Inconsistency
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
-from tests.helpers.ghosts import READY, make_ghosts, repairs_of
 from tests.helpers.ids import ODD_IDS, PLAIN_IDS
 from tests.helpers.servers import nats_server
+from tests.helpers.undeliverable import READY, make_undeliverable, repair_summary
 from tests.helpers.workers import Working
 
 IDS = (*PLAIN_IDS, *ODD_IDS)
@@ -274,8 +274,8 @@ async def test_a_sweep_repairs_jobs_with_any_id(app: App, client: Client, workin
         return ctx.id
 
     jobs = [await fine.options(id=id).submit() for id in IDS]
-    assert len(await make_ghosts(client)) == len(IDS)
-    assert {*repairs_of(await client.admin.sweep(age=0))} == {
+    assert len(await make_undeliverable(client)) == len(IDS)
+    assert {*repair_summary(await client.admin.sweep(age=0))} == {
         (Inconsistency.UNDELIVERABLE, id, True) for id in IDS
     }
     assert await client.admin.sweep(age=0) == []

@@ -31,7 +31,7 @@ from jsq.worker import Worker
 from jsq.worker.duties.group_wakeups import GroupWakeups
 from tests.helpers.conditions import Until
 from tests.helpers.jobs import final_states
-from tests.helpers.key_groups import QUEUE, in_line, nothing_is_left, on_queue
+from tests.helpers.key_groups import QUEUE, nothing_is_left, on_queue, waiting_for_key
 from tests.helpers.workers import Workers, Working, running_worker, worker_processes
 
 
@@ -478,7 +478,7 @@ async def test_a_delayed_job_joins_the_end_of_its_key_group_when_it_is_due(
     first = await to(client, "k", 0, "wait", per_key=1)
     async with working():
         await until(lambda: floor.started == ["k:0"])
-        await until(lambda: in_line(broker))
+        await until(lambda: waiting_for_key(broker))
         behind = await to(client, "k", 2, per_key=1)
         floor.gate.set()
         await asyncio.gather(*(job.wait(10) for job in (later, first, behind)))
@@ -521,7 +521,7 @@ async def test_a_failed_job_releases_its_slot_and_its_replay_waits_in_the_key_gr
         broker = await client.broker()
 
         async def are_in_key_group() -> bool:
-            return len(await in_line(broker)) == 2
+            return len(await waiting_for_key(broker)) == 2
 
         await until(are_in_key_group)
         gate.set()
@@ -658,7 +658,7 @@ async def test_a_job_of_a_key_group_is_cancelled_while_it_waits_and_while_it_run
     assert await on_queue(broker) == [jobs[0].id]
 
     assert (await jobs[1].cancel()).state == "cancelled"  # waiting in the key group
-    assert await in_line(broker) == [jobs[2].id, jobs[3].id]
+    assert await waiting_for_key(broker) == [jobs[2].id, jobs[3].id]
     assert (await jobs[0].cancel()).state == "cancelled"  # admitted
     assert await on_queue(broker) == [jobs[2].id]
     assert (await group_state(broker, "k")).slots == ((jobs[2].id, "job", 0),)
@@ -755,7 +755,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
         await broker.wire.publish(broker.subjects.ready(QUEUE, "normal", astray.id), message.payload, headers)
 
         async def is_in_key_group() -> bool:
-            return await in_line(broker) == [last.id, astray.id]
+            return await waiting_for_key(broker) == [last.id, astray.id]
 
         await until(is_in_key_group)
         floor.gate.set()
@@ -804,12 +804,12 @@ async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
     await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", job.id), old.payload, again)
 
     await admit_jobs(broker, "k")  # it has not released its slot yet
-    assert (await in_line(broker), await on_queue(broker)) == ([job.id], [job.id])
+    assert (await waiting_for_key(broker), await on_queue(broker)) == ([job.id], [job.id])
     await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
     await broker.key_groups.release_slot(QUEUE, "k", job.id, over=token - 1)  # a late second release
 
     assert (await group_state(broker, "k")).slots == ((job.id, "attempt", token),)
-    assert (await in_line(broker), await on_queue(broker)) == ([], [job.id, job.id])
+    assert (await waiting_for_key(broker), await on_queue(broker)) == ([], [job.id, job.id])
     await broker.jetstream.delete_message(
         broker.subjects.streams.ready(QUEUE), int(old.headers["Nats-Sequence"])
     )
@@ -837,7 +837,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
 
     assert [one.id for one in (await group_state(broker, "k")).slots] == [behind.id]
-    assert await in_line(broker) == []
+    assert await waiting_for_key(broker) == []
     assert await on_queue(broker) == [job.id, behind.id]
 
 
@@ -866,7 +866,7 @@ async def test_an_interrupted_change_of_a_key_group_is_completed_by_the_next_rea
         with pytest.raises(Halted):
             await admit_jobs(broker, "k")
     assert [one.id for one in (await group_state(broker, "k")).slots] == [jobs[0].id]
-    assert len(await in_line(broker)) == 3
+    assert len(await waiting_for_key(broker)) == 3
 
     async with working():
         await asyncio.gather(*(job.wait(10) for job in jobs))
@@ -918,14 +918,14 @@ async def test_a_job_that_arrives_as_the_last_one_leaves_its_key_group_starts(
             monkeypatch.setattr(broker.wire, "publish", publish)
             late.append(await to(client, "k", 1, per_key=1))
             await KeyGroups(broker.namespace, broker.store).admit(QUEUE, "k")
-            assert await in_line(broker) == [late[0].id]
+            assert await waiting_for_key(broker) == [late[0].id]
         return await publish(subject, *rest, **how)
 
     monkeypatch.setattr(broker.wire, "publish", publish_late)
     await broker.key_groups.release_slot(QUEUE, "k", first.id)
 
     assert (await group_state(broker, "k")).slots == ((late[0].id, "job", 0),)
-    assert await in_line(broker) == []
+    assert await waiting_for_key(broker) == []
 
 
 async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
@@ -945,7 +945,7 @@ async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
         holders = [id for id, *_ in (await group_state(broker, "k")).slots]
         assert sorted(holders) == sorted(job.id for job in jobs[3:6])
         assert sorted(await on_queue(broker)) == sorted(holders)
-        assert len(await in_line(broker)) == 6
+        assert len(await waiting_for_key(broker)) == 6
     finally:
         for other in others:
             await other.close()
@@ -1028,11 +1028,11 @@ async def test_an_admitted_job_whose_canceller_died_is_put_on_the_queue_by_a_swe
         with pytest.raises(Halted):
             await first.cancel()
     assert [one.id for one in (await group_state(broker, "k")).slots] == [second.id]
-    assert (await in_line(broker), await on_queue(broker)) == ([second.id], [])
+    assert (await waiting_for_key(broker), await on_queue(broker)) == ([second.id], [])
 
     assert summary(await client.admin.sweep(age=0)) == [(Inconsistency.STALLED_KEY_GROUP, "", True)]
 
-    assert (await in_line(broker), await on_queue(broker)) == ([], [second.id])
+    assert (await waiting_for_key(broker), await on_queue(broker)) == ([], [second.id])
     assert summary(await client.admin.sweep(age=0)) == []
 
 

@@ -226,16 +226,16 @@ async def test_a_retry_of_a_job_killed_at_any_point_can_be_repeated_and_runs_it_
         async with site.app:
             client = site.app.client
             await client.task("succeed").options(id="mine").submit()
-            await site.end_well("mine", until)
+            await site.finish("mine", until)
             died = await site.die_at(point, "again")
             if complete == "sweep":
                 await client.admin.sweep(age=0)
             if complete == "again" or (await client.jobs.get("mine")).sequence <= 2:
                 with contextlib.suppress(WrongState):
                     await client.jobs.retry("mine", again=True)
-            await site.end_well("mine", until)
+            await site.finish("mine", until)
             once = ["running", "succeeded"]
-            await site.judge("mine", [*once, "retrying", *once])
+            await site.check_history("mine", [*once, "retrying", *once])
             assert died or point == 0
         return site
 

@@ -22,9 +22,9 @@ from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
-from tests.helpers.ghosts import READY, make_ghosts, on_queue, repairs_of
 from tests.helpers.jobs import queued_job
 from tests.helpers.servers import nats_server
+from tests.helpers.undeliverable import READY, make_undeliverable, on_queue, repair_summary
 from tests.helpers.workers import Working
 
 
@@ -75,9 +75,9 @@ async def test_an_undeliverable_message_is_stored_again(
 ) -> None:
     job = await client.task("count").options(headers={"tenant": "x"}, tags=["y"]).submit()
     before = await queued_job(client, job.id)
-    assert await make_ghosts(client) == [1]
+    assert await make_undeliverable(client) == [1]
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     assert await queued_job(client, job.id) == before
     assert await client.admin.sweep(age=0) == []
     async with working():
@@ -88,7 +88,7 @@ async def test_an_undeliverable_message_is_stored_again(
 async def test_undeliverable_messages_of_every_priority_are_repaired(client: Client) -> None:
     undeliverable = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
     for level in PRIORITIES:
-        await make_ghosts(client, level)
+        await make_undeliverable(client, level)
     waiting = [await client.task("any").options(priority=level).submit() for level in PRIORITIES]
 
     swept = await client.admin.sweep(age=0)
@@ -101,12 +101,12 @@ async def test_an_undeliverable_message_whose_worker_died_counts_the_crash(
     app: App, client: Client, working: Working, runs: Counter[str]
 ) -> None:
     job = await client.task("count").submit()
-    [sequence] = await make_ghosts(client)
+    [sequence] = await make_undeliverable(client)
     broker = await client.broker()
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
     await broker.records.write(READY, job.id, died, expect=0)
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     async with working():
         assert await job.result(60) == 1
     assert (await job.status()).crashes == 1
@@ -117,7 +117,7 @@ async def test_a_sweep_killed_before_it_removed_the_old_message_loses_no_job(
     client: Client, working: Working, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("count").submit()
-    [sequence] = await make_ghosts(client)
+    [sequence] = await make_undeliverable(client)
     broker = await client.broker()
     died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
     await broker.records.write(READY, job.id, died, expect=0)
@@ -128,7 +128,7 @@ async def test_a_sweep_killed_before_it_removed_the_old_message_loses_no_job(
             await client.admin.sweep(age=0)
     async with working():
         assert await job.result(60) == 1  # the worker does not leave it to the undeliverable message
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
     assert await on_queue(client) == []
     assert runs == {job.id: 1}
 
@@ -141,7 +141,7 @@ async def test_an_undeliverable_message_with_a_newer_one_is_only_removed(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await client.task("any").submit()
-    await make_ghosts(client)
+    await make_undeliverable(client)
     broker = await client.broker()
     with monkeypatch.context() as patch:
         patch.setattr(broker.jetstream, "delete_message", dying)
@@ -149,7 +149,7 @@ async def test_an_undeliverable_message_with_a_newer_one_is_only_removed(
             await client.admin.sweep(age=0)
     assert await on_queue(client) == [job.id, job.id]
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     assert await on_queue(client) == [job.id]
 
 
@@ -159,7 +159,7 @@ async def test_an_undeliverable_message_on_a_full_queue_is_replaced_in_its_place
     app.queue("default", max_jobs=2)
     await client.admin.provision(app.declared)
     jobs = [await client.task("count").submit() for _ in range(2)]
-    await make_ghosts(client)
+    await make_undeliverable(client)
 
     assert {one.repaired for one in await client.admin.sweep(age=0)} == {True}
     async with working():
@@ -187,7 +187,7 @@ async def test_a_sweep_puts_due_jobs_on_their_queue_unless_it_is_full(
     assert await client.admin.sweep(age=0) == []
     await first.cancel()
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
     assert await broker.reads.last(apart["name"], broker.subjects.ready(READY, "normal", job.id)) is not None
     async with working():
         assert await job.result(60) == 1
@@ -200,9 +200,9 @@ async def test_an_undeliverable_message_that_is_not_a_job_is_dead_lettered_by_a_
     await client.admin.provision()
     broker = await client.broker()
     await broker.wire.publish(broker.subjects.ready(READY, "normal", "odd"), b"\x00", {"X": "y"})
-    await make_ghosts(client)
+    await make_undeliverable(client)
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, "odd", True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, "odd", True)]
     async with working():
 
         async def is_dead_lettered() -> bool:
@@ -243,7 +243,7 @@ async def test_a_message_that_a_replay_needs_is_stored_again(
         return await remove(stream, sequence)
 
     monkeypatch.setattr(broker.jetstream, "delete_message", remove_late)
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
     async with working():
         assert await job.result(60) == 1
 
@@ -253,7 +253,7 @@ async def test_the_message_of_a_failed_job_is_removed_and_its_dead_letter_stays(
     order = await queued_job(client, job.id)
     await fail(client, replace(order, priority="low"))
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.LEFTOVER_MESSAGE, job.id, True)]
     dead_letter = await client.dead_letters.get(job.id)
     assert dead_letter.job is not None
     assert (dead_letter.reason, dead_letter.error, dead_letter.job.arguments) == (
@@ -354,7 +354,7 @@ async def test_an_interrupted_replay_is_completed(
             await job.retry()
     assert (await job.status()).state == "retrying"
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.INCOMPLETE_RETRY, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.INCOMPLETE_RETRY, job.id, True)]
     good.set()
     async with working():
         assert await job.result(60) == "yes"
@@ -376,7 +376,9 @@ async def test_the_dead_letter_of_a_replayed_job_is_removed(
             await job.retry()
     await until_recorded(client, until, job.id, "retrying")
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.STALE_DEAD_LETTER, job.id, True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [
+        (Inconsistency.STALE_DEAD_LETTER, job.id, True)
+    ]
     assert await client.dead_letters.list() == []
     assert set(await on_queue(client)) == {job.id}  # while a message moves, it is in both places for a moment
 
@@ -388,7 +390,7 @@ async def test_the_id_of_a_job_that_was_never_stored_is_released(client: Client)
     await broker.wire.publish(key, json.dumps({"queue": READY, "stored": False}).encode())
     await broker.wire.publish(broker.subjects.key("ids", "id.odd"), b"{")
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.UNUSED_ID, "left", True)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.UNUSED_ID, "left", True)]
     left = await broker.reads.last(bucket, key)
     assert left is None or not left.payload
     assert (await client.task("any").options(id="used").submit()).duplicate
@@ -403,7 +405,7 @@ async def test_a_started_job_without_a_message_is_reported_and_not_repaired(clie
         broker.subjects.streams.ready(READY), broker.subjects.ready(READY, "*", job.id)
     )
 
-    assert repairs_of(await client.admin.sweep(age=0)) == [(Inconsistency.MISSING_MESSAGE, job.id, False)]
+    assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.MISSING_MESSAGE, job.id, False)]
     assert (await job.status()).state == "running"
 
 
@@ -422,7 +424,7 @@ async def test_a_worker_creates_a_consumer_that_was_removed(
 
 async def test_a_sweep_ignores_recent_messages(client: Client) -> None:
     await client.task("any").submit()
-    await make_ghosts(client)
+    await make_undeliverable(client)
 
     assert await client.admin.sweep() == []
     assert len(await client.admin.sweep(age=0, dry_run=True)) == 1
@@ -430,10 +432,10 @@ async def test_a_sweep_ignores_recent_messages(client: Client) -> None:
 
 async def test_a_dry_run_of_a_sweep_repairs_nothing(client: Client) -> None:
     job = await client.task("any").submit()
-    await make_ghosts(client)
+    await make_undeliverable(client)
 
     for _ in range(2):
-        assert repairs_of(await client.admin.sweep(age=0, dry_run=True)) == [
+        assert repair_summary(await client.admin.sweep(age=0, dry_run=True)) == [
             (Inconsistency.UNDELIVERABLE, job.id, False)
         ]
 
@@ -485,7 +487,7 @@ async def make_inconsistencies(client: Client) -> set[str]:
     """Twenty undeliverable messages, and twenty messages of finished jobs."""
     broker = await client.broker()
     undeliverable = [await client.task("count").submit() for _ in range(20)]
-    await make_ghosts(client)
+    await make_undeliverable(client)
     ended = [await client.task("count").options(priority="low").submit() for _ in range(20)]
     for job in ended:
         await broker.records.write(READY, job.id, Event("cancelled", "count"), expect=0, ttl=600)
@@ -636,7 +638,7 @@ async def test_a_worker_sweeps_automatically(
 ) -> None:
     monkeypatch.setattr(Sweeper.sweep_slice, "__kwdefaults__", {"age": 0.0})
     jobs = [await client.task("count").submit() for _ in range(3)]
-    await make_ghosts(client)
+    await make_undeliverable(client)
     async with working(sweep=1):
         assert [await job.result(60) for job in jobs] == [1, 1, 1]
 
@@ -646,7 +648,7 @@ async def test_the_doctor_reports_inconsistencies(client: Client, monkeypatch: p
     job = await client.task("any").submit()
     broker = await client.broker()
     assert [f.severity for f in await client.admin.doctor() if f.subject == "sweeps"] == ["ok"]
-    await make_ghosts(client)
+    await make_undeliverable(client)
     later = await client.task("any").options(delay=60).submit()
     await broker.records.write(READY, later.id, Event("cancelled", "any"), expect=0, ttl=600)
 

@@ -147,7 +147,7 @@ async def test_500_raced_keys_on_a_cluster_with_a_killed_leader_have_one_job_eac
         async def kill() -> None:
             leader.kill()
             await asyncio.to_thread(leader.start)
-            await servers.well(60)
+            await servers.wait_healthy(60)
 
         race = Race(servers.url)
         await raced(race, kill, until)

@@ -1,4 +1,4 @@
-"""What users write, and what type checkers make of it. Read by mypy and pyright, never run."""
+"""Correct code of users and the types that it has. Checked by mypy and pyright, never run."""
 
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
@@ -79,7 +79,7 @@ def nothing() -> None: ...
 
 
 @app.task
-async def told(failure: Failure) -> None:
+async def noted(failure: Failure) -> None:
     assert_type(failure.arguments, Any)
 
 
@@ -92,8 +92,8 @@ async def told(failure: Failure) -> None:
     no_retry_on=KeyError,
     retry={ConnectionResetError: Retries(9, backoff=[1], jitter=True), ChildDied: Retries(0)},
     retry_if=lambda error, attempt: attempt < 3,
-    on_failure=told,
-    on_dead="told",
+    on_failure=noted,
+    on_dead="noted",
     fallback=add,
 )
 async def ruled(ctx: Context, a: int, b: int = 2) -> int:
@@ -199,7 +199,7 @@ async def options() -> None:
     assert_type(await (await at.submit([1])).result(), float)
 
 
-# -- what a job keeps
+# -- checkpoints and steps
 
 
 async def keeps(ctx: Context) -> None:
@@ -271,7 +271,7 @@ async def handles(job: JobHandle[int], blocking: BlockingJobHandle[str]) -> None
     assert_type(blocking.wait(), JobRecord)
 
 
-# -- by name: nothing is known of what comes back
+# -- by name: the type of the result is unknown
 
 
 async def by_name(client: Client) -> None:
@@ -372,7 +372,7 @@ async def batches() -> None:
     index_blocking([])
 
 
-# -- many
+# -- bulk submits
 
 
 async def many() -> None:

@@ -1,4 +1,4 @@
-"""What users may get wrong. Each line marked `# error` is refused by mypy and pyright, and no other is."""
+"""Mistakes of users. mypy and pyright refuse exactly the lines that are marked `# error`."""
 
 from typing import Any
 

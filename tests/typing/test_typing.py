@@ -1,4 +1,4 @@
-"""The types that users see, as mypy and pyright see them."""
+"""The types of the public API, checked by mypy and pyright."""
 
 import json
 import re
@@ -16,19 +16,19 @@ GOOD = HERE / "good.py"
 MISUSES = HERE / "misuses.py"
 
 Errors = dict[int, str]
-"""What a checker says of a file, by line."""
+"""The errors of a type checker in a file, by line."""
 
 
 def run(folder: Path, *command: str) -> str:
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, timeout=300
     )
-    assert told.returncode in (0, 1), told.stdout + told.stderr
-    return told.stdout
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
 
 
 def mypy(path: Path, folder: Path) -> Errors:
-    told = run(
+    output = run(
         ROOT,
         "mypy",
         "--strict",
@@ -38,21 +38,21 @@ def mypy(path: Path, folder: Path) -> Errors:
         str(folder),
         str(path),
     )
-    found = re.findall(r"^(.+?):(\d+): error: (.*)$", told, re.MULTILINE)
-    assert {Path(file).name for file, _, _ in found} <= {path.name}, told
+    found = re.findall(r"^(.+?):(\d+): error: (.*)$", output, re.MULTILINE)
+    assert {Path(file).name for file, _, _ in found} <= {path.name}, output
     return {int(line): message for _, line, message in found}
 
 
 def pyright(path: Path, folder: Path) -> Errors:
-    # Away from the project, whose settings leave the misuses out.
+    # In a separate folder, because the settings of the project exclude the misuses.
     shutil.copy(path, folder)
     settings = {"include": [path.name], "typeCheckingMode": "standard", "pythonVersion": "3.11"}
     (folder / "pyrightconfig.json").write_text(json.dumps(settings))
-    told = json.loads(run(folder, "pyright", "--outputjson", "--pythonpath", sys.executable))
-    assert told["summary"]["filesAnalyzed"] == 1
+    output = json.loads(run(folder, "pyright", "--outputjson", "--pythonpath", sys.executable))
+    assert output["summary"]["filesAnalyzed"] == 1
     return {
         found["range"]["start"]["line"] + 1: found["message"]
-        for found in told["generalDiagnostics"]
+        for found in output["generalDiagnostics"]
         if found["severity"] == "error"
     }
 

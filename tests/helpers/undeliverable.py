@@ -1,4 +1,4 @@
-"""Messages that the server has given up, made on purpose, and the repairs of sweeps."""
+"""Undeliverable messages, created on purpose, and the repairs of sweeps."""
 
 import asyncio
 import contextlib
@@ -14,27 +14,27 @@ from jsq.transport.replies import NoResponders, Reply
 READY = "default"
 
 
-def repairs_of(swept: list[RepairResult]) -> list[tuple[Inconsistency, str, bool]]:
+def repair_summary(swept: list[RepairResult]) -> list[tuple[Inconsistency, str, bool]]:
     return [(one.kind, one.job, one.repaired) for one in swept]
 
 
-async def make_ghosts(client: Client, level: str = "normal") -> list[int]:
-    """Have the server give up the messages of a priority: with a consumer that delivers each but once.
+async def make_undeliverable(client: Client, level: str = "normal") -> list[int]:
+    """Make the messages of a priority undeliverable: a consumer delivers each once and rejects it.
 
-    Returns their sequences.
+    Returns the sequences of the messages.
     """
     broker = await client.broker()
     ready = broker.subjects.streams.ready(READY)
     known = await broker.jetstream.consumer_info(ready, level)
     assert known is not None
     await put_consumer(broker, ready, level, known["config"] | {"max_deliver": 1})
-    given_up = []
+    sequences = []
     async with pulling(broker, ready, level) as pull:
         while (message := await pull()) is not None:
-            given_up.append(int(message.reply.split(".")[5]))
+            sequences.append(int(message.reply.split(".")[5]))
             await broker.wire.ask(message.reply, b"-NAK")
     await put_consumer(broker, ready, level, known["config"])
-    return given_up
+    return sequences
 
 
 async def put_consumer(broker: Broker, stream: str, level: str, config: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ async def put_consumer(broker: Broker, stream: str, level: str, config: dict[str
 
 @contextlib.asynccontextmanager
 async def pulling(broker: Broker, stream: str, level: str) -> AsyncIterator[Any]:
-    """`await pull()` gives the next message of a consumer, or None."""
+    """`await pull()` returns the next message of a consumer, or None."""
     inbox, arrived = broker.wire.new_inbox(), asyncio.Queue[Reply]()
     subscription = await broker.wire.subscribe(inbox, arrived.put_nowait)
 
@@ -61,7 +61,7 @@ async def pulling(broker: Broker, stream: str, level: str) -> AsyncIterator[Any]
 
 
 async def on_queue(client: Client) -> list[str]:
-    """The job of each message that stands on the queue or is due later."""
+    """The job of each message that is on the queue or due later."""
     broker = await client.broker()
     found: list[str] = []
     for stream, subject, _ in {*await broker.job_reader.places(READY)}:
