@@ -309,7 +309,7 @@ class JobError(JsqError):
 class JobFailed(JobError):
     """The job failed for good.
 
-    `reason` is one of `jsq.model.event.REASONS`; `error` is the type and message of the exception as text,
+    `reason` is one of `jsq.model.revision.REASONS`; `error` is the type and message of the exception as text,
     and `traceback` its traceback. An exception is never rebuilt from a message. `fallback` is the id of the
     job that was submitted instead, if the task has a fallback.
     """

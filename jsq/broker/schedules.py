@@ -38,13 +38,13 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
 from jsq.broker.topology.provision import Change
 from jsq.broker.topology.subjects import read_id
-from jsq.codec import events, schedules
+from jsq.codec import revisions, schedules
 from jsq.codec.envelope import new_id
 from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, JobNotFound, NewerEnvelope, NotAllowed, ScheduleNotFound, WrongState
-from jsq.model.event import FINAL_STATES
 from jsq.model.expiry import expiry_time
 from jsq.model.job import Job
+from jsq.model.revision import FINAL_STATES
 from jsq.model.schedule import (
     Schedule,
     ScheduleState,
@@ -227,7 +227,7 @@ class ScheduleStore:
         while (at := entry.wakes_at) is not None:
             subject = self._subjects.next_tick(entry.queue, entry.name)
             headers = {
-                SCHEDULE: f"@at {events.format_time(at)}",
+                SCHEDULE: f"@at {revisions.format_time(at)}",
                 TARGET: self._subjects.due_tick(entry.queue, entry.schedule.job.priority, entry.name),
                 EXPECTED: str(expect),
             }
@@ -438,4 +438,4 @@ def same_schedule(one: Schedule, other: Schedule) -> bool:
 
 
 def format_wake_time(at: datetime | None) -> str:
-    return "" if at is None else events.format_time(at)
+    return "" if at is None else revisions.format_time(at)

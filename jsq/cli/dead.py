@@ -18,7 +18,7 @@ from jsq.cli.session import Session, collect, confirm
 from jsq.client.client import Client
 from jsq.client.dead_letters import DeadLetterFilter
 from jsq.errors import JobNotFound, UsageError, count_noun
-from jsq.model.event import REASONS
+from jsq.model.revision import REASONS
 
 DEAD_LETTER_COLUMNS = ("id", "queue", "task", "reason", "at", "error")
 DEAD_LETTER_FILTERS = "--queue, --task, --reason, --error, --tag, --since, --until"

@@ -130,7 +130,7 @@ def two_workers(url: str) -> Iterator[list[subprocess.Popen[bytes]]]:
 async def watched(url: str, run: DemoRun) -> AsyncIterator[None]:
     """Note the end of each job as it happens, and read all events at the end of the block."""
     from jsq import Client
-    from jsq.model.event import FINAL_STATES
+    from jsq.model.revision import FINAL_STATES
 
     async with Client(url) as client:
 
@@ -199,7 +199,7 @@ def demo_progress(total: int) -> Iterator[Any]:
 
 def report(run: DemoRun, files: list[Path]) -> int:
     """Print the counts and the figures of the run; returns 0 if each file has exactly one outcome."""
-    from jsq.model.event import FINAL_STATES
+    from jsq.model.revision import FINAL_STATES
 
     finals = [event for event in run.events if event.state in FINAL_STATES]
     outcomes = Counter(event.id for event in finals)

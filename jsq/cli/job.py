@@ -18,9 +18,9 @@ from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import JobFailed, UsageError
 from jsq.model.attempts import JobAttempt
-from jsq.model.event import FINAL_STATES
 from jsq.model.job import JobRecord
 from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES
+from jsq.model.revision import FINAL_STATES
 
 T = TypeVar("T")
 

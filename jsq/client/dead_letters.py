@@ -22,7 +22,7 @@ DeadLetters: TypeAlias = list[DeadLetter]
 class DeadLetterFilter(TypedDict, total=False):
     """Criteria for dead letters. A dead letter must match all of them; None matches every one.
 
-    `reason` is one of `jsq.model.event.REASONS`, `error` the name of an exception's type.
+    `reason` is one of `jsq.model.revision.REASONS`, `error` the name of an exception's type.
     `tag` is one tag, or several, all of which a job must have.
     `since` and `until` limit the time of the death; they are aware, and `until` is not included.
     """

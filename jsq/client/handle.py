@@ -28,10 +28,10 @@ from jsq.errors import (
 )
 from jsq.model.attempts import JobAttempt, attempts_of
 from jsq.model.edit import JobChanges, JobEdit, check_changes
-from jsq.model.event import FINAL_STATES, Event, LoggedEvent, record_fields
 from jsq.model.job import JobRecord, Priority, check_queue
 from jsq.model.options import read_options
 from jsq.model.peer_terms import JOB_TERMS, explain_missing
+from jsq.model.revision import FINAL_STATES, Revision, StoredRevision, record_fields
 
 R = TypeVar("R")
 
@@ -78,7 +78,7 @@ class JobHandle(Generic[R]):
         `ResultGone`, `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` if no server answers when the
         timeout ends.
         """
-        return cast(R, self.result_of((await self._outcome(timeout)).event))
+        return cast(R, self.result_of((await self._outcome(timeout)).revision))
 
     async def wait(self, timeout: Duration | None = None) -> JobRecord:
         """Wait for the job to end, with any outcome; `timeout` works as in `result`.
@@ -87,7 +87,7 @@ class JobHandle(Generic[R]):
         """
         return job_record(await self._outcome(timeout))
 
-    async def _outcome(self, timeout: Duration | None) -> LoggedEvent:
+    async def _outcome(self, timeout: Duration | None) -> StoredRevision:
         """Wait for the final event of the job; see `wait`."""
         limit = None if timeout is None else seconds("timeout", timeout)
         if limit == 0:
@@ -103,14 +103,14 @@ class JobHandle(Generic[R]):
             unknown = f"job {self.id} may or may not have ended"
             raise BrokerUnavailable(f"no NATS server answers at {wire.login.shown}: {unknown}") from error
 
-    async def _outcome_now(self) -> LoggedEvent:
+    async def _outcome_now(self) -> StoredRevision:
         """The final event of the job, if it has ended. Raises `ResultTimeout`, `JobNotFound`."""
         found = await self._find()
         if found.state not in FINAL_STATES:
             raise ResultTimeout(self.id, 0)
         return found
 
-    async def _find(self) -> LoggedEvent:
+    async def _find(self) -> StoredRevision:
         found = await (await self._connection.broker()).job_reader.find(self.id, self.queue, pending=True)
         if found is None:
             raise JobNotFound(self.id)
@@ -249,12 +249,12 @@ class JobHandle(Generic[R]):
             elif event.state == "expired":  # derived from the expiry time; no worker has recorded it yet
                 yield job_record(event)
 
-    async def _history(self, broker: Broker, after: int) -> list[LoggedEvent]:
+    async def _history(self, broker: Broker, after: int) -> list[StoredRevision]:
         with contextlib.suppress(NotAllowed):
             return await broker.records.history(self.id, self.queue, after=after)
         return []
 
-    def result_of(self, found: Event) -> Any:
+    def result_of(self, found: Revision) -> Any:
         """The result of the job, from its final event. Raises the errors of `result`."""
         if found.state == "failed":
             raise JobFailed(self.id, found.reason, found.error, found.traceback, found.fallback)
@@ -312,6 +312,6 @@ def reschedule_time(delay: Duration | None, at: datetime | None) -> datetime | f
     return options.at or options.delay or None
 
 
-def job_record(found: LoggedEvent) -> JobRecord:
+def job_record(found: StoredRevision) -> JobRecord:
     """A job's record, from its last event."""
     return JobRecord(**record_fields(found))

@@ -14,9 +14,9 @@ from jsq.codec.subject_token import ANY
 from jsq.errors import BadOption, Duration, JobNotFound, NotAllowed, WrongState
 from jsq.model.attempts import JobAttempt
 from jsq.model.edit import JobChanges
-from jsq.model.event import FINAL_STATES
 from jsq.model.job import JobRecord, Priority, check_id, check_queue
 from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES, JobFilter, read_criteria
+from jsq.model.revision import FINAL_STATES
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from jsq.broker.operations.completions import Completions
 from jsq.client.handle import JobHandle
 from jsq.codec.envelope import new_ids
 from jsq.errors import BadOption, Duration, JobError, ResultTimeout, seconds
-from jsq.model.event import LoggedEvent
+from jsq.model.revision import StoredRevision
 
 R = TypeVar("R")
 
@@ -115,7 +115,7 @@ class Window:
         self.waiting: dict[str, JobHandle[Any]] = {}
         self._mapped = mapped
         self._completions = completions
-        self._ended: dict[str, LoggedEvent] = {}
+        self._ended: dict[str, StoredRevision] = {}
         self._calls = each_of(mapped.calls)
         self._more = True
         self._before = 0
@@ -140,7 +140,7 @@ class Window:
         event = await self._next()
         handle = self.waiting.pop(event.job)
         try:
-            return handle.result_of(event.event)
+            return handle.result_of(event.revision)
         except JobError as error:
             if not self._mapped.return_exceptions:
                 raise
@@ -157,7 +157,7 @@ class Window:
         self._before += len(calls)
         self.waiting.update((handle.id, handle) for handle in handles)
 
-    async def _next(self) -> LoggedEvent:
+    async def _next(self) -> StoredRevision:
         limit = seconds("timeout", self._mapped.timeout)
         try:
             async with asyncio.timeout(limit):
@@ -165,7 +165,7 @@ class Window:
         except TimeoutError as error:
             raise ResultTimeout(next(iter(self.waiting)), limit or 0.0) from error
 
-    async def _first(self) -> LoggedEvent:
+    async def _first(self) -> StoredRevision:
         """The final event of the job that was submitted first."""
         first = next(iter(self.waiting))
         while first not in self._ended:

@@ -7,10 +7,10 @@ from jsq.broker import QueueContents, QueueStats
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
 from jsq.errors import BadOption, Duration, QueueNotFound, seconds
-from jsq.model.event import LoggedEvent
 from jsq.model.job import check_queue, check_task
 from jsq.model.key_group import check_key
 from jsq.model.pause import Pause, read_pause_end
+from jsq.model.revision import StoredRevision
 from jsq.settings import QueueChanges, QueueSettings
 
 QueueNames: TypeAlias = list[str]
@@ -132,6 +132,6 @@ def pause_of(task: str | None, key: str | None, until: datetime | None) -> Pause
     return Pause("" if task is None else check_task(task), key or "", until)
 
 
-def not_running(found: LoggedEvent) -> bool:
+def not_running(found: StoredRevision) -> bool:
     """Whether a job waits for its first or its next attempt."""
     return found.state != "running"

@@ -5,14 +5,14 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.model.callback import Failure
-from jsq.model.event import Event
 from jsq.model.job import Job
+from jsq.model.revision import Revision
 
 MAX_CALLBACK_ARGUMENTS = 65_536
 """Bytes of the arguments of a job that a callback receives; of larger ones it receives none."""
 
 
-def failure_of(job: Job, event: Event) -> Failure:
+def failure_of(job: Job, event: Revision) -> Failure:
     """The argument of a callback that a failure submits."""
     return Failure(
         job.id,

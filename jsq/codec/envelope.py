@@ -30,14 +30,14 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from jsq.codec.events import format_time, milliseconds, parse_time
+from jsq.codec.revisions import format_time, milliseconds, parse_time
 from jsq.codec.subject_token import decode_token, encode_token
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
-from jsq.model.event import LoggedEvent
 from jsq.model.job import DEFAULT_QUEUE, PRIORITIES, Job, Priority, check_id, check_queue, check_task
 from jsq.model.key_group import SLOT_KINDS, SlotKind, check_key
 from jsq.model.options import ENVELOPE_OPTIONS, Options
 from jsq.model.retry import Backoff
+from jsq.model.revision import StoredRevision
 
 ENVELOPE_VERSION = 1
 JOB = "Jsq-Job"
@@ -144,13 +144,13 @@ def recorded_options(job: Job) -> dict[str, Any]:
     return given_options(job, RECORDED_OPTIONS)
 
 
-def recorded_job(found: LoggedEvent) -> Job:
+def recorded_job(found: StoredRevision) -> Job:
     """A job for a new run, from a revision of its record that holds its arguments.
 
     The job builds on that revision. Raises `ValueError`, `TypeError` or `BadOption` for options that this
     release cannot read.
     """
-    event = found.event
+    event = found.revision
     options: dict[str, Any] = {
         name: value for name, value in event.options.items() if name in RECORDED_OPTIONS
     }
@@ -174,14 +174,14 @@ def recorded_job(found: LoggedEvent) -> Job:
     )
 
 
-def edited_order(found: LoggedEvent) -> Job:
+def edited_order(found: StoredRevision) -> Job:
     """The order of an edited job, from the record alone."""
-    return edited_job(Job(found.job, found.event.task, found.queue), found)
+    return edited_job(Job(found.job, found.revision.task, found.queue), found)
 
 
-def edited_job(job: Job, found: LoggedEvent) -> Job:
+def edited_job(job: Job, found: StoredRevision) -> Job:
     """A job as its last edit recorded it, from its older message."""
-    event, known = found.event, recorded_job(found)
+    event, known = found.revision, recorded_job(found)
     deadline = event.options.get("deadline")
     return replace(
         known,

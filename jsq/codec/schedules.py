@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.codec import envelope
-from jsq.codec.events import parse_time
+from jsq.codec.revisions import parse_time
 from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.model.schedule import Schedule, ScheduleState
 

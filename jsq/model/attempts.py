@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from jsq.model.event import Event, LoggedEvent
+from jsq.model.revision import Revision, StoredRevision
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class JobAttempt:
 CRASHED = "crashed"
 
 
-def attempts_of(revisions: Sequence[LoggedEvent]) -> list[JobAttempt]:
+def attempts_of(revisions: Sequence[StoredRevision]) -> list[JobAttempt]:
     """The attempts in the revisions of one record, oldest first.
 
     Revisions that end no attempt are skipped: a reschedule, an edit, a retry by an operator, and the end of a
@@ -46,7 +46,7 @@ def attempts_of(revisions: Sequence[LoggedEvent]) -> list[JobAttempt]:
     found: list[JobAttempt] = []
     open_token = 0
     for one in revisions:
-        event = one.event
+        event = one.revision
         if event.state == "running":
             if event.token and open_token:
                 continue  # a report of progress, or a renewal
@@ -62,14 +62,14 @@ def attempts_of(revisions: Sequence[LoggedEvent]) -> list[JobAttempt]:
     return found
 
 
-def begun(event: Event) -> JobAttempt:
+def begun(event: Revision) -> JobAttempt:
     """The attempt that an event belongs to, at its start."""
     return JobAttempt(event.attempt, event.worker, event.started)
 
 
-def ended(attempt: JobAttempt, end: LoggedEvent) -> JobAttempt:
+def ended(attempt: JobAttempt, end: StoredRevision) -> JobAttempt:
     """An attempt with its end."""
-    event = end.event
+    event = end.revision
     state = CRASHED if event.reason in ("crashed", "quarantined") else event.state
     return replace(
         attempt, ended=end.at, state=state, reason=event.reason, error=event.error, traceback=event.traceback

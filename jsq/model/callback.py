@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from jsq.model.event import Event
 from jsq.model.job import MAX_ID_LENGTH, Job
+from jsq.model.revision import Revision
 
 CallbackKind = Literal["failed", "dead", "fallback"]
 
@@ -37,9 +37,9 @@ class Failure:
     """The one argument of a callback: which attempt of which job failed, and how.
 
     `error` is the type and message of the exception as text. A dead job has a `reason`, one of
-    `jsq.model.event.REASONS`, and the id of its `fallback` job, if one was submitted. A job that is retried
-    has the time when it is `due`. `arguments` are the job's own as JSON: an object of named arguments, or a
-    list `[positional, named]`; None if they take more than 64 KiB, or cannot be read.
+    `jsq.model.revision.REASONS`, and the id of its `fallback` job, if one was submitted. A job that is
+    retried has the time when it is `due`. `arguments` are the job's own as JSON: an object of named
+    arguments, or a list `[positional, named]`; None if they take more than 64 KiB, or cannot be read.
     """
 
     job: str
@@ -62,14 +62,14 @@ class Failure:
         return bool(self.reason)
 
 
-def with_pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Event:
+def with_pending_callbacks(event: Revision, job: Job, callbacks: Callbacks) -> Revision:
     """An event that is about to be recorded, with its pending callbacks."""
     if event.state == "failed" and callbacks.fallback:
         event = replace(event, fallback=callback_id(job.id, "fallback", event.token))
     return replace(event, callbacks_pending=any(pending_callbacks(event, job, callbacks)))
 
 
-def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[tuple[CallbackKind, str]]:
+def pending_callbacks(event: Revision, job: Job, callbacks: Callbacks) -> Iterator[tuple[CallbackKind, str]]:
     """The callbacks to submit after an event of a job: the kind of each, and the name of its task."""
     if callbacks.on_failure and not job.callback_of and is_failed_attempt(event):
         yield "failed", callbacks.on_failure
@@ -79,7 +79,7 @@ def pending_callbacks(event: Event, job: Job, callbacks: Callbacks) -> Iterator[
         yield "fallback", callbacks.fallback
 
 
-def is_failed_attempt(event: Event) -> bool:
+def is_failed_attempt(event: Revision) -> bool:
     """Whether an event is that of a failed attempt: not a crash, an operator's retry or a reschedule."""
     if event.state == "retrying":
         return event.token > 0 and event.reason not in ("quarantined", "replayed")

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
 from jsq.errors import BadOption, Duration
-from jsq.model.event import EDITED, SUBMITTED_STATES, LoggedEvent
 from jsq.model.expiry import expiry_time
 from jsq.model.job import Job, Priority
 from jsq.model.options import Options, check_known
 from jsq.model.retry import BackoffOption
+from jsq.model.revision import EDITED, SUBMITTED_STATES, StoredRevision
 
 
 class JobChanges(TypedDict, total=False):
@@ -80,6 +80,6 @@ def absolute_deadline(deadline: float | datetime, due: datetime | None, now: dat
     return moment.astimezone(UTC)
 
 
-def is_edited(found: LoggedEvent) -> bool:
+def is_edited(found: StoredRevision) -> bool:
     """Whether the record is that of a job that was edited, and has not started since."""
-    return found.event.reason == EDITED and found.state in SUBMITTED_STATES
+    return found.revision.reason == EDITED and found.state in SUBMITTED_STATES

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.errors import BadOption
-from jsq.model.event import SUBMITTED_STATES, LoggedEvent
+from jsq.model.revision import SUBMITTED_STATES, StoredRevision
 
 NOT_STARTED = "no worker started it before it expired"
 """The error in the record of such a job."""
@@ -18,9 +18,9 @@ UNKNOWN_TASK = "unknown_task"
 """The reason of a snoozed job whose task the worker did not know: it has not started."""
 
 
-def has_not_started(found: LoggedEvent) -> bool:
+def has_not_started(found: StoredRevision) -> bool:
     """Whether a job that expires has not started, by its last event; a start that was too late is none."""
-    event = found.event
+    event = found.revision
     if event.expires is None:
         return False
     match event.state:
@@ -31,19 +31,19 @@ def has_not_started(found: LoggedEvent) -> bool:
     return event.state in SUBMITTED_STATES
 
 
-def has_expired(found: LoggedEvent, now: datetime) -> bool:
+def has_expired(found: StoredRevision, now: datetime) -> bool:
     """Whether a job has expired by its last event, recorded or not."""
-    expires = found.event.expires
+    expires = found.revision.expires
     return expires is not None and now >= expires and has_not_started(found)
 
 
-def apply_expiry(found: LoggedEvent, now: datetime) -> LoggedEvent:
+def apply_expiry(found: StoredRevision, now: datetime) -> StoredRevision:
     """The last event of a job as of `now`: with the state `expired` if the job has expired."""
-    expires = found.event.expires
+    expires = found.revision.expires
     if expires is None or not has_expired(found, now):
         return found
-    event = replace(found.event, state="expired", reason="", error=NOT_STARTED, traceback="", due=None)
-    return replace(found, at=expires, event=event)
+    event = replace(found.revision, state="expired", reason="", error=NOT_STARTED, traceback="", due=None)
+    return replace(found, at=expires, revision=event)
 
 
 def expiry_time(expires: float | datetime, due: datetime | None, now: datetime) -> datetime:

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 from jsq.errors import BadOption, check_moment, shorten
-from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.job import check_queue, check_task
 from jsq.model.options import check_known
 from jsq.model.peer_terms import NO_TERMS
+from jsq.model.revision import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, StoredRevision
 
 UNFINISHED_STATES = (*SUBMITTED_STATES, *OPEN_STATES)
 ALL_STATES = (*UNFINISHED_STATES, *FINAL_STATES)
@@ -56,9 +56,9 @@ class JobCriteria:
     until: datetime | None = None
     args: tuple[tuple[tuple[str, ...], Any], ...] = ()
 
-    def matches(self, found: LoggedEvent) -> bool:
+    def matches(self, found: StoredRevision) -> bool:
         """Whether a job matches by its record, which does not include the arguments."""
-        event = found.event
+        event = found.revision
         return (
             self.queue in (None, found.queue)
             and (not self.states or event.state in self.states)

@@ -36,7 +36,7 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The job failed for good. `reason` is one of `jsq.model.event.REASONS`."""
+    """The job failed for good. `reason` is one of `jsq.model.revision.REASONS`."""
 
     reason: str
     fault: Fault

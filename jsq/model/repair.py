@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
-from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.expiry import has_expired
 from jsq.model.job_filter import DELAYED_STATES
+from jsq.model.revision import FINAL_STATES, SUBMITTED_STATES, StoredRevision
 
 DUE_TOLERANCE = timedelta(seconds=1)
 """By how much a record may differ from a schedule."""
@@ -138,7 +138,7 @@ def is_older(at: datetime, now: datetime, age: float) -> bool:
 
 
 def judge_message(
-    message: StoredMessage, last: LoggedEvent | None, *, expired_before: datetime = LONG_AGO
+    message: StoredMessage, last: StoredRevision | None, *, expired_before: datetime = LONG_AGO
 ) -> Inconsistency | None:
     """The inconsistency of an old message, by the record of its job; None if there is none.
 
@@ -157,15 +157,15 @@ def judge_message(
     return Inconsistency.STALE_SCHEDULE_RECORD if has_stale_due(message, last) else None
 
 
-def has_stale_due(message: StoredMessage, last: LoggedEvent) -> bool:
+def has_stale_due(message: StoredMessage, last: StoredRevision) -> bool:
     """Whether the due time in a job's record differs from the time at which its schedule fires."""
-    recorded = last.event.due
+    recorded = last.revision.due
     if message.due is None or recorded is None or last.state not in DELAYED_STATES:
         return False
     return abs(message.due - recorded) >= DUE_TOLERANCE
 
 
-def judge_slot(last: LoggedEvent | None, *, has_message: bool, is_old: bool) -> Inconsistency | None:
+def judge_slot(last: StoredRevision | None, *, has_message: bool, is_old: bool) -> Inconsistency | None:
     """The inconsistency of a key group's slot, by the last event of its job and whether that is old.
 
     A job that has ended should have released its slot, and so should a job without a message on its queue.
@@ -175,7 +175,7 @@ def judge_slot(last: LoggedEvent | None, *, has_message: bool, is_old: bool) -> 
     return Inconsistency.LEAKED_SLOT if is_old and (last.state in FINAL_STATES or not has_message) else None
 
 
-def judge_record(last: LoggedEvent, *, knows_order: bool) -> Inconsistency | None:
+def judge_record(last: StoredRevision, *, knows_order: bool) -> Inconsistency | None:
     """The inconsistency of a job that has had no message for long, by its record.
 
     A retrying job whose order is in its record or in a closed dead letter is an incomplete retry.
@@ -189,7 +189,9 @@ def judge_record(last: LoggedEvent, *, knows_order: bool) -> Inconsistency | Non
     )
 
 
-def judge_dead_letter(at: datetime, last: LoggedEvent | None, *, has_message: bool) -> Inconsistency | None:
+def judge_dead_letter(
+    at: datetime, last: StoredRevision | None, *, has_message: bool
+) -> Inconsistency | None:
     """The inconsistency of an old dead letter. Without a record there is none: records expire earlier."""
     if last is None or last.state == "failed" or last.at < at:
         return None

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from jsq.codec.events import format_time
+from jsq.codec.revisions import format_time
 from jsq.errors import BrokerUnavailable, CannotChange, JetStreamOff, Refused
 from jsq.transport.replies import NoReply, NoResponders
 from jsq.transport.retrying import ABSENT_SECONDS, with_retry

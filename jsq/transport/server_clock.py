@@ -5,7 +5,7 @@ import math
 import time
 from datetime import UTC, datetime
 
-from jsq.codec import events
+from jsq.codec import revisions
 
 TOO_SLOW = 1.0
 """Seconds of a round trip from which a reply is too inexact to set the clock."""
@@ -52,7 +52,7 @@ class Clock:
             return
         self.learned, now_apart = time.monotonic(), apart()
         ahead, doubt = (
-            events.parse_time(timestamp).timestamp() - (asked + answered) / 2,
+            revisions.parse_time(timestamp).timestamp() - (asked + answered) / 2,
             (answered - asked) / 2,
         )
         known = self.ahead + self._apart - now_apart

@@ -15,7 +15,7 @@ from typing import Protocol
 from jsq.broker import Broker, Delivery, Holding, Leases, StartedAttempt
 from jsq.broker.delivery.delivery import now as monotonic_now
 from jsq.errors import BrokerError, LeaseLost
-from jsq.model.event import LoggedEvent, StartVerdict
+from jsq.model.revision import StartVerdict, StoredRevision
 
 log = logging.getLogger("jsq.job")
 
@@ -44,7 +44,7 @@ class HeldAttempt(Protocol):
 
     def stop(self, why: LeaseLost) -> None: ...
 
-    async def read(self, sequence: int) -> LoggedEvent | None: ...
+    async def read(self, sequence: int) -> StoredRevision | None: ...
 
 
 class JobHolders:
@@ -78,7 +78,7 @@ class JobHolders:
             del self._unrecorded[next(iter(self._unrecorded))]
         self._unrecorded[attempt.token] = Holding.CRASHED if crashed else Holding.INTERRUPTED
 
-    async def judge(self, attempt: HeldAttempt, last: LoggedEvent, verdict: StartVerdict) -> StartVerdict:
+    async def judge(self, attempt: HeldAttempt, last: StoredRevision, verdict: StartVerdict) -> StartVerdict:
         """The verdict on a delivery that finds its job `running`, by the fate of that attempt.
 
         `verdict` is the verdict by the record alone. Waits while that attempt records its outcome; then the
@@ -86,7 +86,7 @@ class JobHolders:
         """
         if verdict not in (StartVerdict.RECLAIM, StartVerdict.RESUME):
             return verdict
-        event = last.event
+        event = last.revision
         about = StartedAttempt(event.worker, last.sequence, event.message, event.delivery)
         end = time.monotonic() + LATE_RECORD_SECONDS
         while True:

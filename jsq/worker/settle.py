@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from jsq.broker.jobs.records import MAX_RECORD_RESULT, RECORD_SECONDS, result_message
-from jsq.codec import envelope, events
-from jsq.codec.events import RESULT_APART
+from jsq.codec import envelope, revisions
+from jsq.codec.revisions import RESULT_APART
 from jsq.errors import BrokerError, LeaseLost
-from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.model.outcome import (
     Expired,
     Failed,
@@ -22,12 +21,13 @@ from jsq.model.outcome import (
     Succeeded,
     TryAgain,
 )
+from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import WrongSequence
 from jsq.worker.fast_log import emit
 from jsq.worker.stages.base import Admission, Drop, HandBack, Requeue
 from jsq.worker.stages.plans import StagedAttempt
-from jsq.worker.transitions import outcome_event, outcome_fields, outcome_ttl, with_log_counts
+from jsq.worker.transitions import outcome_fields, outcome_revision, outcome_ttl, with_log_counts
 
 log = logging.getLogger("jsq.job")
 
@@ -53,13 +53,13 @@ async def end_attempt(attempt: StagedAttempt, outcome: Outcome, ran: float = 0.0
 class EncodedOutcome(NamedTuple):
     """The revision of an outcome: its event and bytes, its TTL in seconds, and what is stored with it."""
 
-    event: Event
+    revision: Revision
     body: bytes
     ttl: float | None = None
     other: OutgoingMessage | None = None
 
 
-async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | None:
+async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Revision | None:
     """Write the outcome on top of the token of the attempt; None if the record has a newer revision."""
     if isinstance(outcome, Succeeded):
         encoded = encode_success(attempt, outcome.result)
@@ -71,15 +71,15 @@ async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Event | No
     except WrongSequence as refused:
         if await attempt.was_renewed(token):
             return await record_outcome(attempt, outcome)
-        return await settle_refused(attempt, encoded.event, refused)
+        return await settle_refused(attempt, encoded.revision, refused)
     except (LeaseLost, BrokerError):
         if attempt.has_lease():
             raise
         return await record_late(attempt, outcome, encoded)
-    return encoded.event
+    return encoded.revision
 
 
-async def record_late(attempt: StagedAttempt, outcome: Outcome, encoded: EncodedOutcome) -> Event | None:
+async def record_late(attempt: StagedAttempt, outcome: Outcome, encoded: EncodedOutcome) -> Revision | None:
     """Record an outcome though the lease has lapsed, if the record still shows this attempt as the last.
 
     The server was out of reach, or this process has stalled. A worker that has reclaimed the job wins,
@@ -90,13 +90,13 @@ async def record_late(attempt: StagedAttempt, outcome: Outcome, encoded: Encoded
         if not attempt.resources.holders.was_cut_off(attempt):
             raise LeaseLost(f"the lease of job {attempt.job.id} lapsed")
         encoded = encode_outcome(attempt, Interrupted())
-    log.warning("outcome delayed", extra=attempt.log_fields(outcome=encoded.event.state, why=CUT_OFF))
+    log.warning("outcome delayed", extra=attempt.log_fields(outcome=encoded.revision.state, why=CUT_OFF))
     try:
         attempt.token = await attempt.write_late(encoded.body, encoded.ttl, encoded.other)
     except WrongSequence as refused:
-        return await settle_refused(attempt, encoded.event, refused)
+        return await settle_refused(attempt, encoded.revision, refused)
     attempt.recorded_late = True
-    return encoded.event
+    return encoded.revision
 
 
 def failed_without_lease(outcome: Outcome) -> bool:
@@ -104,10 +104,10 @@ def failed_without_lease(outcome: Outcome) -> bool:
     return isinstance(outcome, Failed | TryAgain) and outcome.fault.error.startswith(LeaseLost.__name__)
 
 
-async def settle_refused(attempt: StagedAttempt, event: Event, refused: WrongSequence) -> Event | None:
+async def settle_refused(attempt: StagedAttempt, event: Revision, refused: WrongSequence) -> Revision | None:
     """Handle a refused outcome; None unless this attempt wrote it, and the reply was lost."""
     last = await attempt.read(refused.last)
-    if last is None or not (last.event.token == attempt.token and last.state == event.state):
+    if last is None or not (last.revision.token == attempt.token and last.state == event.state):
         await settle_superseded(attempt, last)
         return None
     attempt.token = last.sequence
@@ -127,44 +127,44 @@ def encode_success(attempt: StagedAttempt, result: bytes) -> EncodedOutcome:
         result = RESULT_APART
     arguments = attempt.option_member
     if options.keep_arguments:
-        arguments += events.argument_members(job.arguments)
-    body = events.encode_succeeded(attempt.running, attempt.token, arguments, result)
-    return EncodedOutcome(SUCCESS_EVENT, body, None if attempt.continues else attempt.success_ttl, apart)
+        arguments += revisions.argument_members(job.arguments)
+    body = revisions.encode_succeeded(attempt.running, attempt.token, arguments, result)
+    return EncodedOutcome(SUCCESS_REVISION, body, None if attempt.continues else attempt.success_ttl, apart)
 
 
 def encode_outcome(attempt: StagedAttempt, outcome: Outcome) -> EncodedOutcome:
     """The revision of an outcome other than a success."""
     attempt.complete_stages()
     now = attempt.resources.broker.wire.clock.moment()
-    event = outcome_event(attempt.running_event(), outcome, token=attempt.token, now=now)
-    return encode_event(attempt, amended(attempt, event), outcome)
+    event = outcome_revision(attempt.running_revision(), outcome, token=attempt.token, now=now)
+    return encode_revision(attempt, amended(attempt, event), outcome)
 
 
-def encode_event(attempt: StagedAttempt, event: Event, outcome: Outcome) -> EncodedOutcome:
+def encode_revision(attempt: StagedAttempt, event: Revision, outcome: Outcome) -> EncodedOutcome:
     """An encoded revision; a failure is encoded with its dead letter."""
     if event.state in FINAL_STATES:
         event = replace(event, options=envelope.recorded_options(attempt.job))
         if attempt.options.keep_arguments:
-            event = events.with_arguments(event, attempt.job.arguments)
+            event = revisions.with_arguments(event, attempt.job.arguments)
     letter = None
     if event.state == "failed":
         letter = attempt.resources.broker.dead_letters.message(attempt.job, event)
     ttl = outcome_ttl(outcome, first=not attempt.continues)
-    return EncodedOutcome(event, events.encode(event), ttl, letter)
+    return EncodedOutcome(event, revisions.encode(event), ttl, letter)
 
 
-def amended(attempt: StagedAttempt, event: Event) -> Event:
+def amended(attempt: StagedAttempt, event: Revision) -> Revision:
     """A revision that is about to be recorded, completed by the stages."""
     for stage in attempt.stages:
         event = stage.amend(attempt, event)
     return event
 
 
-SUCCESS_EVENT = Event("succeeded")
+SUCCESS_REVISION = Revision("succeeded")
 """The event of a success for the stages: its state only."""
 
 
-async def finish(attempt: StagedAttempt, event: Event) -> bool:
+async def finish(attempt: StagedAttempt, event: Revision) -> bool:
     """Finish the stages after a recorded event, then settle the delivery. False if another worker must do it.
 
     Each step may run twice. The order is that of the stages; the acknowledgement is last.
@@ -181,22 +181,22 @@ async def finish(attempt: StagedAttempt, event: Event) -> bool:
     return True
 
 
-async def finish_logged(attempt: StagedAttempt, last: LoggedEvent, why: str) -> None:
+async def finish_logged(attempt: StagedAttempt, last: StoredRevision, why: str) -> None:
     """Finish the recorded event of a job: a worker that crashed may not have finished all stages."""
     follow_log(attempt, last)
     attempt.last = last
     attempt.complete_stages()
-    if await finish(attempt, last.event):
+    if await finish(attempt, last.revision):
         log.info("delivery settled", extra=attempt.log_fields(why=why))
 
 
-def follow_log(attempt: StagedAttempt, last: LoggedEvent) -> None:
+def follow_log(attempt: StagedAttempt, last: StoredRevision) -> None:
     """Continue from the last revision: its counts, and its sequence."""
     attempt.job = with_log_counts(attempt.job, last)
     attempt.token = last.sequence
 
 
-async def settle_superseded(attempt: StagedAttempt, last: LoggedEvent | None) -> None:
+async def settle_superseded(attempt: StagedAttempt, last: StoredRevision | None) -> None:
     """Handle a refused outcome. If the job has another final outcome, the delivery is settled."""
     attempt.resources.observer.lease_lost(attempt.job)
     reason = f"another worker has the job: it is {last.state}" if last else "the job has no record"

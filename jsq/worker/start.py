@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from jsq.broker import Delivery
 from jsq.broker.topology.configs import MAX_DELIVER
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.errors import BadEnvelope, BadName, NewerEnvelope
-from jsq.model.event import LoggedEvent, StartVerdict, judge_start
 from jsq.model.job import Job
 from jsq.model.outcome import Expired, Outcome
+from jsq.model.revision import StartVerdict, StoredRevision, judge_start
 from jsq.transport.replies import WrongSequence
 from jsq.worker.settle import (
     amended,
-    encode_event,
+    encode_revision,
     end_attempt,
     finish,
     finish_logged,
@@ -26,7 +26,7 @@ from jsq.worker.stages.base import Run
 from jsq.worker.stages.key_groups import release_unread
 from jsq.worker.stages.plans import StagedAttempt
 from jsq.worker.state import AttemptState
-from jsq.worker.transitions import outcome_event, unstarted_event, with_log_counts
+from jsq.worker.transitions import outcome_revision, unstarted_revision, with_log_counts
 
 log = logging.getLogger("jsq.job")
 
@@ -140,7 +140,7 @@ async def write_start(attempt: StagedAttempt, expect: int, outcome: Outcome | No
         await write_unstarted(attempt, expect, outcome)
         return
     attempt.started = int(1000 * attempt.resources.broker.wire.clock.now())
-    attempt.running = events.encode_running(
+    attempt.running = revisions.encode_running(
         attempt.job, attempt.delivery_info(), attempt.submitted, attempt.started
     )
     attempt.token = await attempt.write(attempt.running, expect, attempt.start_ttl)
@@ -151,13 +151,13 @@ async def write_unstarted(attempt: StagedAttempt, expect: int, outcome: Outcome)
     attempt.complete_stages()
     info = attempt.delivery_info()
     if isinstance(outcome, Expired):
-        event = unstarted_event(attempt.job, info, attempt.submitted, outcome)
+        event = unstarted_revision(attempt.job, info, attempt.submitted, outcome)
     else:
         now = attempt.resources.broker.wire.clock.moment()
-        event = outcome_event(attempt.running_event(), outcome, token=expect, now=now)
+        event = outcome_revision(attempt.running_revision(), outcome, token=expect, now=now)
     event = amended(attempt, event)
     attempt.unstarted = (outcome, event)
-    encoded = encode_event(attempt, event, outcome)
+    encoded = encode_revision(attempt, event, outcome)
     attempt.token = await attempt.write(encoded.body, expect, encoded.ttl, encoded.other)
 
 
@@ -179,7 +179,7 @@ def note_start(attempt: StagedAttempt) -> None:
         log.debug("job started", extra=attempt.log_fields(token=attempt.token))
 
 
-async def follow(attempt: StagedAttempt, verdict: StartVerdict, last: LoggedEvent | None) -> bool:
+async def follow(attempt: StagedAttempt, verdict: StartVerdict, last: StoredRevision | None) -> bool:
     """Handle a delivery as its record requires. True if the attempt may start on top of the record."""
     if last is not None:
         follow_log(attempt, last)
@@ -225,11 +225,11 @@ async def renew_message(attempt: StagedAttempt) -> None:
     attempt.ack()
 
 
-async def other_waits(attempt: StagedAttempt, last: LoggedEvent | None) -> bool:
+async def other_waits(attempt: StagedAttempt, last: StoredRevision | None) -> bool:
     """Whether the message of another running attempt is still on its queue."""
     if last is None or last.state != "running":
         return False
-    delivery, message = attempt.delivery, last.event.message
+    delivery, message = attempt.delivery, last.revision.message
     if last.current_queue == delivery.queue and message in (delivery.sequence, delivery.replaced_sequence):
         return False  # the replaced message may still exist, but no worker gets it
     return await attempt.resources.broker.job_reader.is_queued(last.current_queue, message)

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from jsq.broker import Delivery
 from jsq.declaration import Declaration
 from jsq.errors import LeaseLost
-from jsq.model.event import DeliveryInfo, Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
+from jsq.model.revision import DeliveryInfo, Revision, StoredRevision
 from jsq.task import AnyTask
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.wire import ACK
 from jsq.worker.resources import Resources
 from jsq.worker.run import FunctionRun
-from jsq.worker.transitions import UNKNOWN_DECLARATION, running_event
+from jsq.worker.transitions import UNKNOWN_DECLARATION, running_revision
 
 UNREAD = Job("", "")
 """The job of a delivery that is not decoded yet."""
@@ -40,9 +40,9 @@ class AttemptState:
     continues: bool = False
     running: bytes = b""
     started: int = 0
-    unstarted: tuple[Outcome, Event] | None = None
+    unstarted: tuple[Outcome, Revision] | None = None
     slots: int = 1
-    last: LoggedEvent | None = None
+    last: StoredRevision | None = None
     runner: asyncio.Task[None] | None = None
     cut_off: bool = False
     recorded_late: bool = False
@@ -107,9 +107,9 @@ class AttemptState:
         """The TTL of the revision that the attempt starts with, in seconds; None for none."""
         return None if self.continues else self.resources.timings.start_ttl
 
-    def running_event(self) -> Event:
+    def running_revision(self) -> Revision:
         """The revision of the start of the attempt, written or not."""
-        return running_event(self.job, self.delivery_info(), self.submitted, self.started)
+        return running_revision(self.job, self.delivery_info(), self.submitted, self.started)
 
     def log_fields(self, **more: object) -> dict[str, object]:
         """The extras of each log line about this attempt."""
@@ -156,7 +156,7 @@ class AttemptState:
             await asyncio.wait((self.renewal,))
         return self.token != token
 
-    async def read(self, sequence: int) -> LoggedEvent | None:
+    async def read(self, sequence: int) -> StoredRevision | None:
         """The last revision of the record, `sequence` or later; None where `sequence` is 0."""
         if not sequence:
             return None

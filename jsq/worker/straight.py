@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from jsq.broker import Delivery
 from jsq.broker.jobs.records import MAX_RECORD_RESULT, RECORD_SECONDS, expected_here
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.codec.subject_token import STEM
 from jsq.errors import BadArguments, BadEnvelope, BadName, BadResult, BrokerError, LeaseLost, NewerEnvelope
 from jsq.executors.base import FunctionEnd, Raised, Returned
@@ -61,7 +61,7 @@ class StraightPlan:
         self.job = job
         self.wire, self.records, self.clock = broker.wire, broker.records, broker.wire.clock
         self.key_prefix = broker.subjects.record(job.queue, STEM)
-        self.running = events.running_format(job, resources.name)
+        self.running = revisions.running_format(job, resources.name)
         self.first_headers = HEADERS_START + expected_here(0, resources.timings.start_ttl) + HEADERS_END
         self.start_ttl = resources.timings.start_ttl
         self.keeps_arguments, self.keeps_result = options.keep_arguments, options.keep_result > 0
@@ -251,8 +251,8 @@ def send_success(attempt: Attempt, plan: StraightPlan, end: FunctionEnd) -> Awai
         raise GeneralPath
     arguments = plan.stage_plan.option_member
     if plan.keeps_arguments:
-        arguments += events.argument_members(delivery.payload)
-    body = events.encode_succeeded(attempt.running, token, arguments, result if plan.keeps_result else b"")
+        arguments += revisions.argument_members(delivery.payload)
+    body = revisions.encode_succeeded(attempt.running, token, arguments, result if plan.keeps_result else b"")
     if plan.records.direct:
         headers = HEADERS_START + expected_here(token, ttl) + HEADERS_END
         return plan.wire.begin(plan.key_prefix + delivery.token, body, headers)

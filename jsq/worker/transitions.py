@@ -4,10 +4,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.broker.jobs.records import RECORD_SECONDS
-from jsq.codec.events import milliseconds, moment_of
+from jsq.codec.revisions import milliseconds, moment_of
 from jsq.declaration import Declaration
 from jsq.errors import shorten
-from jsq.model.event import DeliveryInfo, Event, LoggedEvent, event_headers
 from jsq.model.expiry import NOT_STARTED, UNKNOWN_TASK, has_not_started
 from jsq.model.job import Job
 from jsq.model.outcome import (
@@ -22,6 +21,7 @@ from jsq.model.outcome import (
     Succeeded,
     TryAgain,
 )
+from jsq.model.revision import DeliveryInfo, Revision, StoredRevision, revision_headers
 from jsq.task import AnyTask
 
 PAST_DEADLINE = Expired(Fault("its deadline passed before it could start"))
@@ -49,9 +49,9 @@ def effective_options(job: Job, task: AnyTask | None) -> Declaration:
     )
 
 
-def running_event(job: Job, info: DeliveryInfo, submitted: int, started: int = 0) -> Event:
+def running_revision(job: Job, info: DeliveryInfo, submitted: int, started: int = 0) -> Revision:
     """The revision of an attempt that starts. Times are in milliseconds since the epoch, 0 for none."""
-    return Event(
+    return Revision(
         "running",
         job.task,
         job.attempt,
@@ -65,7 +65,7 @@ def running_event(job: Job, info: DeliveryInfo, submitted: int, started: int = 0
         forgiven_crashes=job.forgiven_crashes,
         key=job.key,
         expires=job.expires,
-        headers=event_headers(job.headers),
+        headers=revision_headers(job.headers),
         retry_until=job.retry_until,
         interruptions=job.interruptions,
         priority="" if job.priority == "normal" else job.priority,
@@ -74,10 +74,10 @@ def running_event(job: Job, info: DeliveryInfo, submitted: int, started: int = 0
     )
 
 
-def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime) -> Event:
+def outcome_revision(running: Revision, outcome: Outcome, *, token: int, now: datetime) -> Revision:
     """The event of an attempt that started as `running`, with `token`, and ended with `outcome`.
 
-    `jsq.codec.events.encode_succeeded` makes the event of a success.
+    `jsq.codec.revisions.encode_succeeded` makes the event of a success.
     """
     state = state_of(outcome)
     match outcome:
@@ -121,13 +121,15 @@ def outcome_event(running: Event, outcome: Outcome, *, token: int, now: datetime
     return replace(running, state=state, token=token)
 
 
-def unstarted_event(job: Job, info: DeliveryInfo, submitted: int = 0, late: Expired = PAST_DEADLINE) -> Event:
+def unstarted_revision(
+    job: Job, info: DeliveryInfo, submitted: int = 0, late: Expired = PAST_DEADLINE
+) -> Revision:
     """The revision of a job that is found too late, and does not start (again)."""
-    event = outcome_event(running_event(job, info, submitted), late, token=0, now=datetime.min)
+    event = outcome_revision(running_revision(job, info, submitted), late, token=0, now=datetime.min)
     return replace(event, attempt=job.attempt - 1)
 
 
-def overdue_failure(last: Event) -> Failed:
+def overdue_failure(last: Revision) -> Failed:
     """The outcome of a job whose next attempt would start after its retry window."""
     error = f"the window of its retries closed before another attempt; the last: {last.error}"
     return Failed("overdue", Fault(shorten(error, MAX_ERROR_LENGTH), last.traceback))
@@ -151,12 +153,12 @@ def with_declared_expiry(job: Job, declared: float | None, stored: float) -> Job
     return replace(job, expires=datetime.fromtimestamp(stored + declared, UTC))
 
 
-def with_log_counts(job: Job, last: LoggedEvent) -> Job:
+def with_log_counts(job: Job, last: StoredRevision) -> Job:
     """The job with the counts of its last revision, which has refused a start.
 
     It expires only if it has not started yet. The recorded retry window replaces its own.
     """
-    event = last.event
+    event = last.revision
     return replace(
         job,
         failures=event.failures,
@@ -167,7 +169,7 @@ def with_log_counts(job: Job, last: LoggedEvent) -> Job:
     )
 
 
-def next_attempt_of(job: Job, last: Event, token: int) -> Job:
+def next_attempt_of(job: Job, last: Revision, token: int) -> Job:
     """The next attempt of a job, as its last revision announces it. A job that has started expires no more.
 
     A slot for the whole job is kept until then; otherwise the job returns to its key group.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jsq.model.event import TRANSITIONS
+from jsq.model.revision import TRANSITIONS
 from jsq.server import EmbeddedServer
 from tests.helpers.forkserver import ForkServer
 from tests.helpers.pages import (

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from jsq.model.event import FINAL_STATES, TRANSITIONS, LoggedEvent
+from jsq.model.revision import FINAL_STATES, TRANSITIONS, StoredRevision
 from jsq.settings import QueueSettings
 from tests.chaos.flow_checker import (
     all_or_none,
@@ -38,8 +38,8 @@ def check(history: History) -> dict[str, list[str]]:
     return {name: list(judge(history)) for name, judge in CHECKS.items()}
 
 
-def runs(events: list[LoggedEvent]) -> list[LoggedEvent]:
-    return [event for event in events if event.event.progress is None]
+def runs(events: list[StoredRevision]) -> list[StoredRevision]:
+    return [event for event in events if event.revision.progress is None]
 
 
 def i1(history: History) -> Iterator[str]:
@@ -61,13 +61,13 @@ def i3(history: History) -> Iterator[str]:
     ended = {(effect.job, effect.token) for effect in history.effects if effect.word == "end"}
     for job, events in history.events.items():
         for event in events:
-            if event.state == "succeeded" and not ended & {(job, event.event.token), (job, UNKNOWN_TOKEN)}:
+            if event.state == "succeeded" and not ended & {(job, event.revision.token), (job, UNKNOWN_TOKEN)}:
                 yield f"{job} has succeeded, and none of its runs has ended"
 
 
 def i4(history: History) -> Iterator[str]:
     for job, events in history.events.items():
-        results = {str(event.event.result) for event in events if event.state == "succeeded"}
+        results = {str(event.revision.result) for event in events if event.state == "succeeded"}
         if len(results) > 1 or (results and results != {job}):
             yield f"{job} has the results {sorted(results)}"
 
@@ -78,10 +78,12 @@ def i5(history: History) -> Iterator[str]:
         for event in runs(events):
             if event.state == "running":
                 token = event.sequence
-            elif event.event.reason == "replayed":
+            elif event.revision.reason == "replayed":
                 continue  # an operator retried the failed job
-            elif event.event.token and event.event.token != token and event.event.reason != "crashed":
-                yield f"{job} is {event.state} by attempt {event.event.token}, and the last one is {token}"
+            elif (
+                event.revision.token and event.revision.token != token and event.revision.reason != "crashed"
+            ):
+                yield f"{job} is {event.state} by attempt {event.revision.token}, and the last one is {token}"
 
 
 def i6(history: History) -> Iterator[str]:
@@ -147,11 +149,11 @@ def i13(history: History) -> Iterator[str]:
             yield f"{job} belongs to no tick"
 
 
-def died_of_crashes(events: list[LoggedEvent]) -> bool:
+def died_of_crashes(events: list[StoredRevision]) -> bool:
     """Whether a job failed as `crashed` correctly: it started and crashed as often as its queue permits."""
     last, starts = events[-1], sum(event.state == "running" for event in events)
-    crashed = last.state == "failed" and last.event.reason == "crashed"
-    return crashed and min(last.event.crashes, starts) >= QueueSettings().max_crashes
+    crashed = last.state == "failed" and last.revision.reason == "crashed"
+    return crashed and min(last.revision.crashes, starts) >= QueueSettings().max_crashes
 
 
 def i15(history: History) -> Iterator[str]:
@@ -216,7 +218,7 @@ def overlaps(effects: list[Effect]) -> int:
 
 def recoveries(history: History) -> list[float]:
     """The seconds from the kill of a worker to the next start of each job that it ran, in ascending order."""
-    recorded = {event.event.token for events in history.events.values() for event in events}
+    recorded = {event.revision.token for events in history.events.values() for event in events}
     begins = [effect for effect in history.effects if effect.word == "begin"]
     found = []
     for pid, at in history.kills:

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jsq.model.event import FINAL_STATES, LoggedEvent
+from jsq.model.revision import FINAL_STATES, StoredRevision
 from tests.chaos.history import Effect, FlowSubmit, History
 
 GRACE = 2.0
@@ -46,7 +46,7 @@ class Life:
     ended: float
 
 
-def lives(events: list[LoggedEvent]) -> list[Life]:
+def lives(events: list[StoredRevision]) -> list[Life]:
     """All lives of one job."""
     found: list[Life] = []
     begun = math.inf
@@ -59,8 +59,10 @@ def lives(events: list[LoggedEvent]) -> list[Life]:
     return [*found, Life(events[0].job, begun, math.inf)] if begun < math.inf else found
 
 
-def first(events: list[LoggedEvent], *states: str) -> LoggedEvent | None:
-    return next((event for event in events if event.state in states and event.event.progress is None), None)
+def first(events: list[StoredRevision], *states: str) -> StoredRevision | None:
+    return next(
+        (event for event in events if event.state in states and event.revision.progress is None), None
+    )
 
 
 def overlapping(held: list[Life]) -> Iterator[tuple[Life, Life]]:
@@ -84,7 +86,7 @@ def by_key(history: History, kind: str) -> dict[str, dict[str, FlowSubmit]]:
 
 def key_of(history: History) -> dict[str, str]:
     """The key of each job in a key group, read from its events, because not all submits were acknowledged."""
-    keys = {job: next((one.event.key for one in events), "") for job, events in history.events.items()}
+    keys = {job: next((one.revision.key for one in events), "") for job, events in history.events.items()}
     return {job: key for job, key in keys.items() if key}
 
 
@@ -122,7 +124,7 @@ def one_at_a_time(history: History) -> Iterator[str]:
     for job, key in keys.items():
         events = history.events[job]
         held[key] += lives(events)
-        run = next((one.event.token for one in events if one.state == "succeeded"), 0)
+        run = next((one.revision.token for one in events if one.state == "succeeded"), 0)
         if (job, run) in begins and (job, run) in ends:
             ran[key].append(Life(job, begins[job, run], ends[job, run]))
     for what, by_group in (("held the slot", held), ("ran", ran)):
@@ -150,7 +152,7 @@ def windows(history: History, task: str) -> list[int]:
 
 def starts(history: History, task: str) -> list[float]:
     """The times at which the runs of a task began, in ascending order."""
-    jobs = {job for job, events in history.events.items() if any(one.event.task == task for one in events)}
+    jobs = {job for job, events in history.events.items() if any(one.revision.task == task for one in events)}
     halts = [(one.pid, one.ended) for one in history.injected_faults if one.pid]
     return [
         effect.at
@@ -167,7 +169,7 @@ def paused_never_start(history: History) -> Iterator[str]:
         (event.at.timestamp(), event)
         for events in history.events.values()
         for event in events
-        if event.state == "running" and event.event.progress is None
+        if event.state == "running" and event.revision.progress is None
     ]
     for pause in history.pauses:
         since = effective_from(history, pause.began)
@@ -211,7 +213,7 @@ def held_spans(history: History, task: str) -> Iterator[Span]:
     left = {(one.job, one.token): one.at for one in history.effects if one.word == "left"}
     killed = dict(history.kills)
     last = {one.pid: one.at for one in history.effects}  # in the order of their times
-    jobs = {job for job, events in history.events.items() if events[0].event.task == task}
+    jobs = {job for job, events in history.events.items() if events[0].revision.task == task}
     for one in history.effects:
         if one.word == "begin" and one.job in jobs:
             died = killed.get(one.pid, last[one.pid])
@@ -239,13 +241,13 @@ def leased_until(history: History, begin: Effect) -> float:
 # -- whether ---------------------------------------------------------------------------------------------
 
 
-def unique_life(key: str, events: list[LoggedEvent]) -> Life | None:
+def unique_life(key: str, events: list[StoredRevision]) -> Life | None:
     """The time in which a job holds its unique key, in seconds of the server's clock; None if it never did.
 
     A job holds its key from its submit. A job that waits because of `keep_last` holds it only from its start.
     """
     begun, ended = first(events, "running"), first(events, *FINAL_STATES)
-    submitted = events[0].event.submitted or events[0].at
+    submitted = events[0].revision.submitted or events[0].at
     if key.startswith("keep_last"):
         if begun is None:
             return None
@@ -292,7 +294,7 @@ def items_are_independent(history: History) -> Iterator[str]:
         last = [event for event in history.events.get(submit.job, ()) if event.state in FINAL_STATES][-1:]
         if submit.kind != "batched" or not last:
             continue
-        failed = last[0].state == "failed" and last[0].event.reason == "rejected"
+        failed = last[0].state == "failed" and last[0].revision.reason == "rejected"
         if submit.key == "bad" and last[0].state == "succeeded":
             yield f"{submit.job} was bad and has succeeded"
         elif submit.key != "bad" and failed:
@@ -315,7 +317,7 @@ def expired_never_start(history: History) -> Iterator[str]:
         events = history.events.get(submit.job, [])
         if submit.expires == math.inf or not events:
             continue
-        recorded = next((one.event.expires for one in events if one.event.expires is not None), None)
+        recorded = next((one.revision.expires for one in events if one.revision.expires is not None), None)
         limit = min(submit.expires, recorded.timestamp() if recorded is not None else math.inf)
         begun = first(events, "running")
         late = begun is None or begun.at.timestamp() > limit + (0 if recorded is not None else CLOSE)
@@ -380,5 +382,5 @@ def used_up(history: History, task: str) -> bool:
     return any(within_concurrency(fewer))
 
 
-def is_expired(event: LoggedEvent | None) -> bool:
+def is_expired(event: StoredRevision | None) -> bool:
     return event is not None and event.state == "expired"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jsq.model.event import LoggedEvent
 from jsq.model.rate_limit import Rate
+from jsq.model.revision import StoredRevision
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class History:
     errors: list[str] = field(default_factory=list)
     kills: list[tuple[int, float]] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
-    events: dict[str, list[LoggedEvent]] = field(default_factory=dict)
-    view: dict[str, LoggedEvent] = field(default_factory=dict)
+    events: dict[str, list[StoredRevision]] = field(default_factory=dict)
+    view: dict[str, StoredRevision] = field(default_factory=dict)
     dead_letters: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     lagging: list[str] = field(default_factory=list)
@@ -132,9 +132,9 @@ def read_effects(folder: Path) -> list[Effect]:
     return sorted(found, key=lambda effect: effect.at)
 
 
-def by_job(events: Iterable[LoggedEvent]) -> dict[str, list[LoggedEvent]]:
+def by_job(events: Iterable[StoredRevision]) -> dict[str, list[StoredRevision]]:
     """Events by their job, in the order of the log."""
-    found: dict[str, list[LoggedEvent]] = defaultdict(list)
+    found: dict[str, list[StoredRevision]] = defaultdict(list)
     for event in events:
         found[event.job].append(event)
     return dict(found)

@@ -17,7 +17,7 @@ def report(run: Run, command: str) -> tuple[list[str], bool]:
         job for job, events in history.events.items() for event in events if event.state == "running"
     )
     crashes = sum(
-        max((event.event.crashes for event in events), default=0) for events in history.events.values()
+        max((event.revision.crashes for event in events), default=0) for events in history.events.values()
     )
     outcomes = Counter(submit.outcome for submit in history.submits)
     lines = [

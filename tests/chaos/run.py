@@ -19,9 +19,9 @@ from jsq.broker import Broker as Place
 from jsq.broker.jobs.records import RecordStore
 from jsq.broker.maintenance.sweeper import MIN_AGE
 from jsq.broker.submit.unique import read_claim
-from jsq.model.event import OPEN_STATES
 from jsq.model.job import PRIORITIES
 from jsq.model.key_group import key_token
+from jsq.model.revision import OPEN_STATES
 from jsq.model.schedule import tick_id
 from tests.chaos.brokers import NAMESPACE, Broker, serving
 from tests.chaos.checker import TICKING, check, i7

@@ -7,7 +7,6 @@ from jsq.broker.submit.atomic import MAX_ATOMIC_BYTES
 from jsq.broker.topology.configs import MAX_HISTORY, RECORD_DAYS
 from jsq.errors import MAX_DURATION
 from jsq.model.checkpoint import MAX_STEPS, MAX_VALUE_BYTES
-from jsq.model.event import MAX_EVENT_HEADER_BYTES, MAX_RECORD_ARGUMENTS
 from jsq.model.job import MAX_ID_LENGTH
 from jsq.model.key_group import MAX_KEY_LENGTH, MAX_PER_KEY, MAX_WEIGHT, MAX_WEIGHTS
 from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_SLOTS, MAX_TAGS
@@ -15,6 +14,7 @@ from jsq.model.outcome import MAX_ERROR_LENGTH, MAX_TRACEBACK_LENGTH
 from jsq.model.pause import MAX_PAUSES
 from jsq.model.rate_limit import MAX_COUNT
 from jsq.model.retry import MAX_RETRIES
+from jsq.model.revision import MAX_RECORD_ARGUMENTS, MAX_REVISION_HEADER_BYTES
 from jsq.model.schedule import (
     MAX_CATCH_UP,
     MAX_CRON_LENGTH,
@@ -41,7 +41,7 @@ LIMITS: tuple[tuple[str, str], ...] = (
     ("checkpoint, result of a step", size(MAX_VALUE_BYTES)),
     ("steps of a job", f"{MAX_STEPS}"),
     ("headers of a job", f"{MAX_HEADERS}, {size(MAX_HEADER_BYTES)} together"),
-    ("headers in the record of a job", size(MAX_EVENT_HEADER_BYTES)),
+    ("headers in the record of a job", size(MAX_REVISION_HEADER_BYTES)),
     ("tags of a job", f"{MAX_TAGS}, each of 1 to 64 characters"),
     ("id of a job", f"{MAX_ID_LENGTH} characters, all printable"),
     ("name of a task", "128 characters"),

@@ -13,7 +13,7 @@ import pytest
 
 from jsq import App, Client
 from jsq.broker.topology.removal import remove_everything
-from jsq.model.event import FINAL_STATES, TRANSITIONS
+from jsq.model.revision import FINAL_STATES, TRANSITIONS
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.transport.replies import NoReply

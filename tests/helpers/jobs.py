@@ -2,8 +2,8 @@
 
 from jsq import Client, JobHandle
 from jsq.codec import envelope
-from jsq.model.event import FINAL_STATES
 from jsq.model.job import Job
+from jsq.model.revision import FINAL_STATES
 
 
 async def final_states(job: JobHandle[object]) -> list[str]:

@@ -1,8 +1,8 @@
 """Advisories of undeliverable messages are stored, and these messages are repaired before everything else."""
 
 from jsq import Client
-from jsq.model.event import Event
 from jsq.model.repair import Inconsistency
+from jsq.model.revision import Revision
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings
 from tests.helpers.conditions import Until
@@ -53,7 +53,7 @@ async def test_an_advisory_of_a_message_that_was_delivered_again_is_ignored(
     [sequence] = await make_undeliverable(client)
     await until_advised(client, until, 1)
     broker = await client.broker()
-    running = Event("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
+    running = Revision("running", "count", attempt=1, worker="w", message=sequence, delivery=1)
     await broker.records.write(READY, job.id, running, expect=0)
 
     assert await client.admin.sweep() == []

@@ -20,7 +20,7 @@ from jsq import (
     UsageError,
 )
 from jsq.model.checkpoint import MAX_STEPS, MAX_VALUE_BYTES, OnUnknownStep
-from jsq.model.event import Event
+from jsq.model.revision import Revision
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -167,7 +167,7 @@ async def test_a_superseded_attempt_runs_no_step(
     @app.task
     async def buy(ctx: Context) -> None:
         log = (await client.broker()).records
-        await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
+        await log.write("default", ctx.id, Revision("running", "buy", worker="other"), expect=ctx.token)
         try:
             await ctx.once("charge", outside.charge, 5)
         except LeaseLost as lost:
@@ -197,7 +197,7 @@ async def test_the_step_result_of_an_attempt_superseded_meanwhile_is_not_stored(
     async def buy(ctx: Context) -> None:
         async def is_superseded() -> None:
             log = (await client.broker()).records
-            await log.write("default", ctx.id, Event("running", "buy", worker="other"), expect=ctx.token)
+            await log.write("default", ctx.id, Revision("running", "buy", worker="other"), expect=ctx.token)
 
         with pytest.raises(LeaseLost):
             await ctx.once("charge", is_superseded)

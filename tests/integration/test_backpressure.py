@@ -413,7 +413,7 @@ async def test_a_job_that_runs_while_the_server_is_full_ends_once_there_is_room(
 
             await until(listed)
     assert set(runs.values()) == {1}
-    assert {outcome.event.crashes for outcome in outcomes} == {0}
+    assert {outcome.revision.crashes for outcome in outcomes} == {0}
 
 
 async def test_a_worker_that_stops_while_the_server_is_full_loses_nothing(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jsq import App, BatchItem, Client, JobCancelled, JobExpired, JobFailed, Reject, Snooze
-from jsq.model.event import FINAL_STATES
+from jsq.model.revision import FINAL_STATES
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -302,7 +302,7 @@ async def test_a_batch_that_times_out_is_cancelled_and_each_job_is_retried(
     assert calls.lists[0] == [0, 1]
     assert (await jobs[0].status()).failures == 1
     events = await (await client.broker()).records.history(jobs[1].id)
-    [retried] = [event.event for event in events if event.state == "retrying"]
+    [retried] = [event.revision for event in events if event.state == "retrying"]
     assert "longer than its timeout of 0.3 s" in retried.error
 
 

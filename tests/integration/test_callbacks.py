@@ -25,11 +25,11 @@ from jsq import (
     Snooze,
     UnknownTask,
 )
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.model.callback import callback_id
-from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency
+from jsq.model.revision import Revision
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
@@ -426,17 +426,17 @@ async def record_of_one_who_died(client: Client, id: str, *, fallback: bool = Fa
     if fallback:
         failed = replace(failed, fallback=callback_id(id, "fallback", token))
     dead_letter = broker.dead_letters.message(await queued_job(client, id), failed)
-    await broker.records.put_with("default", id, events.encode(failed), [dead_letter], expect=token)
+    await broker.records.put_with("default", id, revisions.encode(failed), [dead_letter], expect=token)
 
 
-async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> tuple[Event, int]:
+async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> tuple[Revision, int]:
     """Write what a worker leaves that dies while it runs a job. Returns the event and its sequence."""
     broker = await client.broker()
     ready = broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", id)
     message = await broker.reads.last(*ready)
     assert message is not None
     number = int(message.headers["Nats-Sequence"])
-    gone = Event("running", task, attempt=1, worker="gone", message=number)
+    gone = Revision("running", task, attempt=1, worker="gone", message=number)
     return gone, await broker.records.write("default", id, gone, expect=0)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jsq import App, BadOption, Client, Context, JobCancelled, JobHandle, JobNotFound, WrongState
 from jsq.broker.operations.cancel import CancelCount
-from jsq.model.event import FINAL_STATES, Event
+from jsq.model.revision import FINAL_STATES, Revision
 from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
@@ -117,7 +117,9 @@ async def test_a_thread_is_notified_of_its_cancellation_and_its_outcome_is_refus
 async def test_a_job_is_cancelled_though_its_worker_does_not_reply(client: Client) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
-    await broker.records.write(job.queue, job.id, Event("running", "any", attempt=1, worker="gone"), expect=0)
+    await broker.records.write(
+        job.queue, job.id, Revision("running", "any", attempt=1, worker="gone"), expect=0
+    )
     assert (await job.cancel()).state == "cancelled"
     assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
 
@@ -177,7 +179,7 @@ async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a
         assert time.monotonic() - began < 5  # without a notification: at the next heartbeat, in 10 s
         history = await (await job._connection.broker()).records.history(job.id)
         assert [event.state for event in history if event.state in FINAL_STATES] == ["cancelled"]
-        assert history[-1].event.token > 0  # the worker wrote it, after its own start
+        assert history[-1].revision.token > 0  # the worker wrote it, after its own start
         worker.stop()
         await serving
 

@@ -22,7 +22,7 @@ from jsq import (
 )
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.model.checkpoint import MAX_VALUE_BYTES
-from jsq.model.event import Event
+from jsq.model.revision import Revision
 from jsq.transport.reads import Reads
 from jsq.transport.replies import Reply, WrongSequence
 from jsq.worker.stages.checkpoints import SUPERSEDED
@@ -185,7 +185,7 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
     async def overtake(ctx: Context) -> None:
         """Write what another worker writes to which the job was delivered meanwhile."""
         log = (await client.broker()).records
-        await log.write("default", ctx.id, Event("running", "climb", worker="other"), expect=ctx.token)
+        await log.write("default", ctx.id, Revision("running", "climb", worker="other"), expect=ctx.token)
 
     if answers == "await":
 
@@ -219,7 +219,7 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
                 if e.state == "running"
             ]
             await (await job._connection.broker()).records.write(
-                "default", job.id, Event("running", "climb", worker="other"), expect=running.sequence
+                "default", job.id, Revision("running", "climb", worker="other"), expect=running.sequence
             )
             overtaken.set()
         await until(lambda: errors)
@@ -232,8 +232,8 @@ async def test_only_the_start_of_an_attempt_allows_it_to_write(client: Client) -
     broker = await client.broker()
     job = await client.task("any").submit()
     write = broker.records.write
-    first = await write(job.queue, job.id, Event("running", "any"), expect=0)
-    second = await write(job.queue, job.id, Event("running", "any"), expect=first)
+    first = await write(job.queue, job.id, Revision("running", "any"), expect=0)
+    second = await write(job.queue, job.id, Revision("running", "any"), expect=first)
 
     await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"2", token=second, while_=bool)
     for stale in (0, first):
@@ -241,7 +241,7 @@ async def test_only_the_start_of_an_attempt_allows_it_to_write(client: Client) -
             await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"1", token=stale, while_=bool)
     assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=second, while_=bool) == b"2"
 
-    await write(job.queue, job.id, Event("succeeded", "any", token=second), expect=second)
+    await write(job.queue, job.id, Revision("succeeded", "any", token=second), expect=second)
     with pytest.raises(WrongSequence):
         await broker.checkpoints.write(job.queue, job.id, "checkpoint", b"3", token=second, while_=bool)
 
@@ -250,7 +250,7 @@ async def test_a_checkpoint_is_read_from_the_leader(client: Client, monkeypatch:
     """The answer of a replica that is behind is not used; the read is repeated."""
     broker = await client.broker()
     job = await client.task("any").submit()
-    token = await broker.records.write(job.queue, job.id, Event("running", "any"), expect=0)
+    token = await broker.records.write(job.queue, job.id, Revision("running", "any"), expect=0)
     for body in (b"1", b"2"):
         await broker.checkpoints.write(job.queue, job.id, "checkpoint", body, token=token, while_=bool)
     first, second = await stored_messages(client, job.id)
@@ -267,7 +267,7 @@ async def test_a_checkpoint_is_read_from_the_leader(client: Client, monkeypatch:
 async def test_reading_a_checkpoint_stores_nothing(client: Client) -> None:
     broker = await client.broker()
     job = await client.task("any").submit()
-    token = await broker.records.write(job.queue, job.id, Event("running", "any"), expect=0)
+    token = await broker.records.write(job.queue, job.id, Revision("running", "any"), expect=0)
 
     assert await broker.checkpoints.latest_sequence(job.queue, job.id, ">", token=token, while_=bool) == 0
     assert await broker.checkpoints.read(job.queue, job.id, "checkpoint", token=token, while_=bool) == b""

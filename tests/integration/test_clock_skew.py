@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from jsq import App, Client, Retry
-from jsq.model.event import Event
 from jsq.model.job import JobRecord
+from jsq.model.revision import Revision
 from jsq.model.unique import JobLife
 from tests.helpers.clocks import set_clock_ahead
 from tests.helpers.conditions import Until
@@ -97,7 +97,7 @@ async def test_a_job_that_has_just_started_holds_its_key(app: App, monkeypatch: 
 
     broker = await app.client.broker()
     job = await work.options(unique="k").submit()
-    event = Event("running", "work", 1, message=1)
+    event = Revision("running", "work", 1, message=1)
     await broker.records.write("default", job.id, event, expect=0)
     set_clock_ahead(monkeypatch, HOUR)
     assert (await broker.unique.positions.find("default", job.id)).life is JobLife.STARTED

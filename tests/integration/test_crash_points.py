@@ -12,9 +12,9 @@ from jsq.broker.jobs.messages import scheduled_time
 from jsq.client.submitter import unique_submit
 from jsq.codec.envelope import new_id
 from jsq.model.callback import callback_id, is_failed_attempt
-from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.model.options import parse_options
+from jsq.model.revision import Revision
 from tests.helpers.conditions import Until
 from tests.helpers.crash_points import SCENARIOS, NewSite, Site, at_each_point, kill_worker
 from tests.helpers.undeliverable import make_undeliverable
@@ -124,7 +124,7 @@ async def test_a_move_into_quarantine_killed_at_any_point_loses_and_repeats_no_j
             client = site.app.client
             await client.admin.provision(site.app.declared)
             job = await client.task("retry").submit()
-            gone = Event("running", "retry", attempt=1, worker="gone", message=1)
+            gone = Revision("running", "retry", attempt=1, worker="gone", message=1)
             await (await client.broker()).records.write("default", job.id, gone, expect=0)
             died = await site.die_at(point, "work")
             await site.finish(job.id, until)
@@ -138,7 +138,7 @@ async def test_a_move_into_quarantine_killed_at_any_point_loses_and_repeats_no_j
             moves = [
                 event
                 for event in await (await job._connection.broker()).records.history(job.id)
-                if event.event.reason == "quarantined"
+                if event.revision.reason == "quarantined"
             ]
             assert len(moves) == 1
         return site
@@ -203,7 +203,7 @@ async def test_callbacks_are_submitted_once_wherever_the_worker_is_killed(
             await site.finish(job.id, until)
             assert (await site.check_history(job.id))[-1] == "failed"
             events = await (await client.broker()).records.history()
-            own = [one.event for one in events if one.job == job.id]
+            own = [one.revision for one in events if one.job == job.id]
             wanted = [callback_id(job.id, "failed", one.token) for one in own if is_failed_attempt(one)]
             wanted += [callback_id(job.id, kind, own[-1].token) for kind in ("dead", "fallback")]
             assert len(wanted) == failures + 2
@@ -324,7 +324,7 @@ async def test_a_sweep_killed_at_any_point_can_be_repeated_and_repairs_once(
             await client.admin.provision(site.app.declared)
             await client.task("succeed").options(id="mine").submit()
             [message] = await make_undeliverable(client)
-            died = Event("running", "succeed", attempt=1, worker="gone", message=message, delivery=1)
+            died = Revision("running", "succeed", attempt=1, worker="gone", message=message, delivery=1)
             await (await client.broker()).records.write("default", "mine", died, expect=0)
             await site.die_at(point, "sweep")
             await client.admin.sweep(age=0)

@@ -9,7 +9,7 @@ import pytest
 
 from jsq import App, BadArguments, BadOption, Client, JobFailed, JobNotFound, WrongState
 from jsq.broker.operations.dead_letters import DeadLetter
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.codec.subject_token import Token
 from jsq.model.repair import Inconsistency
 from jsq.transport.replies import WrongSequence
@@ -70,10 +70,10 @@ async def test_a_failure_recorded_after_a_replay_leaves_no_dead_letter(
     assert failure is not None
     assert dead_letter.job is not None
     # A worker that lost its lease before the replay records the failure of its attempt now.
-    late = broker.dead_letters.message(dead_letter.job, failure.event)
+    late = broker.dead_letters.message(dead_letter.job, failure.revision)
     with pytest.raises(WrongSequence):
         await broker.records.put_with(
-            "default", job.id, events.encode(failure.event), [late], expect=failure.event.token
+            "default", job.id, revisions.encode(failure.revision), [late], expect=failure.revision.token
         )
     assert await client.dead_letters.list() == []
     with pytest.raises(JobNotFound):

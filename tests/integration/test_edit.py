@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jsq import App, BadOption, Client, Context, JobHandle, JobNotFound, WrongState
-from jsq.model.event import EDITED, Event, LoggedEvent
 from jsq.model.repair import Inconsistency
+from jsq.model.revision import EDITED, Revision, StoredRevision
 from tests.helpers.conditions import Until
 from tests.helpers.crash_points import NewSite, Site, at_each_point
 from tests.helpers.key_groups import nothing_is_left
@@ -18,7 +18,7 @@ WAIT = 60.0
 HOUR = 3600.0
 
 
-async def last(client: Client, id: str) -> LoggedEvent | None:
+async def last(client: Client, id: str) -> StoredRevision | None:
     return await (await client.broker()).records.last(id)
 
 
@@ -179,7 +179,7 @@ async def test_arguments_that_are_not_recorded_cannot_be_edited(
     await unkept.edit(timeout=5)
     found = await last(client, unkept.id)
     assert found is not None
-    assert not found.event.has_arguments
+    assert not found.revision.has_arguments
     async with working():
         assert await unkept.result(WAIT) == 3
 
@@ -318,7 +318,9 @@ async def test_an_edit_interrupted_after_its_record_was_written_is_completed(
     broker = await client.broker()
     await broker.streams.ensure_queue(queue)
     apart = queue if queue != "default" else ""
-    event = Event("queued", "give", reason=EDITED, quarantine=apart, has_arguments=True, arguments=[[2], {}])
+    event = Revision(
+        "queued", "give", reason=EDITED, quarantine=apart, has_arguments=True, arguments=[[2], {}]
+    )
     await broker.records.write("default", job.id, event, expect=0)
     if way == "sweep":
         await broker.job_writer.remove("default", job.id)

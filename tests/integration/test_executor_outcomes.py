@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, Client, JobFailed
-from jsq.model.event import FINAL_STATES
+from jsq.model.revision import FINAL_STATES
 from jsq.server import EmbeddedServer
 from tests.apps import outcomes
 from tests.apps.outcomes import DEEDS, WAYS
@@ -61,7 +61,7 @@ async def test_each_way_to_end_records_one_outcome(
     for job in jobs:
         history = await broker.records.history(job.id)
         assert [event.state for event in history if event.state in FINAL_STATES] == ["failed"]
-        assert {event.event.crashes for event in history} == {0}
+        assert {event.revision.crashes for event in history} == {0}
     await until(lambda: each_has_a_dead_letter(client, len(WAYS) + 1))
 
 

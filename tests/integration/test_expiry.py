@@ -10,11 +10,11 @@ import pytest
 from jsq import App, BadOption, Client, Context, JobExpired, JobHandle, Retry, Snooze, WrongState
 from jsq.cli.errors import JOB_FAILED, code_of
 from jsq.client.handle import job_record
-from jsq.codec.events import decode
-from jsq.model.event import Event
+from jsq.codec.revisions import decode
 from jsq.model.expiry import NOT_STARTED
 from jsq.model.job import Job
 from jsq.model.options import read_options
+from jsq.model.revision import Revision
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -185,7 +185,7 @@ async def test_a_job_that_started_in_time_is_reclaimed_after_a_crash_however_lat
     job = await plain.options(expires=0.2).submit()
     broker = await client.broker()
     await broker.records.write(
-        "default", job.id, Event("running", "plain", 1, worker="dead", message=9), expect=0
+        "default", job.id, Revision("running", "plain", 1, worker="dead", message=9), expect=0
     )
     await passed(until, 0.3)
     assert (await job.status()).state == "running"

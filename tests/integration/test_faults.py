@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jsq import JobFailed, JobHandle
-from jsq.model.event import FINAL_STATES, Event
+from jsq.model.revision import FINAL_STATES, Revision
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import WrongSequence
 from tests.helpers.conditions import Until
@@ -85,7 +85,7 @@ async def test_a_worker_suspended_past_its_lease_cannot_record_its_outcome(
     # If the first worker had sent its outcome, its token would have been refused.
     with pytest.raises(WrongSequence):
         await (await job._connection.broker()).records.write(
-            job.queue, job.id, Event("failed", "nap", token=first), expect=first, while_=lambda: False
+            job.queue, job.id, Revision("failed", "nap", token=first), expect=first, while_=lambda: False
         )
     assert await final_states(job) == ["succeeded"]
 
@@ -350,11 +350,11 @@ async def test_fencing_tokens_rise_with_every_attempt(workers: Workers) -> None:
     client = workers.client
     job = await client.task("any").submit()
     log = (await client.broker()).records
-    tokens = [await log.write(job.queue, job.id, Event("running", "any"), expect=0)]
+    tokens = [await log.write(job.queue, job.id, Revision("running", "any"), expect=0)]
     for _ in range(3):
-        tokens.append(await log.write(job.queue, job.id, Event("running", "any"), expect=tokens[-1]))
+        tokens.append(await log.write(job.queue, job.id, Revision("running", "any"), expect=tokens[-1]))
     assert tokens == sorted(set(tokens))
     for stale in tokens[:-1]:
         with pytest.raises(WrongSequence) as refused:
-            await log.write(job.queue, job.id, Event("succeeded", "any"), expect=stale)
+            await log.write(job.queue, job.id, Revision("succeeded", "any"), expect=stale)
         assert refused.value.last == tokens[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jsq import App, Client, JobFailed, JobHandle
-from jsq.model.event import Event
+from jsq.model.revision import Revision
 from jsq.server import EmbeddedServer
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
@@ -93,7 +93,7 @@ class Steps:
     async def submit_suspect(self, name: str) -> JobHandle[str]:
         """A job with which two workers died: one crash is recorded, and one worker runs it by its record."""
         job = await self.task.options(delay=0.5).submit(name)
-        running = Event("running", "step", 2, crashes=1, worker="gone", message=10**6, delivery=1)
+        running = Revision("running", "step", 2, crashes=1, worker="gone", message=10**6, delivery=1)
         await (await self.app.client.broker()).records.write("default", job.id, running, expect=0)
         return job
 

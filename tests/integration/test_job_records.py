@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from jsq import App, BadOption, Client, Context, JobFailed, JobNotFound, JobRecord, Retry
-from jsq.model.event import MAX_RECORD_ARGUMENTS
+from jsq.model.revision import MAX_RECORD_ARGUMENTS
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 

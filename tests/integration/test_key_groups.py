@@ -21,9 +21,9 @@ from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import WAKEUPS
 from jsq.codec.subject_token import ANY
-from jsq.model.event import FINAL_STATES, Event
 from jsq.model.key_group import GroupState, key_token
 from jsq.model.repair import Inconsistency
+from jsq.model.revision import FINAL_STATES, Revision
 from jsq.server import EmbeddedServer
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.transport.replies import Reply
@@ -385,7 +385,7 @@ async def test_any_printable_text_is_a_key_and_the_record_shows_it(
     assert (await broker.job_reader.find(waits.id, consistent=True)) is not None
     async with working():
         await waits.wait(10)
-    assert [(event.state, event.event.key) for event in await broker.records.history(waits.id)] == [
+    assert [(event.state, event.revision.key) for event in await broker.records.history(waits.id)] == [
         ("running", key),
         ("succeeded", key),
     ]
@@ -559,7 +559,7 @@ async def test_a_job_in_quarantine_has_left_its_key_group(
 
     bad, good = [await step.options(key="k").submit(number) for number in range(2)]
     await admit_jobs(broker, "k")
-    gone = Event("running", "step", attempt=1, worker="gone", message=1, delivery=0, key="k")
+    gone = Revision("running", "step", attempt=1, worker="gone", message=1, delivery=0, key="k")
     await broker.records.write(QUEUE, bad.id, gone, expect=0)
 
     async with working(queues=[QUEUE]):
@@ -795,10 +795,10 @@ async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
     )
     headers = {name: value for name, value in old.headers.items() if name in ("Jsq-Job", "Jsq-Key")}
     started = await broker.records.write(
-        QUEUE, job.id, Event("running", "visit", 1, message=1, key="k"), expect=0
+        QUEUE, job.id, Revision("running", "visit", 1, message=1, key="k"), expect=0
     )
     token = await broker.records.write(
-        QUEUE, job.id, Event("retrying", "visit", 1, failures=1, token=started, key="k"), expect=started
+        QUEUE, job.id, Revision("retrying", "visit", 1, failures=1, token=started, key="k"), expect=started
     )
     again = headers | {"Jsq-Again": f"1 0 {token}"}
     await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", job.id), old.payload, again)
@@ -1041,7 +1041,7 @@ async def test_a_sweep_releases_the_slot_of_a_finished_job(
 ) -> None:
     first, second = [await to(client, "k", number, per_key=1) for number in range(2)]
     await admit_jobs(broker, "k")
-    await broker.records.write(QUEUE, first.id, Event("cancelled", "visit", key="k"), expect=0)
+    await broker.records.write(QUEUE, first.id, Revision("cancelled", "visit", key="k"), expect=0)
     await broker.jetstream.purge(
         broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", first.id)
     )

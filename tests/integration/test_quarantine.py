@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jsq import App, BadName, BadOption, Client, Context, JobCancelled, JobFailed, JobHandle, Retry
-from jsq.model.event import Event
 from jsq.model.repair import Inconsistency
+from jsq.model.revision import Revision
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working, worker_processes
@@ -37,14 +37,14 @@ async def crashed(job: JobHandle[Any], times: int) -> None:
     log = (await job._connection.broker()).records
     for _ in range(times):
         last = await log.last(job.id, job.queue, consistent=True)
-        before = last.event if last is not None else Event("queued", "work")
+        before = last.revision if last is not None else Revision("queued", "work")
         queue = before.quarantine or job.queue
         message = await (await job._connection.broker()).reads.last(
             (await job._connection.broker()).subjects.streams.ready(queue),
             (await job._connection.broker()).subjects.ready(queue, "*", job.id),
         )
         assert message is not None
-        gone = Event(
+        gone = Revision(
             "running",
             "work",
             worker="gone",
@@ -130,9 +130,9 @@ async def test_a_retry_stays_in_quarantine(
     runs = [
         event
         for event in await (await job._connection.broker()).records.history(job.id)
-        if event.event.worker != "gone"
+        if event.revision.worker != "gone"
     ]
-    assert {event.event.quarantine for event in runs if event.state == "running"} == {"apart"}
+    assert {event.revision.quarantine for event in runs if event.state == "running"} == {"apart"}
     assert (await job.status()).failures == 1
 
 
@@ -210,7 +210,7 @@ async def test_a_sweep_of_a_quarantine_repairs_only_the_inconsistencies_in_it(
     log = (await one._connection.broker()).records
     last = await log.last(one.id, one.queue, consistent=True)
     assert last is not None
-    await log.write(one.queue, one.id, replace(last.event, state="cancelled"), expect=last.sequence)
+    await log.write(one.queue, one.id, replace(last.revision, state="cancelled"), expect=last.sequence)
     [swept] = await client.admin.sweep(age=0)
     assert (swept.kind, swept.job, swept.repaired) == (Inconsistency.LEFTOVER_MESSAGE, one.id, True)
     assert await client.admin.sweep(age=0) == []

@@ -10,7 +10,7 @@ import pytest
 from jsq import App, BadOption, Client, JobNotFound, Reject, WrongState
 from jsq.broker.operations import query as choosing
 from jsq.broker.operations.cancel import CancelCount
-from jsq.model.event import Event
+from jsq.model.revision import Revision
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -131,7 +131,7 @@ async def test_a_job_that_changes_during_a_query_is_found_once_in_its_current_st
 
     async def changing(*args: Any, **named: Any) -> Any:
         found = await page(*args, **named)
-        event = Event("running", "add", 1)
+        event = Revision("running", "add", 1)
         while begins:
             await broker.records.write("default", begins.pop(0).id, event, expect=0)
         return found

@@ -9,7 +9,7 @@ import pytest
 
 from jsq import App, Client, Context, JobHandle, Retry, WrongState
 from jsq.broker.jobs.records import RecordStore
-from jsq.model.event import FINAL_STATES
+from jsq.model.revision import FINAL_STATES
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import own_headers, sequence_of
 from tests.helpers.conditions import Until

@@ -8,9 +8,9 @@ import pytest
 
 from jsq import App, Client, Context, JobCancelled, JobFailed, QueueFull, Reject, Retry
 from jsq.broker.delivery.delivery import read_delivery
-from jsq.codec.events import encode
-from jsq.model.event import Event
+from jsq.codec.revisions import encode
 from jsq.model.job import Job
+from jsq.model.revision import Revision
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import Reply
 from jsq.worker.attempt import Attempt
@@ -134,7 +134,7 @@ async def test_a_replay_removes_only_the_dead_letter_it_replays(
     order = await queued_job(client, job.id)
 
     async def fail(error: str, expect: int) -> None:
-        failed = Event("failed", "any", reason="error", error=error, token=expect)
+        failed = Revision("failed", "any", reason="error", error=error, token=expect)
         letter = broker.dead_letters.message(order, failed)
         await broker.records.put_with(job.queue, job.id, encode(failed), [letter], expect=expect)
 
@@ -208,7 +208,7 @@ async def test_a_cancel_overtaken_by_a_start_is_sent_to_the_worker(
     broker = await client.broker()
     seen = await broker.job_reader.find(job.id)
     assert seen is not None
-    await broker.records.write(job.queue, job.id, Event("running", "any", attempt=1), expect=0)
+    await broker.records.write(job.queue, job.id, Revision("running", "any", attempt=1), expect=0)
     assert not await broker.cancel.cancel_waiting(seen)
     assert (await job.status()).state == "running"
 
@@ -216,7 +216,7 @@ async def test_a_cancel_overtaken_by_a_start_is_sent_to_the_worker(
 async def test_a_second_cancel_removes_the_message_that_the_first_left(app: App, client: Client) -> None:
     job = await client.task("any").options(delay=60).submit()
     broker = await client.broker()
-    await broker.records.write(job.queue, job.id, Event("cancelled", "any"), expect=0, ttl=60)
+    await broker.records.write(job.queue, job.id, Revision("cancelled", "any"), expect=0, ttl=60)
     assert (await client.queues.stats("default"))[0].scheduled == 1
     assert (await job.cancel()).state == "cancelled"
     assert (await client.queues.stats("default"))[0].scheduled == 0
@@ -308,9 +308,10 @@ async def test_one_of_two_conflicting_writes_in_a_group_commit_succeeds(client: 
     states = ("running", "cancelled")
     for number in range(20):
         writes = [
-            broker.records.write("default", f"j{number}", Event(state, "any"), expect=0) for state in states
+            broker.records.write("default", f"j{number}", Revision(state, "any"), expect=0)
+            for state in states
         ]
-        ahead = broker.records.write("default", f"ahead{number}", Event("running", "any"), expect=0)
+        ahead = broker.records.write("default", f"ahead{number}", Revision("running", "any"), expect=0)
         _, *both = await asyncio.gather(ahead, *writes, return_exceptions=True)
         assert sorted(type(found).__name__ for found in both) == ["WrongSequence", "int"]
         assert [one.state for one in await broker.records.history(f"j{number}")] == ["running"]

@@ -20,8 +20,8 @@ from jsq import (
     Retry,
     Snooze,
 )
-from jsq.model.event import Event
 from jsq.model.retry import Backoff
+from jsq.model.revision import Revision
 from jsq.worker import Worker
 from tests.apps import rules
 from tests.helpers.conditions import Until
@@ -54,9 +54,9 @@ async def retries_wait(job: JobHandle[Any], *expected: float) -> bool:
     """
     history = await (await job._connection.broker()).records.history(job.id)
     waits = [
-        (event.event.due - event.at).total_seconds()
+        (event.revision.due - event.at).total_seconds()
         for event in history
-        if event.state == "retrying" and event.event.due is not None
+        if event.state == "retrying" and event.revision.due is not None
     ]
     return len(waits) == len(expected) and all(
         longest - 1 < wait < longest + 0.05 for wait, longest in zip(waits, expected, strict=True)
@@ -280,7 +280,7 @@ async def test_a_crash_does_not_move_the_window(app: App, working: Working, unti
         broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", job.id)
     )
     assert message is not None
-    gone = Event(
+    gone = Revision(
         "running",
         "down",
         attempt=1,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jsq import App, ArgumentsNotKept, Client, Context, JobFailed, JobNotFound, WrongState
-from jsq.model.event import MAX_RECORD_ARGUMENTS, Event
 from jsq.model.repair import Inconsistency
+from jsq.model.revision import MAX_RECORD_ARGUMENTS, Revision
 from tests.helpers.conditions import Until
 from tests.helpers.crash_points import NewSite, Site, at_each_point
 from tests.helpers.workers import Working
@@ -198,7 +198,7 @@ async def test_a_sweep_completes_an_interrupted_second_run(
     last = await broker.records.last(job.id)
     assert last is not None
     # As `retry` leaves it if the client dies before it stores the message.
-    event = Event(
+    event = Revision(
         "retrying",
         "add",
         reason="replayed",

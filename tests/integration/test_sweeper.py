@@ -13,11 +13,11 @@ import pytest
 from jsq import App, Client, Context, JobFailed, Reject, Retry
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.sweeper import Sweeper, SweepLease
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.errors import BrokerUnavailable
-from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.model.job import PRIORITIES, Job
 from jsq.model.repair import Inconsistency
+from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.worker import Worker
@@ -39,12 +39,12 @@ async def until_recorded(client: Client, until: Until, id: str, state: str) -> N
     await until(recorded)
 
 
-async def fail(client: Client, order: Job) -> LoggedEvent:
+async def fail(client: Client, order: Job) -> StoredRevision:
     """Have a job fail whose message remains: its worker died before it settled the delivery."""
     broker = await client.broker()
-    failed = Event("failed", order.task, attempt=1, reason="error", error="ValueError: no")
+    failed = Revision("failed", order.task, attempt=1, reason="error", error="ValueError: no")
     dead_letter = broker.dead_letters.message(order, failed)
-    await broker.records.put_with(READY, order.id, events.encode(failed), [dead_letter], expect=0)
+    await broker.records.put_with(READY, order.id, revisions.encode(failed), [dead_letter], expect=0)
     found = await broker.records.last(order.id)
     assert found is not None
     return found
@@ -103,7 +103,7 @@ async def test_an_undeliverable_message_whose_worker_died_counts_the_crash(
     job = await client.task("count").submit()
     [sequence] = await make_undeliverable(client)
     broker = await client.broker()
-    died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
+    died = Revision("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
     await broker.records.write(READY, job.id, died, expect=0)
 
     assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
@@ -119,7 +119,7 @@ async def test_a_sweep_killed_before_it_removed_the_old_message_loses_no_job(
     job = await client.task("count").submit()
     [sequence] = await make_undeliverable(client)
     broker = await client.broker()
-    died = Event("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
+    died = Revision("running", "count", attempt=1, worker="gone", message=sequence, delivery=1)
     await broker.records.write(READY, job.id, died, expect=0)
 
     with monkeypatch.context() as patch:
@@ -218,7 +218,7 @@ async def test_the_message_of_a_finished_job_is_removed(client: Client) -> None:
     jobs = [await client.task("any").submit(), await client.task("any").options(delay=60).submit()]
     broker = await client.broker()
     for job in jobs:
-        await broker.records.write(READY, job.id, Event("cancelled", "any"), expect=0, ttl=60)
+        await broker.records.write(READY, job.id, Revision("cancelled", "any"), expect=0, ttl=60)
 
     assert {(one.kind, one.job) for one in await client.admin.sweep(age=0)} == {
         (Inconsistency.LEFTOVER_MESSAGE, job.id) for job in jobs
@@ -400,7 +400,7 @@ async def test_the_id_of_a_job_that_was_never_stored_is_released(client: Client)
 async def test_a_started_job_without_a_message_is_reported_and_not_repaired(client: Client) -> None:
     job = await client.task("any").submit()
     broker = await client.broker()
-    await broker.records.write(READY, job.id, Event("running", "any", attempt=1, message=1), expect=0)
+    await broker.records.write(READY, job.id, Revision("running", "any", attempt=1, message=1), expect=0)
     await broker.jetstream.purge(
         broker.subjects.streams.ready(READY), broker.subjects.ready(READY, "*", job.id)
     )
@@ -490,7 +490,7 @@ async def make_inconsistencies(client: Client) -> set[str]:
     await make_undeliverable(client)
     ended = [await client.task("count").options(priority="low").submit() for _ in range(20)]
     for job in ended:
-        await broker.records.write(READY, job.id, Event("cancelled", "count"), expect=0, ttl=600)
+        await broker.records.write(READY, job.id, Revision("cancelled", "count"), expect=0, ttl=600)
     return {job.id for job in (*undeliverable, *ended)}
 
 
@@ -650,7 +650,7 @@ async def test_the_doctor_reports_inconsistencies(client: Client, monkeypatch: p
     assert [f.severity for f in await client.admin.doctor() if f.subject == "sweeps"] == ["ok"]
     await make_undeliverable(client)
     later = await client.task("any").options(delay=60).submit()
-    await broker.records.write(READY, later.id, Event("cancelled", "any"), expect=0, ttl=600)
+    await broker.records.write(READY, later.id, Revision("cancelled", "any"), expect=0, ttl=600)
 
     found = {f.message.partition(":")[0]: f for f in await client.admin.doctor() if f.subject == "sweeps"}
 

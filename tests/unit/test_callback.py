@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.codec.callbacks import MAX_CALLBACK_ARGUMENTS, encode_failure, failure_of
 from jsq.codec.envelope import new_id
 from jsq.codec.signature import Signature
 from jsq.model.callback import Callbacks, Failure, callback_id, pending_callbacks, with_pending_callbacks
-from jsq.model.event import Event
 from jsq.model.job import Job, check_id
+from jsq.model.revision import Revision
 
 ALL = Callbacks("failed", "dead", "instead")
 JOB = Job("j1", "mail", "mails", arguments=b'{"to":"a"}', tags=("x",))
@@ -21,8 +21,8 @@ IDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=128).filter(str
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def event(state: str, **fields: Any) -> Event:
-    return Event(state, "mail", **({"attempt": 1, "token": 7} | fields))
+def event(state: str, **fields: Any) -> Revision:
+    return Revision(state, "mail", **({"attempt": 1, "token": 7} | fields))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def event(state: str, **fields: Any) -> Event:
     ],
     ids=str,
 )
-def test_an_event_has_its_pending_callbacks(told: Event, wanted: list[str]) -> None:
+def test_an_event_has_its_pending_callbacks(told: Revision, wanted: list[str]) -> None:
     recorded = with_pending_callbacks(told, JOB, ALL)
 
     assert [kind for kind, _ in pending_callbacks(recorded, JOB, ALL)] == wanted
@@ -56,7 +56,7 @@ def test_without_callbacks_nothing_is_pending_and_the_event_does_not_grow() -> N
 
     assert with_pending_callbacks(failed, JOB, Callbacks()) is not None
     assert with_pending_callbacks(failed, JOB, Callbacks()) == failed
-    assert events.encode(with_pending_callbacks(failed, JOB, Callbacks())) == events.encode(failed)
+    assert revisions.encode(with_pending_callbacks(failed, JOB, Callbacks())) == revisions.encode(failed)
 
 
 def test_a_callback_has_a_fallback_but_no_callbacks_of_its_own() -> None:

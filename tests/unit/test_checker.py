@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jsq.model.event import Event, LoggedEvent
 from jsq.model.rate_limit import Rate
+from jsq.model.revision import Revision, StoredRevision
 from tests.chaos.checker import CHECKS, check, overlaps, recoveries
 from tests.chaos.flow_checker import happened
 from tests.chaos.history import (
@@ -24,8 +24,8 @@ from tests.chaos.history import (
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def logged(sequence: int, state: str, **fields: object) -> LoggedEvent:
-    return LoggedEvent("default", "j1", sequence, NOON, Event(state, "work", **fields))  # type: ignore[arg-type]
+def logged(sequence: int, state: str, **fields: object) -> StoredRevision:
+    return StoredRevision("default", "j1", sequence, NOON, Revision(state, "work", **fields))  # type: ignore[arg-type]
 
 
 RUNNING = logged(2, "running")
@@ -44,35 +44,35 @@ def good() -> History:
     )
 
 
-def with_events(*events: LoggedEvent, **fields: object) -> History:
+def with_events(*events: StoredRevision, **fields: object) -> History:
     return replace(good(), events={"j1": list(events)}, view={"j1": events[-1]}, **fields)  # type: ignore[arg-type]
 
 
 AT = NOON.timestamp()
 
 
-def event(job: str, sequence: int, state: str, at: float = 0.0, **fields: object) -> LoggedEvent:
+def event(job: str, sequence: int, state: str, at: float = 0.0, **fields: object) -> StoredRevision:
     """An event of a job, `at` seconds after noon."""
     moment = NOON + timedelta(seconds=at)
     queue = str(fields.pop("queue", "default"))
-    return LoggedEvent(queue, job, sequence, moment, Event(state, "work", **fields))  # type: ignore[arg-type]
+    return StoredRevision(queue, job, sequence, moment, Revision(state, "work", **fields))  # type: ignore[arg-type]
 
 
-def ran(job: str, begun: int, ended: int, **fields: object) -> list[LoggedEvent]:
+def ran(job: str, begun: int, ended: int, **fields: object) -> list[StoredRevision]:
     """A job that began and ended at these sequences, which are also seconds after noon."""
     fields = {"submitted": NOON + timedelta(seconds=1), **fields}
     running = event(job, begun, "running", begun, **fields)
     return [running, event(job, ended, "succeeded", ended, token=begun, result=job, **fields)]
 
 
-def history_of(submits: list[FlowSubmit], *jobs: list[LoggedEvent], **fields: object) -> History:
+def history_of(submits: list[FlowSubmit], *jobs: list[StoredRevision], **fields: object) -> History:
     """A history of jobs with their submits, and the second in which each ran."""
     effects = [
-        Effect(word, one.job, one.event.token, 7, AT + at)
+        Effect(word, one.job, one.revision.token, 7, AT + at)
         for events in jobs
         for one in events
         if one.state == "succeeded"
-        for word, at in (("begin", one.event.token), ("end", one.sequence))
+        for word, at in (("begin", one.revision.token), ("end", one.sequence))
     ]
     history = History(
         submits=[Submitted(events[0].job, "acknowledged", AT) for events in jobs],
@@ -84,12 +84,12 @@ def history_of(submits: list[FlowSubmit], *jobs: list[LoggedEvent], **fields: ob
     return replace(history, **fields)  # type: ignore[arg-type]
 
 
-def keyed(*jobs: list[LoggedEvent], **fields: object) -> History:
+def keyed(*jobs: list[StoredRevision], **fields: object) -> History:
     """Jobs of one key, in the order of their submits."""
     return history_of([FlowSubmit("keyed", events[0].job, AT, AT, "k") for events in jobs], *jobs, **fields)
 
 
-def unique(key: str, *jobs: list[LoggedEvent], **fields: object) -> History:
+def unique(key: str, *jobs: list[StoredRevision], **fields: object) -> History:
     return history_of([FlowSubmit("unique", events[0].job, AT, AT, key) for events in jobs], *jobs, **fields)
 
 
@@ -98,7 +98,7 @@ def returned(job: str, key: str, after: float) -> FlowSubmit:
     return FlowSubmit("unique", job, AT + after, AT + after + 0.1, key, duplicate=True)
 
 
-def expiring(*events: LoggedEvent, ran_at: float | None = None) -> History:
+def expiring(*events: StoredRevision, ran_at: float | None = None) -> History:
     """A job that expires five seconds after noon."""
     effects = [] if ran_at is None else [Effect("begin", "a", 2, 7, AT + ran_at)]
     asked = FlowSubmit("expiring", "a", AT, AT, expires=AT + 5.1)

@@ -7,40 +7,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.model.event import (
+from jsq.model.job import JobRecord
+from jsq.model.revision import (
     EDITED,
     FINAL_STATES,
     OPEN_STATES,
     SUBMITTED_STATES,
     TRANSITIONS,
-    Event,
-    LoggedEvent,
+    Revision,
+    StoredRevision,
     judge_start,
     record_fields,
 )
-from jsq.model.event import DeliveryInfo as Info
-from jsq.model.event import StartVerdict as Verdict
-from jsq.model.job import JobRecord
+from jsq.model.revision import DeliveryInfo as Info
+from jsq.model.revision import StartVerdict as Verdict
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 STATES = (*SUBMITTED_STATES, *OPEN_STATES, *FINAL_STATES)
 
 
-def logged(event: Event, *, sequence: int = 7) -> LoggedEvent:
-    return LoggedEvent("default", "j1", sequence, NOON, event)
+def logged(event: Revision, *, sequence: int = 7) -> StoredRevision:
+    return StoredRevision("default", "j1", sequence, NOON, event)
 
 
-def running(quarantine: str = "", *, delivery: int = 1) -> LoggedEvent:
-    return logged(Event("running", "mail", worker="w1", message=10, delivery=delivery, quarantine=quarantine))
+def running(quarantine: str = "", *, delivery: int = 1) -> StoredRevision:
+    return logged(
+        Revision("running", "mail", worker="w1", message=10, delivery=delivery, quarantine=quarantine)
+    )
 
 
-def in_state(state: str) -> LoggedEvent:
-    return logged(Event(state, "mail", worker="w1", message=10, delivery=1))
+def in_state(state: str) -> StoredRevision:
+    return logged(Revision(state, "mail", worker="w1", message=10, delivery=1))
 
 
-def ended_as(state: str, sequence: int = 7) -> LoggedEvent:
+def ended_as(state: str, sequence: int = 7) -> StoredRevision:
     """An attempt that began at revision 5, and ended at 7; that was rewritten later with another due time."""
-    return logged(Event(state, "mail", worker="w1", message=10, delivery=1, token=5), sequence=sequence)
+    return logged(Revision(state, "mail", worker="w1", message=10, delivery=1, token=5), sequence=sequence)
 
 
 # -- the table -----------------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def test_only_a_reschedule_or_an_edit_returns_to_a_submitted_state() -> None:
 def test_only_a_message_written_after_the_edit_starts_an_edited_job(
     previous: int, verdict: Verdict, quarantine: str
 ) -> None:
-    edited = logged(Event("queued", "mail", reason=EDITED, token=5, quarantine=quarantine), sequence=7)
+    edited = logged(Revision("queued", "mail", reason=EDITED, token=5, quarantine=quarantine), sequence=7)
 
     assert judge_start(edited, Info("w2", 11, 1, previous=previous), other_waits=False) is verdict
 
@@ -147,7 +149,7 @@ ROWS = [
     ("last", "handing", "other_waits", "verdict"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )
 def test_a_delivery_whose_start_was_refused_gets_the_verdict_of_the_record(
-    last: LoggedEvent | None, handing: Info, other_waits: bool, verdict: Verdict
+    last: StoredRevision | None, handing: Info, other_waits: bool, verdict: Verdict
 ) -> None:
     assert judge_start(last, handing, other_waits=other_waits) is verdict
 
@@ -165,7 +167,7 @@ handings = st.builds(
     Info, worker=workers, message=numbers, delivery=numbers, quarantine=lanes, previous=sequences
 )
 events = st.builds(
-    Event,
+    Revision,
     state=st.sampled_from(STATES),
     task=st.just("mail"),
     worker=workers,
@@ -179,7 +181,7 @@ quick = settings(deadline=None, max_examples=200)
 
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
-def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: Info, other_waits: bool) -> None:
+def test_a_finished_job_never_runs_again(last: StoredRevision, handing: Info, other_waits: bool) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
 
     assert (verdict is Verdict.SETTLE) == (last.state in FINAL_STATES)
@@ -188,7 +190,7 @@ def test_a_finished_job_never_runs_again(last: LoggedEvent, handing: Info, other
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
 def test_every_start_is_a_transition_of_the_table(
-    last: LoggedEvent, handing: Info, other_waits: bool
+    last: StoredRevision, handing: Info, other_waits: bool
 ) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
 
@@ -201,9 +203,9 @@ def test_every_start_is_a_transition_of_the_table(
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
 def test_only_the_same_delivery_resumes_its_attempt(
-    last: LoggedEvent, handing: Info, other_waits: bool
+    last: StoredRevision, handing: Info, other_waits: bool
 ) -> None:
-    event = last.event
+    event = last.revision
     own = handing == Info(event.worker, event.message, event.delivery, event.quarantine, handing.previous)
 
     verdict = judge_start(last, handing, other_waits=other_waits)
@@ -214,12 +216,12 @@ def test_only_the_same_delivery_resumes_its_attempt(
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
 def test_a_next_attempt_starts_only_if_its_message_follows_the_last_outcome(
-    last: LoggedEvent, handing: Info, other_waits: bool
+    last: StoredRevision, handing: Info, other_waits: bool
 ) -> None:
     verdict = judge_start(last, handing, other_waits=other_waits)
 
     if last.state in ("retrying", "snoozed"):
-        starts = handing.previous > last.event.token
+        starts = handing.previous > last.revision.token
         assert verdict is (Verdict.START if starts else Verdict.ENSURE_NEXT_ATTEMPT)
     else:
         assert verdict is not Verdict.ENSURE_NEXT_ATTEMPT
@@ -228,9 +230,9 @@ def test_a_next_attempt_starts_only_if_its_message_follows_the_last_outcome(
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans(), later=st.integers(1, 5))
 def test_rescheduling_the_next_attempt_changes_no_verdict(
-    last: LoggedEvent, handing: Info, other_waits: bool, later: int
+    last: StoredRevision, handing: Info, other_waits: bool, later: int
 ) -> None:
-    again = replace(last, sequence=last.sequence + later, event=replace(last.event, due=NOON))
+    again = replace(last, sequence=last.sequence + later, revision=replace(last.revision, due=NOON))
 
     assert judge_start(again, handing, other_waits=other_waits) is judge_start(
         last, handing, other_waits=other_waits
@@ -244,7 +246,7 @@ def test_after_an_outcome_only_the_message_of_the_next_attempt_starts(
 ) -> None:
     begun = replace(handing, previous=started)  # it wrote `running` on top of `started`, so above it
     token, end = started + 1, started + 2
-    last = logged(Event(state, "mail", token=token, message=handing.message), sequence=end)
+    last = logged(Revision(state, "mail", token=token, message=handing.message), sequence=end)
 
     assert judge_start(last, begun, other_waits=False) is Verdict.ENSURE_NEXT_ATTEMPT
     assert judge_start(last, replace(handing, previous=end), other_waits=False) is Verdict.START
@@ -253,7 +255,7 @@ def test_after_an_outcome_only_the_message_of_the_next_attempt_starts(
 @quick
 @given(last=events, handing=handings, previous=sequences, other_waits=st.booleans())
 def test_the_previous_sequence_matters_only_to_a_next_attempt(
-    last: LoggedEvent, handing: Info, previous: int, other_waits: bool
+    last: StoredRevision, handing: Info, previous: int, other_waits: bool
 ) -> None:
     if last.state not in ("retrying", "snoozed"):
         assert judge_start(last, handing, other_waits=other_waits) is judge_start(
@@ -263,10 +265,10 @@ def test_the_previous_sequence_matters_only_to_a_next_attempt(
 
 @quick
 @given(last=events, one=handings, other=handings)
-def test_only_the_newer_of_two_deliveries_reclaims(last: LoggedEvent, one: Info, other: Info) -> None:
+def test_only_the_newer_of_two_deliveries_reclaims(last: StoredRevision, one: Info, other: Info) -> None:
     older, newer = sorted((one.delivery, other.delivery))
 
-    message, lane = last.event.message, last.event.quarantine
+    message, lane = last.revision.message, last.revision.quarantine
     takes = [
         judge_start(last, Info("w9", message, number, lane), other_waits=False) is Verdict.RECLAIM
         for number in (older, newer)
@@ -278,15 +280,15 @@ def test_only_the_newer_of_two_deliveries_reclaims(last: LoggedEvent, one: Info,
 @quick
 @given(last=events, handing=handings, other_waits=st.booleans())
 def test_a_reclaimed_delivery_cannot_reclaim_the_job_back(
-    last: LoggedEvent, handing: Info, other_waits: bool
+    last: StoredRevision, handing: Info, other_waits: bool
 ) -> None:
     if judge_start(last, handing, other_waits=other_waits) is not Verdict.RECLAIM:
         return
     worker, message, delivery = handing.worker, handing.message, handing.delivery
     after = logged(
-        Event("running", "mail", 1, 0, 0, worker, message, delivery, quarantine=handing.quarantine)
+        Revision("running", "mail", 1, 0, 0, worker, message, delivery, quarantine=handing.quarantine)
     )
-    before = last.event
+    before = last.revision
     loser = Info(before.worker, before.message, before.delivery, before.quarantine)
 
     verdict = judge_start(after, loser, other_waits=True)
@@ -298,7 +300,7 @@ def test_a_reclaimed_delivery_cannot_reclaim_the_job_back(
 
 
 def test_a_job_record_has_the_fields_of_its_last_event() -> None:
-    event = Event(
+    event = Revision(
         "failed",
         "mail",
         attempt=2,

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jsq.broker.jobs.records import is_final
-from jsq.codec.events import (
+from jsq.codec.revisions import (
     RESULT_APART,
     argument_members,
     decode,
@@ -26,16 +26,16 @@ from jsq.codec.events import (
     with_arguments,
 )
 from jsq.errors import BadEnvelope
-from jsq.model.event import (
+from jsq.model.job import PRIORITIES, Job
+from jsq.model.revision import (
     FINAL_STATES,
     MAX_RECORD_ARGUMENTS,
     OPEN_STATES,
     SUBMITTED_STATES,
     DeliveryInfo,
-    Event,
+    Revision,
 )
-from jsq.model.job import PRIORITIES, Job
-from jsq.worker.transitions import running_event
+from jsq.worker.transitions import running_revision
 
 quick = settings(deadline=None, max_examples=100)
 text = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -58,7 +58,7 @@ result_fields = st.one_of(
     st.just({"result_apart": True}),
 )
 plain_events = st.builds(
-    Event,
+    Revision,
     state=st.sampled_from([*SUBMITTED_STATES, *OPEN_STATES, *FINAL_STATES]),
     task=text.filter(bool),
     attempt=counts,
@@ -98,13 +98,13 @@ events = st.builds(
 
 @quick
 @given(event=events)
-def test_a_revision_is_decoded_as_it_was_encoded(event: Event) -> None:
+def test_a_revision_is_decoded_as_it_was_encoded(event: Revision) -> None:
     assert decode(encode(event)) == event
 
 
 @quick
 @given(event=events)
-def test_a_final_revision_is_recognized_without_decoding_it(event: Event) -> None:
+def test_a_final_revision_is_recognized_without_decoding_it(event: Revision) -> None:
     assert is_final(encode(event)) == (event.state in FINAL_STATES)
 
 
@@ -136,7 +136,7 @@ raw_arguments = json_values.map(lambda value: json.dumps(value).encode())
 def test_the_fast_encoding_of_a_start_equals_that_of_its_event(
     job: Job, delivery: DeliveryInfo, submitted: int, started: int
 ) -> None:
-    event = running_event(job, delivery, submitted, started)
+    event = running_revision(job, delivery, submitted, started)
 
     assert decode(encode_running(job, delivery, submitted, started)) == decode(encode(event)) == event
 
@@ -146,7 +146,7 @@ def test_the_fast_encoding_of_a_plain_start_is_the_same_bytes() -> None:
 
     fast = encode_running(job, delivery, 1_700_000_000_000, 1_700_000_000_001)
 
-    assert fast == encode(running_event(job, delivery, 1_700_000_000_000, 1_700_000_000_001))
+    assert fast == encode(running_revision(job, delivery, 1_700_000_000_000, 1_700_000_000_001))
 
 
 @quick
@@ -162,7 +162,7 @@ def test_the_fast_encoding_of_a_success_equals_that_of_its_event(
     job: Job, delivery: DeliveryInfo, submitted: int, token: int, value: Any, arguments: bytes
 ) -> None:
     running = encode_running(job, delivery, submitted, submitted + 1)
-    ended = replace(running_event(job, delivery, submitted, submitted + 1), state="succeeded", token=token)
+    ended = replace(running_revision(job, delivery, submitted, submitted + 1), state="succeeded", token=token)
     packed = json.dumps({"result": value}).encode()
     members, told = argument_members(arguments), with_arguments(ended, arguments)
 
@@ -190,11 +190,11 @@ def test_a_success_marks_a_result_that_is_stored_under_its_own_key(
 
 # -- arguments -----------------------------------------------------------------------------------------------
 
-ENDED = Event("failed", "mail")
+ENDED = Revision("failed", "mail")
 RUNNING = encode_running(Job("j1", "mail"), DeliveryInfo("w1", 7, 1), 1, 1)
 
 
-def succeeded_with(arguments: bytes) -> Event:
+def succeeded_with(arguments: bytes) -> Revision:
     """The revision of a success of a job with these arguments, as it is read."""
     return decode(encode_succeeded(RUNNING, 9, argument_members(arguments), b""))
 
@@ -250,20 +250,20 @@ def test_arguments_of_any_depth_leave_the_record_readable(depth: int) -> None:
 
 
 def test_empty_fields_are_omitted() -> None:
-    assert encode(Event("queued", "mail")) == b'{"state":"queued","task":"mail"}'
+    assert encode(Revision("queued", "mail")) == b'{"state":"queued","task":"mail"}'
 
 
 def test_progress_zero_differs_from_no_progress() -> None:
-    assert decode(encode(Event("running", "mail", progress=0.0))).progress == 0.0
-    assert decode(encode(Event("running", "mail"))).progress is None
+    assert decode(encode(Revision("running", "mail", progress=0.0))).progress == 0.0
+    assert decode(encode(Revision("running", "mail"))).progress is None
 
 
 def test_unknown_fields_are_ignored() -> None:
-    assert decode(b'{"state":"queued","task":"mail","colour":"red"}') == Event("queued", "mail")
+    assert decode(b'{"state":"queued","task":"mail","colour":"red"}') == Revision("queued", "mail")
 
 
 def test_an_event_of_a_message_without_a_task_can_be_decoded() -> None:
-    put_away = Event("failed", "", reason="bad_envelope", error="no job")
+    put_away = Revision("failed", "", reason="bad_envelope", error="no job")
     assert decode(encode(put_away)) == put_away
 
 

@@ -5,29 +5,29 @@ from typing import Any
 
 import pytest
 
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.errors import BadOption
-from jsq.model.event import (
-    FINAL_STATES,
-    MAX_EVENT_HEADER_BYTES,
-    DeliveryInfo,
-    Event,
-    LoggedEvent,
-    event_headers,
-    first_event,
-)
 from jsq.model.expiry import NOT_STARTED, apply_expiry, expiry_time, has_expired, has_not_started
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency, StoredMessage, judge_message
-from jsq.worker.transitions import next_attempt_of, running_event, with_declared_expiry, with_log_counts
+from jsq.model.revision import (
+    FINAL_STATES,
+    MAX_REVISION_HEADER_BYTES,
+    DeliveryInfo,
+    Revision,
+    StoredRevision,
+    first_revision,
+    revision_headers,
+)
+from jsq.worker.transitions import next_attempt_of, running_revision, with_declared_expiry, with_log_counts
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 JOB = Job("j1", "mail", tags=("x",), headers={"A": "b"}, expires=NOON)
 
 
-def last(state: str, at: datetime = NOON - SECOND, **more: Any) -> LoggedEvent:
-    return LoggedEvent("default", "j1", 9, at, Event(state, "mail", expires=NOON, **more))
+def last(state: str, at: datetime = NOON - SECOND, **more: Any) -> StoredRevision:
+    return StoredRevision("default", "j1", 9, at, Revision(state, "mail", expires=NOON, **more))
 
 
 @pytest.mark.parametrize("state", ["queued", "scheduled"])
@@ -37,7 +37,7 @@ def test_a_job_that_has_not_started_expires_at_its_expiry_time(state: str) -> No
 
     read = apply_expiry(last(state, due=NOON), NOON + SECOND)
     assert (read.state, read.at, read.sequence) == ("expired", NOON, 9)
-    assert (read.event.error, read.event.due, read.event.task) == (NOT_STARTED, None, "mail")
+    assert (read.revision.error, read.revision.due, read.revision.task) == (NOT_STARTED, None, "mail")
     assert apply_expiry(last(state), NOON - SECOND) == last(state)
 
 
@@ -57,7 +57,7 @@ def test_a_job_snoozed_for_an_unknown_task_has_not_started() -> None:
 
 
 def test_a_job_without_an_expiry_never_expires() -> None:
-    found = LoggedEvent("default", "j1", 9, NOON, Event("queued", "mail"))
+    found = StoredRevision("default", "j1", 9, NOON, Revision("queued", "mail"))
     assert not has_expired(found, datetime.max.replace(tzinfo=UTC))
 
 
@@ -83,26 +83,26 @@ def test_an_expiry_that_no_job_could_meet_is_refused(expires: Any, due: datetime
 
 def test_messages_and_events_carry_the_expiry_unchanged() -> None:
     assert envelope.decode(envelope.encode(JOB), b"{}", id="j1").expires == NOON
-    first = first_event(JOB, "queued")
+    first = first_revision(JOB, "queued")
     assert (first.expires, first.headers, first.tags) == (NOON, {"A": "b"}, ("x",))
-    running = running_event(JOB, DeliveryInfo("w", 1, 1), 5, 6)
-    assert events.decode(events.encode_running(JOB, DeliveryInfo("w", 1, 1), 5, 6)) == running
+    running = running_revision(JOB, DeliveryInfo("w", 1, 1), 5, 6)
+    assert revisions.decode(revisions.encode_running(JOB, DeliveryInfo("w", 1, 1), 5, 6)) == running
     assert (running.expires, running.headers) == (NOON, {"A": "b"})
 
 
 def test_headers_beyond_the_limit_of_a_record_are_omitted() -> None:
     many = {f"h{n}": "x" * 200 for n in range(60)}
-    told = event_headers(many)
+    told = revision_headers(many)
     assert 5 < len(told) < 15
     assert list(told) == list(many)[: len(told)]
-    assert sum(len(name) + len(value) for name, value in told.items()) < MAX_EVENT_HEADER_BYTES
+    assert sum(len(name) + len(value) for name, value in told.items()) < MAX_REVISION_HEADER_BYTES
 
 
 def test_the_expiry_ends_with_the_first_start() -> None:
     assert with_log_counts(JOB, last("snoozed", reason="unknown_task")).expires == NOON
     assert with_log_counts(JOB, last("interrupted")).expires is None
-    assert next_attempt_of(JOB, Event("retrying"), 7).expires is None
-    assert next_attempt_of(JOB, Event("snoozed", reason="unknown_task"), 7).expires == NOON
+    assert next_attempt_of(JOB, Revision("retrying"), 7).expires is None
+    assert next_attempt_of(JOB, Revision("snoozed", reason="unknown_task"), 7).expires == NOON
 
 
 def test_a_declared_expiry_counts_from_the_first_message() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from jsq.errors import BadName, BadOption
-from jsq.model.event import FINAL_STATES, Event, LoggedEvent
 from jsq.model.job_filter import UNFINISHED_STATES, read_criteria, same_json
+from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-JOB = LoggedEvent("mail", "j1", 9, NOON, Event("queued", "emails.send", tags=("x", "y")))
+JOB = StoredRevision("mail", "j1", 9, NOON, Revision("queued", "emails.send", tags=("x", "y")))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import pytest
 
 from jsq.codec import key_groups as turns
 from jsq.errors import BadEnvelope, BadOption
-from jsq.model.event import Event
 from jsq.model.key_group import (
     READY_PER_KEY,
     GroupLimits,
@@ -20,6 +19,7 @@ from jsq.model.key_group import (
     key_token,
     slot_for,
 )
+from jsq.model.revision import Revision
 from jsq.worker.stages.key_groups import keeps
 
 
@@ -171,18 +171,18 @@ def test_no_order_of_admissions_and_releases_exceeds_the_limit() -> None:
 @pytest.mark.parametrize(
     ("event", "job", "attempt", "start"),
     [
-        (Event("succeeded"), False, False, False),
-        (Event("failed"), False, False, False),
-        (Event("cancelled"), False, False, False),
-        (Event("expired"), False, False, False),
-        (Event("retrying"), True, False, False),
-        (Event("snoozed"), True, False, False),
-        (Event("retrying", quarantine="apart"), False, False, False),
-        (Event("interrupted"), True, True, False),
+        (Revision("succeeded"), False, False, False),
+        (Revision("failed"), False, False, False),
+        (Revision("cancelled"), False, False, False),
+        (Revision("expired"), False, False, False),
+        (Revision("retrying"), True, False, False),
+        (Revision("snoozed"), True, False, False),
+        (Revision("retrying", quarantine="apart"), False, False, False),
+        (Revision("interrupted"), True, True, False),
     ],
 )
 def test_a_slot_is_held_over_the_events_of_its_kind(
-    event: Event, job: bool, attempt: bool, start: bool
+    event: Revision, job: bool, attempt: bool, start: bool
 ) -> None:
     assert [keeps("job", event), keeps("attempt", event), keeps("start", event)] == [job, attempt, start]
 

@@ -23,18 +23,24 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from jsq.model.event import (
+from jsq.model.job import Job
+from jsq.model.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
+from jsq.model.revision import (
     FINAL_STATES,
     TRANSITIONS,
     DeliveryInfo,
-    Event,
-    LoggedEvent,
+    Revision,
     StartVerdict,
+    StoredRevision,
     judge_start,
 )
-from jsq.model.job import Job
-from jsq.model.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
-from jsq.worker.transitions import PAST_DEADLINE, outcome_event, running_event, state_of, unstarted_event
+from jsq.worker.transitions import (
+    PAST_DEADLINE,
+    outcome_revision,
+    running_revision,
+    state_of,
+    unstarted_revision,
+)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
@@ -70,7 +76,7 @@ class Hand:
     token: int = 0
     lapsed: bool = False
     outcome: Outcome | None = None
-    recorded: Event | None = None
+    recorded: Revision | None = None
 
 
 @dataclass
@@ -83,14 +89,14 @@ class Server:
 
     compares: bool = True
     apart: bool = False
-    log: list[LoggedEvent] = field(default_factory=list)
+    log: list[StoredRevision] = field(default_factory=list)
     ready: dict[int, Message] = field(default_factory=dict)
     later: Message | None = None
     letter: bool = False
     sequence: int = 0
 
     @property
-    def last(self) -> LoggedEvent | None:
+    def last(self) -> StoredRevision | None:
         return self.log[-1] if self.log else None
 
     @property
@@ -101,13 +107,13 @@ class Server:
     def ended(self) -> bool:
         return bool(self.log) and self.log[-1].state in FINAL_STATES
 
-    def write(self, event: Event, expect: int) -> int:
+    def write(self, event: Revision, expect: int) -> int:
         """Store an event on top of `expect`; 0 if the log has moved on."""
         if self.compares and expect != self.at:
             return 0
         if not self.apart:
             self.letter = event.state == "failed"
-        self.log.append(LoggedEvent("default", "j1", self.next(), NOON, event))
+        self.log.append(StoredRevision("default", "j1", self.next(), NOON, event))
         return self.at
 
     def put_ready(self, job: Job) -> None:
@@ -133,8 +139,8 @@ class Life(RuleBasedStateMachine):
         self.server = Server(self.compares, self.apart)
         self.hands: dict[str, Hand] = {}
         self.ran: set[int] = set()
-        self.replaying: LoggedEvent | None = None
-        self.cancelling: LoggedEvent | None = None
+        self.replaying: StoredRevision | None = None
+        self.cancelling: StoredRevision | None = None
         self.cancel_read = False
         self.server.put_ready(Job("j1", "mail", "default"))
 
@@ -188,7 +194,7 @@ class Life(RuleBasedStateMachine):
         hand = self.hand(worker, "got")
         if hand is None:
             return
-        event = unstarted_event(hand.job, hand.handing) if late else started(hand)
+        event = unstarted_revision(hand.job, hand.handing) if late else started(hand)
         token = self.server.write(event, hand.expect)
         if token and answered and late:
             hand.outcome, hand.phase = PAST_DEADLINE, "done"
@@ -199,13 +205,13 @@ class Life(RuleBasedStateMachine):
 
     def refused_start(self, hand: Hand) -> None:
         server, last = self.server, self.server.last
-        other = last is not None and last.event.message != hand.handing.message
-        waits = other and last is not None and last.event.message in server.ready
+        other = last is not None and last.revision.message != hand.handing.message
+        waits = other and last is not None and last.revision.message in server.ready
         verdict = judge_start(last, hand.handing, other_waits=waits)
         verdict = self.swapped.get(verdict, verdict)
         hand.expect = server.at
         if last is not None:
-            hand.job = with_counts(hand.job, last.event)
+            hand.job = with_counts(hand.job, last.revision)
         match verdict:
             case StartVerdict.RESUME:
                 hand.token, hand.phase = server.at, "running"
@@ -217,7 +223,7 @@ class Life(RuleBasedStateMachine):
                 self.settle(hand, acknowledged=False)
             case _:
                 if verdict is StartVerdict.ENSURE_NEXT_ATTEMPT and last is not None:
-                    self.promise(with_counts(hand.job, last.event, after=last.sequence))
+                    self.promise(with_counts(hand.job, last.revision, after=last.sequence))
                 self.settle(hand, acknowledged=True)
 
     def take_over(self, hand: Hand) -> None:
@@ -240,12 +246,12 @@ class Life(RuleBasedStateMachine):
         if hand is None:
             return
         assert hand.outcome is not None
-        event = outcome_event(started(hand), hand.outcome, token=hand.token, now=NOON)
+        event = outcome_revision(started(hand), hand.outcome, token=hand.token, now=NOON)
         written = self.server.write(event, hand.token)
         if written and not answered:
             return
         last = self.server.last
-        ours = last is not None and last.event.token == hand.token and last.state == event.state
+        ours = last is not None and last.revision.token == hand.token and last.state == event.state
         if not written and not ours:
             hand.outcome = None
             self.settle(hand, acknowledged=self.server.ended and not hand.lapsed)
@@ -311,9 +317,9 @@ class Life(RuleBasedStateMachine):
     def cancel(self, dies: bool) -> None:
         """Record the cancel on top of what was read, then take the messages away, or die between the two."""
         self.cancel_read = False
-        found = self.cancelling.event if self.cancelling is not None else Event("queued", "mail")
+        found = self.cancelling.revision if self.cancelling is not None else Revision("queued", "mail")
         counts = (found.attempt, found.failures, found.crashes)
-        event = Event("cancelled", "mail", *counts, interruptions=found.interruptions)
+        event = Revision("cancelled", "mail", *counts, interruptions=found.interruptions)
         expect = self.cancelling.sequence if self.cancelling is not None else 0
         if self.server.write(event, expect) and not dies:
             self.server.ready.clear()
@@ -323,7 +329,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def begin_replay(self) -> None:
         failed = self.server.at
-        if self.server.write(Event("retrying", "mail", due=NOON, reason="replayed", token=failed), failed):
+        if self.server.write(Revision("retrying", "mail", due=NOON, reason="replayed", token=failed), failed):
             self.replaying = self.server.last
 
     @precondition(lambda self: self.replaying is not None)
@@ -341,7 +347,7 @@ class Life(RuleBasedStateMachine):
         last = self.server.last
         assert last is not None
         assert self.server.later is not None
-        if self.server.write(replace(last.event, due=NOON), last.sequence) and not dies:
+        if self.server.write(replace(last.revision, due=NOON), last.sequence) and not dies:
             self.server.later = Message(replace(self.server.later.job, previous_sequence=self.server.at))
 
     def promised(self) -> bool:
@@ -361,7 +367,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def only_what_ran_has_succeeded(self) -> None:
         for event in self.server.log:
-            assert event.state != "succeeded" or event.event.token in self.ran
+            assert event.state != "succeeded" or event.revision.token in self.ran
 
     @invariant()
     def a_job_that_has_not_ended_is_somewhere(self) -> None:
@@ -375,15 +381,15 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def attempts_rise(self) -> None:
-        counts = [(event.event.failures, event.event.crashes) for event in self.server.log]
-        starts = [0, *(n for n, event in enumerate(self.server.log) if is_replay(event.event))]
+        counts = [(event.revision.failures, event.revision.crashes) for event in self.server.log]
+        starts = [0, *(n for n, event in enumerate(self.server.log) if is_replay(event.revision))]
         for begin, end in zip(starts, [*starts[1:], len(counts)], strict=True):
             assert counts[begin:end] == sorted(counts[begin:end])
 
     @invariant()
     def every_interruption_is_counted(self) -> None:
         counted = 0
-        for event in (logged.event for logged in self.server.log):
+        for event in (logged.revision for logged in self.server.log):
             if event.state == "interrupted":
                 counted += 1
             elif is_replay(event):
@@ -419,16 +425,16 @@ class Life(RuleBasedStateMachine):
                 return
 
 
-def started(hand: Hand) -> Event:
-    return running_event(hand.job, hand.handing, submitted=1)
+def started(hand: Hand) -> Revision:
+    return running_revision(hand.job, hand.handing, submitted=1)
 
 
-def is_replay(event: Event) -> bool:
+def is_replay(event: Revision) -> bool:
     """Whether a dead letter was replayed, so that all counts begin at 0 again."""
     return event.reason == "replayed"
 
 
-def with_counts(job: Job, event: Event, *, after: int | None = None, crashes: int | None = None) -> Job:
+def with_counts(job: Job, event: Revision, *, after: int | None = None, crashes: int | None = None) -> Job:
     return Job(
         job.id,
         job.task,
@@ -570,7 +576,7 @@ def test_a_job_that_expires_after_its_only_attempt_was_interrupted_keeps_the_cou
 
     play(life, [*interrupted, deliver("w2"), start("w2", answered=False), start("w2", late=True)])
 
-    states = [(event.state, event.event.interruptions) for event in life.server.log]
+    states = [(event.state, event.revision.interruptions) for event in life.server.log]
     assert states == [("running", 0), ("interrupted", 1), ("expired", 1)]
 
 

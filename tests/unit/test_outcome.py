@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.errors import BadArguments, BadResult, Reject, Retry, Snooze, UnknownTask
-from jsq.model.event import REASONS
 from jsq.model.job import Job
 from jsq.model.outcome import (
     MAX_ERROR_LENGTH,
@@ -28,6 +27,7 @@ from jsq.model.outcome import (
     replace_surrogates,
 )
 from jsq.model.retry import Backoff, Retries, RetryPolicy, build_policy
+from jsq.model.revision import REASONS
 from jsq.worker.transitions import with_deadline
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))

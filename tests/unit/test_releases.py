@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from jsq.codec import envelope, events
-from jsq.model.event import Event
+from jsq.codec import envelope, revisions
 from jsq.model.job import Job
 from jsq.model.retry import Backoff
+from jsq.model.revision import Revision
 
 HEADERS = {
     "Jsq-Job": '{"v":1,"task":"emails.send","headers":{"X-Trace":"7"},"tags":["x"],"backoff":{"shape":'
@@ -62,21 +62,21 @@ def test_the_smallest_envelope_of_0_1_0_is_read() -> None:
     [
         (
             b'{"state":"queued","task":"emails.send","tags":["x"]}',
-            Event("queued", "emails.send", tags=("x",)),
+            Revision("queued", "emails.send", tags=("x",)),
         ),
         (
             (
                 b'{"state":"running","task":"emails.send","attempt":2,"failures":1,"crashes":1,"worker":"w",'
                 b'"message":7,"delivery":2}'
             ),
-            Event("running", "emails.send", 2, 1, 1, worker="w", message=7, delivery=2),
+            Revision("running", "emails.send", 2, 1, 1, worker="w", message=7, delivery=2),
         ),
         (
             (
                 b'{"state":"retrying","task":"emails.send","attempt":2,"failures":2,"worker":"w","message":7,'
                 b'"delivery":2,"token":12,"error":"ValueError: no","due":"2026-11-25T10:00:00.000Z"}'
             ),
-            Event(
+            Revision(
                 "retrying",
                 "emails.send",
                 2,
@@ -94,7 +94,7 @@ def test_the_smallest_envelope_of_0_1_0_is_read() -> None:
                 b'{"state":"succeeded","task":"emails.send","attempt":3,"worker":"w","message":9,"delivery":1,'
                 b'"token":15,"has_result":true,"result":{"a":1}}'
             ),
-            Event(
+            Revision(
                 "succeeded",
                 "emails.send",
                 3,
@@ -109,5 +109,5 @@ def test_the_smallest_envelope_of_0_1_0_is_read() -> None:
     ],
     ids=["queued", "running", "retrying", "succeeded"],
 )
-def test_an_event_of_0_1_0_is_read(written: bytes, event: Event) -> None:
-    assert events.decode(written) == event
+def test_an_event_of_0_1_0_is_read(written: bytes, event: Revision) -> None:
+    assert revisions.decode(written) == event

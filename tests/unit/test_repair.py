@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jsq.model.event import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, Event, LoggedEvent
 from jsq.model.repair import (
     DESCRIPTIONS,
     HARMLESS,
@@ -18,6 +17,7 @@ from jsq.model.repair import (
     judge_record,
     judge_slot,
 )
+from jsq.model.revision import FINAL_STATES, OPEN_STATES, SUBMITTED_STATES, Revision, StoredRevision
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MESSAGE = StoredMessage("mail", "j1", "READY", 7, NOW, undeliverable=False)
@@ -25,8 +25,8 @@ LOST = replace(MESSAGE, undeliverable=True)
 ALL_STATES = (*SUBMITTED_STATES, *OPEN_STATES, *FINAL_STATES)
 
 
-def last(state: str, at: datetime = NOW) -> LoggedEvent:
-    return LoggedEvent("mail", "j1", 9, at, Event(state, "any"))
+def last(state: str, at: datetime = NOW) -> StoredRevision:
+    return StoredRevision("mail", "j1", 9, at, Revision(state, "any"))
 
 
 def test_every_inconsistency_is_described_and_all_but_one_have_a_repair() -> None:
@@ -130,6 +130,6 @@ def test_a_record_with_another_due_time_than_its_message_is_inconsistent(
         return NOW + timedelta(seconds=seconds) if seconds is not None else None
 
     seen = last(state)
-    seen = replace(seen, event=replace(seen.event, due=after(told)))
+    seen = replace(seen, revision=replace(seen.revision, due=after(told)))
 
     assert judge_message(replace(MESSAGE, due=after(due)), seen) is flaw

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import BadArguments, BadOption, BadResult
 
@@ -162,7 +162,9 @@ def test_a_result_of_an_annotated_type_survives_the_round_trip(kind: Any, value:
 
 def as_kept(packed: bytes) -> Any:
     """A packed result as the job's record holds it."""
-    return events.decode(events.encode_succeeded(b'{"state":"running","task":"t"}', 1, b"", packed)).result
+    return revisions.decode(
+        revisions.encode_succeeded(b'{"state":"running","task":"t"}', 1, b"", packed)
+    ).result
 
 
 @pytest.mark.parametrize("kind", [float, Any])

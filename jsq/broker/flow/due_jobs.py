@@ -21,10 +21,10 @@ from jsq.broker.jobs.messages import id_of
 from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore, expecting
 from jsq.broker.topology.configs import rewritten_sources
 from jsq.broker.topology.namespace import Namespace
-from jsq.codec.events import parse_time
+from jsq.codec.revisions import parse_time
 from jsq.codec.subject_token import ANY, STEM
 from jsq.errors import BrokerFull, QueueFull
-from jsq.model.event import FINAL_STATES
+from jsq.model.revision import FINAL_STATES
 from jsq.transport.jetstream import JsonObject
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers, sequence_of
 from jsq.transport.retrying import publish_with_retry

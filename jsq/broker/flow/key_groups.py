@@ -23,7 +23,7 @@ from jsq.broker.topology import streams
 from jsq.broker.topology.configs import count_jobs
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import GroupSubjects, token_of
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.codec import key_groups as turns
 from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, BadOption, BrokerFull, QueueFull
@@ -302,7 +302,7 @@ class KeyGroups:
         holder = turn.slot_of(id)
         place = holder.kind if holder is not None else "start"
         level = envelope.header_priority(message.headers, f"{self._names(queue).ready_prefix}normal.")
-        since = events.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
+        since = revisions.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own_headers(message.headers) | {
             envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
         }

@@ -11,7 +11,7 @@ from jsq.broker.health.monitor import clock_offset, examine_servers
 from jsq.broker.health.permissions import examine_permissions
 from jsq.broker.topology.configs import WAKEUPS, Config, settings_of, shared_configs
 from jsq.broker.topology.provision import Change
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.errors import BrokerError, ForeignStream, count_noun
 from jsq.model.job import PRIORITIES
 from jsq.model.pause import WHOLE_QUEUE
@@ -85,7 +85,7 @@ async def _clock(broker: Broker) -> list[Finding]:
     after = time.time()
     if known is None or "ts" not in known:
         return []
-    ahead = clock_offset(events.parse_time(known["ts"]).timestamp(), before, after)
+    ahead = clock_offset(revisions.parse_time(known["ts"]).timestamp(), before, after)
     return [judge_clock("clock", ahead, await _shortest_lease(broker))]
 
 
@@ -200,7 +200,7 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     told = "it is paused in part" if asked else "the server delivers nothing, and no pause says so"
     cure = f"pause {queue}" if asked else f"resume {queue}"
     if whole is not None and asked and whole.until is not None:
-        cure += f" --until {events.format_time(whole.until)}"
+        cure += f" --until {revisions.format_time(whole.until)}"
     return [Finding("error", f"queue {queue}", f"{told}; run `jsq queue {cure}`")]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jsq.broker.health.finding import Finding, judge_clock, judge_use
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.errors import BadOption
 from jsq.transport.connection import FLOOR
 
@@ -162,7 +162,7 @@ def read_report(
         server=name,
         version=about["version"],
         health=health.get("error") or health["status"],
-        clock=clock_offset(events.parse_time(about["now"]).timestamp(), *asked),
+        clock=clock_offset(revisions.parse_time(about["now"]).timestamp(), *asked),
         storage=told["storage"],
         max_storage=told["config"].get("max_storage", 0),
         copies={

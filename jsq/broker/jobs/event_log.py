@@ -16,9 +16,9 @@ from datetime import datetime
 
 from jsq.broker.jobs.records import RecordStore, read_event
 from jsq.broker.topology.namespace import Namespace
-from jsq.codec.events import format_time
+from jsq.codec.revisions import format_time
 from jsq.errors import NotAllowed
-from jsq.model.event import LoggedEvent
+from jsq.model.revision import StoredRevision
 from jsq.transport.replies import NoResponders, Reply
 
 ORIGIN = "Nats-Stream-Source"
@@ -34,7 +34,7 @@ class EventLog:
         self._subjects = namespace.subjects
         self._records = records
 
-    async def history(self, id: str, queue: str, *, since: datetime | None = None) -> list[LoggedEvent]:
+    async def history(self, id: str, queue: str, *, since: datetime | None = None) -> list[StoredRevision]:
         """The revisions of records and the progress reported, in their order; see `RecordStore.history`."""
         # The log first: a revision that the bucket drops meanwhile has been copied.
         copies = await self._copies(id, queue, since)
@@ -43,7 +43,7 @@ class EventLog:
         found = held + [one for one in copies if one.sequence not in known]
         return sorted(found, key=lambda one: one.sequence)
 
-    async def _copies(self, id: str, queue: str, since: datetime | None) -> list[LoggedEvent]:
+    async def _copies(self, id: str, queue: str, since: datetime | None) -> list[StoredRevision]:
         stream = self._subjects.streams.events
         try:
             if await self._jetstream.stream_info(stream) is None:
@@ -55,7 +55,7 @@ class EventLog:
         return [event for reply in replies if (event := read_copy(reply)) is not None]
 
 
-def read_copy(reply: Reply) -> LoggedEvent | None:
+def read_copy(reply: Reply) -> StoredRevision | None:
     """A revision from its copy, with the sequence of the original."""
     origin = reply.headers.get(ORIGIN, "").split()
     if len(origin) < 2 or not origin[1].isdecimal():

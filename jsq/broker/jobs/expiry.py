@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 
 from jsq.broker.jobs.records import RecordStore, record_ttl
 from jsq.broker.topology.namespace import Namespace
-from jsq.codec.events import without_arguments
+from jsq.codec.revisions import without_arguments
 from jsq.errors import BrokerError
-from jsq.model.event import Event, LoggedEvent
 from jsq.model.expiry import apply_expiry, expiry_time, has_expired, has_not_started
+from jsq.model.revision import Revision, StoredRevision
 from jsq.transport.replies import WrongSequence
 
 CLOCK_SECONDS = 60.0
@@ -50,11 +50,11 @@ class JobExpiry:
                     await self._streams.ensure_queue(queue)
         return datetime.fromtimestamp(clock.now() - clock.doubt, UTC)
 
-    async def apply_expiry(self, found: LoggedEvent) -> LoggedEvent:
+    async def apply_expiry(self, found: StoredRevision) -> StoredRevision:
         """A job's last event as it reads now."""
         return apply_expiry(found, await self.now(found.queue)) if has_not_started(found) else found
 
-    async def apply_expiry_to_all(self, found: Sequence[LoggedEvent]) -> Sequence[LoggedEvent]:
+    async def apply_expiry_to_all(self, found: Sequence[StoredRevision]) -> Sequence[StoredRevision]:
         """The last events of many jobs as they read now."""
         first = next((one for one in found if has_not_started(one)), None)
         if first is None:
@@ -62,21 +62,21 @@ class JobExpiry:
         now = await self.now(first.queue)
         return [apply_expiry(one, now) for one in found]
 
-    def left(self, found: LoggedEvent | None, most: float) -> float:
+    def left(self, found: StoredRevision | None, most: float) -> float:
         """Seconds that one waits for the next event of a job: until it expires, `most` of them."""
-        if found is None or found.event.expires is None or not has_not_started(found):
+        if found is None or found.revision.expires is None or not has_not_started(found):
             return most
         clock = self._wire.clock
-        left = found.event.expires.timestamp() - clock.now() + clock.doubt
+        left = found.revision.expires.timestamp() - clock.now() + clock.doubt
         return min(most, max(SOON, left))
 
-    async def record(self, found: LoggedEvent) -> bool:
+    async def record(self, found: StoredRevision) -> bool:
         """Record a job that has expired as such; False if it has not, or its log has moved on."""
         now = await self.now(found.queue)
         last = await self._records.last(found.job, found.queue, consistent=True)
         if not has_expired(last or found, now):
             return False
-        event, expect = apply_expiry(last or found, now).event, last.sequence if last is not None else 0
+        event, expect = apply_expiry(last or found, now).revision, last.sequence if last is not None else 0
         event = await self.with_kept_arguments(found.queue, event)
         try:
             ttl = record_ttl(first=not expect)
@@ -85,7 +85,7 @@ class JobExpiry:
             return False
         return True
 
-    async def with_kept_arguments(self, queue: str, event: Event) -> Event:
+    async def with_kept_arguments(self, queue: str, event: Revision) -> Revision:
         """A final event of a job; without arguments if the job's submit or its queue says so."""
         if not event.has_arguments and not event.arguments_size:
             return event

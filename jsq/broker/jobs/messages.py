@@ -8,11 +8,11 @@ from datetime import datetime
 from jsq.broker.delivery.delivery import REQUEUED, SUBMITTED_PRIORITY
 from jsq.broker.jobs.records import EXPECTED, expected
 from jsq.broker.topology.subjects import Subjects, read_id, token_of
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.codec.subject_token import STEM
 from jsq.errors import BadArguments, BadEnvelope, NewerEnvelope
-from jsq.model.event import Event, LoggedEvent, first_event
 from jsq.model.job import PRIORITIES, Job, Priority
+from jsq.model.revision import Revision, StoredRevision, first_revision
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import HEADERS_START, Reply, header_line, last_token
 from jsq.transport.server_clock import PAST
@@ -107,31 +107,33 @@ def matches(found: Reply, headers: Mapping[str, str], payload: bytes) -> bool:
 
 def schedule_headers(due: datetime, target: str) -> dict[str, str]:
     """The headers of a schedule that the server publishes to `target` when due, unless one exists already."""
-    return {EXPECTED: "0", SCHEDULE: f"@at {events.format_time(due)}", TARGET: target}
+    return {EXPECTED: "0", SCHEDULE: f"@at {revisions.format_time(due)}", TARGET: target}
 
 
 def seconds_until(due: datetime | None, now: datetime) -> float:
     return max(0.0, (due - now).total_seconds()) if due is not None else 0.0
 
 
-def event_from_message(queue: str, id: str, message: Reply, state: str) -> LoggedEvent:
+def event_from_message(queue: str, id: str, message: Reply, state: str) -> StoredRevision:
     """The state of a job without a record, from its message. Its sequence is 0: no write can expect it.
 
     A job that was due, and has to wait for a limit or for the end of a pause, is queued.
     """
     state = "queued" if REQUEUED in message.headers else state
-    at = events.parse_time(message.headers["Nats-Time-Stamp"])
-    event, due = Event(state), None
+    at = revisions.parse_time(message.headers["Nats-Time-Stamp"])
+    event, due = Revision(state), None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         job = envelope.decode(
             message.headers, message.payload, id=id, queue=queue, priority=message_priority(message)
         )
-        submitted = events.moment_of(job.submitted) if job.submitted else at
-        queue, event = job.queue, replace(first_event(job, state), submitted=submitted)
-        event = replace(events.with_arguments(event, message.payload), options=envelope.recorded_options(job))
+        submitted = revisions.moment_of(job.submitted) if job.submitted else at
+        queue, event = job.queue, replace(first_revision(job, state), submitted=submitted)
+        event = replace(
+            revisions.with_arguments(event, message.payload), options=envelope.recorded_options(job)
+        )
     if state == "scheduled" and SCHEDULE in message.headers and scheduled_time(message.headers) != PAST:
         due = scheduled_time(message.headers)
-    return LoggedEvent(queue, id, 0, at, replace(event, due=due))
+    return StoredRevision(queue, id, 0, at, replace(event, due=due))
 
 
 def message_priority(message: Reply) -> Priority:
@@ -148,4 +150,4 @@ def submitted_priority(message: Reply) -> Priority:
 
 def scheduled_time(headers: Mapping[str, str]) -> datetime:
     """The due time of a schedule with these headers; `PAST` for one that is due at once."""
-    return events.parse_time(headers[SCHEDULE].removeprefix("@at "))
+    return revisions.parse_time(headers[SCHEDULE].removeprefix("@at "))

@@ -13,7 +13,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.codec.subject_token import ANY
 from jsq.errors import BrokerUnavailable, JobNotFound, NotAllowed
 from jsq.model.callback import parse_fallback_id
-from jsq.model.event import FINAL_STATES, Event, LoggedEvent
+from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 from jsq.transport.replies import NoReply, NoResponders, Reply, sequence_of
 
 RECHECK_SECONDS = 5.0
@@ -42,7 +42,7 @@ class JobReader:
 
     async def find(
         self, id: str, queue: str = "*", *, consistent: bool = False, pending: bool = False
-    ) -> LoggedEvent | None:
+    ) -> StoredRevision | None:
         """The state of a job by its record, or else by its message; with expiry and progress applied.
 
         If no replica knows the job, or one says that it failed, the leaders are asked; with `consistent`,
@@ -64,18 +64,18 @@ class JobReader:
             return None
         return await self._records.progress(await self._records.with_result(await self._as_of_now(found)))
 
-    async def wait_for_outcome(self, id: str, queue: str) -> LoggedEvent:
+    async def wait_for_outcome(self, id: str, queue: str) -> StoredRevision:
         """Wait for a job's final event. Raises `JobNotFound`."""
         async for found in self.follow(id, queue, final_only=True):
-            if found.event.state in FINAL_STATES:
-                return await self._records.with_result(found) if found.event.result_apart else found
+            if found.revision.state in FINAL_STATES:
+                return await self._records.with_result(found) if found.revision.result_apart else found
         raise JobNotFound(id)
 
-    async def follow(self, id: str, queue: str, *, final_only: bool = False) -> AsyncIterator[LoggedEvent]:
+    async def follow(self, id: str, queue: str, *, final_only: bool = False) -> AsyncIterator[StoredRevision]:
         """A job's last event, then each new one up to the final event, or only that. Raises `JobNotFound`."""
-        arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
+        arrived: asyncio.Queue[StoredRevision] = asyncio.Queue()
         refusals, seen, consistent = self._wire.refusals, -1, False
-        last: LoggedEvent | None = None
+        last: StoredRevision | None = None
         async with self._records.subscribe(id, queue, arrived, final_only=final_only) as subject:
             while True:
                 with contextlib.suppress(NoReply, NoResponders):
@@ -88,12 +88,12 @@ class JobReader:
                     consistent = True  # no event arrived: the replica that answered may be far behind
                 with contextlib.suppress(TimeoutError):
                     while True:
-                        expires = last is not None and last.event.expires is not None
+                        expires = last is not None and last.revision.expires is not None
                         async with asyncio.timeout(
                             self._expiry.left(last, RECHECK_SECONDS) if expires else RECHECK_SECONDS
                         ):
                             event = await arrived.get()
-                        state = event.event.state
+                        state = event.revision.state
                         if event.sequence > seen or state == "expired":
                             seen, last = event.sequence, event
                             yield event
@@ -157,9 +157,9 @@ class JobReader:
         """The ids of the jobs with a message on a queue or scheduled for it: waiting or running."""
         return [found.job for found in await self.waiting_jobs(queue)]
 
-    async def waiting_jobs(self, queue: str) -> list[LoggedEvent]:
+    async def waiting_jobs(self, queue: str) -> list[StoredRevision]:
         """The jobs with a message on a queue or scheduled for it: waiting or running."""
-        found: dict[str, LoggedEvent] = {}
+        found: dict[str, StoredRevision] = {}
         read: dict[str, int] = {}
         for stream, subject, state in await self.places(queue):
             with contextlib.suppress(NoResponders):
@@ -169,7 +169,7 @@ class JobReader:
                     read[subject] = sequence_of(reply)
         return list(found.values())
 
-    async def _may_have_gone_on(self, found: LoggedEvent) -> bool:
+    async def _may_have_gone_on(self, found: StoredRevision) -> bool:
         """Whether the replica that answered may be behind a change that callers rely on.
 
         An expired job may have begun in time. A failed job may have been retried, also by this caller, who
@@ -177,27 +177,27 @@ class JobReader:
         """
         return found.state == "failed" or (await self._as_of_now(found)).state != found.state
 
-    async def _as_of_now(self, found: LoggedEvent) -> LoggedEvent:
+    async def _as_of_now(self, found: StoredRevision) -> StoredRevision:
         """A job's last event as it reads now: the job may have expired."""
-        return found if found.event.expires is None else await self._expiry.apply_expiry(found)
+        return found if found.revision.expires is None else await self._expiry.apply_expiry(found)
 
-    async def _find(self, id: str, queue: str, *, consistent: bool = False) -> LoggedEvent | None:
+    async def _find(self, id: str, queue: str, *, consistent: bool = False) -> StoredRevision | None:
         """A job by its record, by its message, or by a record that was written in between."""
         found = await self._records.last(id, queue, consistent=consistent) or await self.find_by_message(
             id, queue, consistent=consistent
         )
         return found or await self._records.last(id, queue, consistent=consistent)
 
-    async def _find_fallback(self, id: str, queue: str, *, pending: bool) -> LoggedEvent | None:
+    async def _find_fallback(self, id: str, queue: str, *, pending: bool) -> StoredRevision | None:
         """A fallback that the record of another job names, and that its worker has not submitted yet.
 
         The worker submits it after it has recorded the failure, and before it settles that job's message.
         """
         failed, end = await self._owner_of_fallback(id), time.monotonic() + FALLBACK_SECONDS
-        while failed is not None and await self.is_queued(failed.current_queue, failed.event.message):
+        while failed is not None and await self.is_queued(failed.current_queue, failed.revision.message):
             if pending:
                 home = failed.queue if queue == "*" else queue
-                return LoggedEvent(home, id, 0, failed.at, Event("queued", submitted=failed.at))
+                return StoredRevision(home, id, 0, failed.at, Revision("queued", submitted=failed.at))
             if time.monotonic() > end:
                 return None
             await asyncio.sleep(FALLBACK_POLL_SECONDS)
@@ -206,7 +206,7 @@ class JobReader:
                 return found
         return await self._find(id, queue, consistent=True) if failed is not None else None
 
-    async def _owner_of_fallback(self, id: str) -> LoggedEvent | None:
+    async def _owner_of_fallback(self, id: str) -> StoredRevision | None:
         """The failed job that a fallback with an id replaces, if that may not be submitted yet."""
         named = parse_fallback_id(id)
         if named is None:
@@ -224,11 +224,11 @@ class JobReader:
         if started is not None:
             queue, job = started.queue, started.job
         last = await self._records.last(job, queue, consistent=True)
-        if last is None or last.state != "failed" or last.event.fallback != id:
+        if last is None or last.state != "failed" or last.revision.fallback != id:
             return None
-        return last if last.event.callbacks_pending else None
+        return last if last.revision.callbacks_pending else None
 
-    async def find_by_message(self, id: str, queue: str, *, consistent: bool) -> LoggedEvent | None:
+    async def find_by_message(self, id: str, queue: str, *, consistent: bool) -> StoredRevision | None:
         """A job without a record, by its message."""
         queues = [queue] if queue != "*" else await self._streams.queue_names()
         for name in queues:
@@ -243,7 +243,7 @@ class JobReader:
 
     async def _find_at(
         self, places: Sequence[Place], queue: str, id: str, *, consistent: bool
-    ) -> LoggedEvent | None:
+    ) -> StoredRevision | None:
         for stream, subject, state in places:
             message = await self._reads.last(stream, subject, consistent=consistent)
             if message is not None:

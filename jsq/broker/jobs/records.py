@@ -21,10 +21,10 @@ from pydantic_core import from_json
 
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import PROGRESS, RESULT, read_id, token_of
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, BrokerFull, NotAllowed
-from jsq.model.event import FINAL_STATES, Event, LoggedEvent
+from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 from jsq.settings import WriteGrouping
 from jsq.transport.batch_publish import OutgoingMessage, commit
 from jsq.transport.group_commit import BUSY, GroupCommit
@@ -88,7 +88,7 @@ class RecordStore:
         self,
         queue: str,
         id: str,
-        event: Event,
+        event: Revision,
         *,
         expect: int,
         ttl: float | None = None,
@@ -100,7 +100,7 @@ class RecordStore:
         if the record has another revision, and what `publish_with_retry` raises after `while_` has returned
         False.
         """
-        return await self.put(queue, id, events.encode(event), expect=expect, ttl=ttl, while_=while_)
+        return await self.put(queue, id, revisions.encode(event), expect=expect, ttl=ttl, while_=while_)
 
     async def put(
         self,
@@ -155,13 +155,15 @@ class RecordStore:
                 raise
             return await with_retry(self._wire, once, while_=while_, failed=failed)
 
-    def write_progress(self, queue: str, id: str, event: Event, *, token: int) -> None:
+    def write_progress(self, queue: str, id: str, event: Revision, *, token: int) -> None:
         """Publish how far a running attempt is. The server refuses it if the attempt's token is stale."""
         record = self._subjects.record(queue, id)
         headers = expecting(token, record) | {TTL: str(PROGRESS_SECONDS)}
-        self._wire.send(f"{record}.{PROGRESS}", events.encode(event), headers)
+        self._wire.send(f"{record}.{PROGRESS}", revisions.encode(event), headers)
 
-    async def delete(self, queue: str, id: str, found: LoggedEvent, letter: OutgoingMessage | None) -> None:
+    async def delete(
+        self, queue: str, id: str, found: StoredRevision, letter: OutgoingMessage | None
+    ) -> None:
         """Delete a record, and the dead letter that `letter` overwrites, by one atomic batch.
 
         The history stays until it is purged: `deleted` finds it. Raises `WrongSequence` if the record has
@@ -187,7 +189,7 @@ class RecordStore:
 
     # -- read --------------------------------------------------------------------------------------------
 
-    async def last(self, id: str, queue: str = "*", *, consistent: bool = False) -> LoggedEvent | None:
+    async def last(self, id: str, queue: str = "*", *, consistent: bool = False) -> StoredRevision | None:
         """The last revision of a job's record; None for a job without one.
 
         A replica may not have it yet. With `consistent`, the leader is asked.
@@ -195,7 +197,7 @@ class RecordStore:
         reply = await self._reads.last(self._stream, self._subjects.record(queue, id), consistent=consistent)
         return read_event(reply) if reply is not None else None
 
-    async def last_at_least(self, queue: str, id: str, least: int) -> LoggedEvent | None:
+    async def last_at_least(self, queue: str, id: str, least: int) -> StoredRevision | None:
         """The last revision of a record that is known to have come to the sequence `least`.
 
         The replica that answers may be behind: then it is asked again. Raises `NoReply` if none has come to
@@ -211,12 +213,12 @@ class RecordStore:
                 raise NoReply(f"no replica that was asked has come to revision {least} of job {id}")
             await asyncio.sleep(0.1)
 
-    async def last_of_state(self, queue: str, id: str, state: str) -> LoggedEvent | None:
+    async def last_of_state(self, queue: str, id: str, state: str) -> StoredRevision | None:
         """The last revision with a state, among those that the history holds."""
         found = await self.history(id, queue)
         return next((one for one in reversed(found) if one.state == state), None)
 
-    async def last_each(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+    async def last_each(self, queue: str, ids: Sequence[str]) -> dict[str, StoredRevision]:
         """The last revisions of some jobs of a queue, by their ids; without the jobs that have no record."""
         found: list[Reply] = []
         for start in range(0, len(ids), MOST_KEYS):
@@ -231,43 +233,43 @@ class RecordStore:
                 found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
         return {event.job: event for reply in found if (event := read_event(reply)) is not None}
 
-    async def list_last(self, queue: str = "*") -> list[LoggedEvent]:
+    async def list_last(self, queue: str = "*") -> list[StoredRevision]:
         """The last revision of each record, the one that changed last at the end."""
         replies = await self._reads.fetch(self._stream, self._subjects.record(queue, ANY))
         return newest_each(replies)
 
-    async def progress(self, found: LoggedEvent) -> LoggedEvent:
+    async def progress(self, found: StoredRevision) -> StoredRevision:
         """A running job with the progress that its attempt reported last, if it did."""
-        if found.state != "running" or found.event.delivery == 0:
+        if found.state != "running" or found.revision.delivery == 0:
             return found
         key = f"{self._subjects.record(found.queue, found.job)}.{PROGRESS}"
         with contextlib.suppress(NotAllowed):
             reply = await self._reads.last(self._stream, key)
             told = read_event(reply) if reply is not None else None
-            if told is not None and told.event.token in (found.sequence, found.event.token):
-                event = replace(found.event, progress=told.event.progress, text=told.event.text)
-                return replace(found, event=event)
+            if told is not None and told.revision.token in (found.sequence, found.revision.token):
+                event = replace(found.revision, progress=told.revision.progress, text=told.revision.text)
+                return replace(found, revision=event)
         return found
 
-    async def with_result(self, found: LoggedEvent) -> LoggedEvent:
+    async def with_result(self, found: StoredRevision) -> StoredRevision:
         """A job with its result, if that has a key of its own; without one if that has expired."""
-        if not found.event.result_apart:
+        if not found.revision.result_apart:
             return found
         key = f"{self._subjects.record(found.queue, found.job)}.{RESULT}"
         reply = await self._reads.last(self._stream, key)
         if reply is None and self._reads.may_ask_leader(self._stream):
             reply = await self._reads.last(self._stream, key, consistent=True)
         result = from_json(reply.payload)["result"] if reply is not None else None
-        return replace(found, event=replace(found.event, has_result=reply is not None, result=result))
+        return replace(found, revision=replace(found.revision, has_result=reply is not None, result=result))
 
     async def history(
         self, id: str = ANY, queue: str = "*", *, after: int = 0, since: datetime | None = None
-    ) -> list[LoggedEvent]:
+    ) -> list[StoredRevision]:
         """The revisions of a job's record (or of all), and the progress reported, in their order.
 
         The server holds the last 64 revisions of a record.
         """
-        start = events.format_time(since) if since is not None else ""
+        start = revisions.format_time(since) if since is not None else ""
         record = self._subjects.record(queue, id)
         found = await self._reads.fetch(self._stream, record, after=after, since=start)
         found += await self._reads.fetch(self._stream, f"{record}.{PROGRESS}", after=after, since=start)
@@ -283,7 +285,7 @@ class RecordStore:
 
     @contextlib.asynccontextmanager
     async def subscribe(
-        self, id: str, queue: str, arrived: asyncio.Queue[LoggedEvent], *, final_only: bool = False
+        self, id: str, queue: str, arrived: asyncio.Queue[StoredRevision], *, final_only: bool = False
     ) -> AsyncIterator[str]:
         """Put the revisions of a job into `arrived` as the server stores them; or only the final one.
 
@@ -349,7 +351,7 @@ def expected(sequence: int, subject: str) -> bytes:
     return f"{EXPECTED}: {sequence}\r\n{EXPECTED_ON}: {subject}\r\n".encode()
 
 
-def newest_each(replies: Sequence[Reply]) -> list[LoggedEvent]:
+def newest_each(replies: Sequence[Reply]) -> list[StoredRevision]:
     """The newest revision of each record among some revisions, in the order of their sequences."""
     newest: dict[str, Reply] = {}
     for reply in replies:
@@ -359,7 +361,7 @@ def newest_each(replies: Sequence[Reply]) -> list[LoggedEvent]:
     return [event for reply in newest.values() if (event := read_event(reply)) is not None]
 
 
-def read_event(reply: Reply) -> LoggedEvent | None:
+def read_event(reply: Reply) -> StoredRevision | None:
     """A revision of a record; None for a deleted record, and for what jsq did not write."""
     headers = reply.headers
     tokens = headers.get("Nats-Subject", "").split(".")
@@ -367,7 +369,7 @@ def read_event(reply: Reply) -> LoggedEvent | None:
         queue, id = tokens[2], tokens[3]
         if not (id.isalnum() and id.isascii()):  # else it is its own token
             id = read_id(id)
-        sequence, at = int(headers["Nats-Sequence"]), events.parse_time(headers["Nats-Time-Stamp"])
-        return LoggedEvent(queue, id, sequence, at, events.decode(reply.payload))
+        sequence, at = int(headers["Nats-Sequence"]), revisions.parse_time(headers["Nats-Time-Stamp"])
+        return StoredRevision(queue, id, sequence, at, revisions.decode(reply.payload))
     except (BadEnvelope, IndexError, KeyError, ValueError):
         return None

@@ -32,8 +32,8 @@ from jsq.errors import (
     QueueFull,
     SubmitUnknown,
 )
-from jsq.model.event import FINAL_STATES
 from jsq.model.job import Job, Priority
+from jsq.model.revision import FINAL_STATES
 from jsq.transport.replies import NoReply, NoResponders, WrongSequence, block, own_headers
 from jsq.transport.retrying import DEADLINE_SECONDS, publish_with_retry
 from jsq.transport.server_clock import PAST

@@ -23,8 +23,8 @@ from jsq.broker.operations.second_run import SecondRuns
 from jsq.broker.submit.unique import UniqueKeys
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import JobNotFound, QueueFull, WrongState
-from jsq.model.event import FINAL_STATES
 from jsq.model.repair import FoundInconsistency, Inconsistency
+from jsq.model.revision import FINAL_STATES
 from jsq.transport.replies import Reply, WrongSequence, own_headers
 from jsq.transport.retrying import publish_with_retry
 
@@ -112,7 +112,7 @@ class Repairs:
         last = await self._records.last(found.job, found.log_queue, consistent=True)
         if message is None or last is None or last.state not in FINAL_STATES:
             return False
-        if last.event.callbacks_pending:
+        if last.revision.callbacks_pending:
             return await self._store_again(found)
         if not await self._jetstream.delete_message(found.stream, found.sequence):
             return False

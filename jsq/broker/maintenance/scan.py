@@ -19,9 +19,8 @@ from jsq.broker.maintenance.scan_reads import Scan, ScanReads
 from jsq.broker.operations.dead_letters import DeadLetterStore, read_dead_letter
 from jsq.broker.submit.unique import UniqueKeys, read_claim
 from jsq.broker.topology.namespace import Namespace
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.codec.subject_token import ANY
-from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.job import PRIORITIES
 from jsq.model.key_group import key_token
 from jsq.model.repair import (
@@ -33,6 +32,7 @@ from jsq.model.repair import (
     judge_record,
     judge_slot,
 )
+from jsq.model.revision import FINAL_STATES, StoredRevision
 from jsq.transport.replies import Reply, last_token, sequence_of
 from jsq.transport.server_clock import PAST
 
@@ -175,9 +175,9 @@ class Scanner:
         known = await self._scan_reads.read_events(
             await self._scan_reads.next_slice(stream, self._subjects.record("*", ANY), scan)
         )
-        by_queue: dict[str, list[LoggedEvent]] = defaultdict(list)
+        by_queue: dict[str, list[StoredRevision]] = defaultdict(list)
         for one in await self._unfinished(known):
-            if scan.is_old(max(one.at, one.event.due or one.at)):
+            if scan.is_old(max(one.at, one.revision.due or one.at)):
                 by_queue[one.current_queue].append(one)
         found = []
         for queue, open_jobs in by_queue.items():
@@ -192,9 +192,9 @@ class Scanner:
             ]
         return found
 
-    async def _unfinished(self, revisions: Sequence[LoggedEvent]) -> list[LoggedEvent]:
+    async def _unfinished(self, revisions: Sequence[StoredRevision]) -> list[StoredRevision]:
         """The revisions that are the last one of their record, if the job has not ended."""
-        by_queue: dict[str, dict[str, LoggedEvent]] = defaultdict(dict)
+        by_queue: dict[str, dict[str, StoredRevision]] = defaultdict(dict)
         for one in revisions:
             by_queue[one.queue][one.job] = one  # the slice is in order: a later revision replaces this one
         found = []
@@ -278,12 +278,12 @@ class Scanner:
                 found.append(FoundInconsistency(kind, queue, one.job, one.stream, one.sequence, origin))
         return found
 
-    async def _judge_record(self, seen: LoggedEvent) -> FoundInconsistency | None:
+    async def _judge_record(self, seen: StoredRevision) -> FoundInconsistency | None:
         """Judge a job without a message, unless its record has changed meanwhile."""
         now = await self._records.last(seen.job, seen.queue)
         if now is None or now.sequence != seen.sequence:
             return None
-        knows_order = seen.event.has_arguments or (
+        knows_order = seen.revision.has_arguments or (
             seen.state == "retrying"
             and await self._dead_letters.find(seen.job, seen.queue, closed=True) is not None
         )
@@ -306,13 +306,13 @@ def read_stored_message(queue: str, stream: str, reply: Reply, *, undeliverable:
         message_time(reply),
         undeliverable,
         due,
-        events.parse_time(headers[envelope.EXPIRES]) if envelope.EXPIRES in headers else None,
+        revisions.parse_time(headers[envelope.EXPIRES]) if envelope.EXPIRES in headers else None,
     )
 
 
-def record_key_token(known: LoggedEvent | None) -> str:
+def record_key_token(known: StoredRevision | None) -> str:
     """The token of a job's key; empty for a job without a key."""
-    return key_token(known.event.key) if known is not None and known.event.key else ""
+    return key_token(known.revision.key) if known is not None and known.revision.key else ""
 
 
 def unstored_id_queue(reply: Reply) -> str:
@@ -339,7 +339,7 @@ def is_undeliverable(reply: Reply, bounds: Mapping[Any, int]) -> bool:
 
 
 def message_time(reply: Reply) -> datetime:
-    return events.parse_time(reply.headers["Nats-Time-Stamp"])
+    return revisions.parse_time(reply.headers["Nats-Time-Stamp"])
 
 
 def may_be_full(stream: dict[str, Any]) -> bool:

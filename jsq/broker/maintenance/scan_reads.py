@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from jsq.broker.jobs.messages import id_of
 from jsq.broker.jobs.records import read_event
 from jsq.broker.topology.namespace import Namespace
-from jsq.model.event import LoggedEvent
 from jsq.model.job import PRIORITIES, Priority
 from jsq.model.repair import is_older
+from jsq.model.revision import StoredRevision
 from jsq.transport.replies import NoResponders, Reply, sequence_of
 
 SCAN_SLICE_MESSAGES = 5_000
@@ -79,7 +79,7 @@ class ScanReads:
                 bounds[level] = int(known[floor]["stream_seq"])
         return bounds
 
-    async def last_records(self, queue: str, ids: Sequence[str]) -> dict[str, LoggedEvent]:
+    async def last_records(self, queue: str, ids: Sequence[str]) -> dict[str, StoredRevision]:
         """The last revisions of many records of a queue."""
         keys = [self._subjects.record(queue, id) for id in ids]
         replies = await self.last_per_subject(self._subjects.streams.records, keys)
@@ -116,7 +116,7 @@ class ScanReads:
             await self._jetstream.check_absent(stream)
         return found
 
-    async def read_events(self, replies: Sequence[Reply]) -> list[LoggedEvent]:
+    async def read_events(self, replies: Sequence[Reply]) -> list[StoredRevision]:
         """The events in messages, decoded page by page, so that jobs on the same loop run in between."""
         read = []
         for first in range(0, len(replies), SCAN_PAGE_MESSAGES):

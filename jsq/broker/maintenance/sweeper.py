@@ -24,7 +24,7 @@ from jsq.broker.maintenance.scan import Scanner
 from jsq.broker.maintenance.scan_reads import SCAN_SLICE_MESSAGES, Scan
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.provision import Provisioner
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.errors import BrokerError, BrokerUnavailable, UsageError
 from jsq.model.repair import FoundInconsistency, RepairResult
 from jsq.transport.replies import NoResponders, Reply, WrongSequence
@@ -270,7 +270,7 @@ class Sweeper:
         if reply is None:
             return {}
         with contextlib.suppress(ValueError):
-            return {**from_json(reply.payload), "at": events.parse_time(reply.headers["Nats-Time-Stamp"])}
+            return {**from_json(reply.payload), "at": revisions.parse_time(reply.headers["Nats-Time-Stamp"])}
         return {}
 
     async def _read(self, key: str) -> Reply | None:

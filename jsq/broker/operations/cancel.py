@@ -17,10 +17,10 @@ from jsq.broker.jobs.records import RECORD_SECONDS, TTL
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import CANCELLED, Subjects, read_id
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.codec.subject_token import ANY
 from jsq.errors import JobNotFound, NotAllowed, WrongState
-from jsq.model.event import EDITED, FINAL_STATES, Event, LoggedEvent
+from jsq.model.revision import EDITED, FINAL_STATES, Revision, StoredRevision
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, header_line
 
@@ -30,7 +30,7 @@ MARK_SECONDS = 3_600.0
 CONCURRENT_CANCELS = 100
 """Jobs that are being cancelled together."""
 
-Matches = Callable[[LoggedEvent], bool]
+Matches = Callable[[StoredRevision], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Canceller:
         self._expiry = store.expiry
         self._removable: dict[str, bool] = {}
 
-    async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> LoggedEvent:
+    async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> StoredRevision:
         """Cancel a job; returns its final event.
 
         One that has not started never does. One that runs is cancelled by the worker that holds it, and by us
@@ -86,7 +86,7 @@ class Canceller:
                 raise WrongState(id, found.state, "cancelled")
             await self._try(found, seconds)
 
-    async def cancel_many(self, jobs: Iterable[LoggedEvent], fits: Matches) -> CancelCount:
+    async def cancel_many(self, jobs: Iterable[StoredRevision], fits: Matches) -> CancelCount:
         """Cancel jobs, as long as each is one that `fits`; running ones too."""
         counted: Counter[str] = Counter()
         left = iter(jobs)
@@ -98,7 +98,7 @@ class Canceller:
         await asyncio.gather(*(cancel_next() for _ in range(CONCURRENT_CANCELS)))
         return CancelCount(**counted)
 
-    async def open_jobs(self, queue: str, fits: Matches) -> list[LoggedEvent]:
+    async def open_jobs(self, queue: str, fits: Matches) -> list[StoredRevision]:
         """The jobs of a queue (`*`: of all) that have not ended and fit, oldest first.
 
         By their records; a job without one by its message.
@@ -116,7 +116,7 @@ class Canceller:
         read = await self._expiry.apply_expiry_to_all([*standing.values()])
         return [one for one in read if one.state not in FINAL_STATES and fits(one)]
 
-    async def cancel_waiting(self, found: LoggedEvent) -> bool:
+    async def cancel_waiting(self, found: StoredRevision) -> bool:
         """Record a job as cancelled on top of the revision that was found, and remove its message.
 
         False if the record has another revision meanwhile. A worker that has the message cannot start the job
@@ -159,7 +159,7 @@ class Canceller:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _cancel_fitting(self, found: LoggedEvent | None, fits: Matches) -> str:
+    async def _cancel_fitting(self, found: StoredRevision | None, fits: Matches) -> str:
         """Cancel one of many; returns the field of `CancelCount` that it counts for."""
         while found is not None and found.state not in FINAL_STATES:
             if not fits(found):
@@ -172,13 +172,13 @@ class Canceller:
         await self._remove_messages(found)
         return "cancelled"
 
-    async def _try(self, found: LoggedEvent, seconds: float) -> bool:
+    async def _try(self, found: StoredRevision, seconds: float) -> bool:
         """Go one step on with a job that has not ended. True if it is cancelled for certain."""
         if found.state == "running" and await self._stop_holder(found, seconds):
             return False  # it has ended; how, its record says
         return await self.cancel_waiting(found)
 
-    async def _record(self, found: LoggedEvent) -> None:
+    async def _record(self, found: StoredRevision) -> None:
         told = await self._final_fields(found)
         event = replace(told, state="cancelled", progress=None, text="", due=None, token=0)
         if event.reason == EDITED:
@@ -186,8 +186,10 @@ class Canceller:
         # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
         free = all([await self._may_remove(lane) for lane in {found.queue, found.current_queue}])
         first = free and not found.sequence
-        keep = RECORD_SECONDS + seconds_until(found.event.due, self._wire.clock.moment()) if first else None
-        queue, id, expect, body = found.queue, found.job, found.sequence, events.encode(event)
+        keep = (
+            RECORD_SECONDS + seconds_until(found.revision.due, self._wire.clock.moment()) if first else None
+        )
+        queue, id, expect, body = found.queue, found.job, found.sequence, revisions.encode(event)
         if found.state == "running":
             # Workers listen for these marks, not for each revision of each job.
             mark = cancel_mark(self._subjects, found)
@@ -195,30 +197,30 @@ class Canceller:
         else:
             await self._records.put(queue, id, body, expect=expect, ttl=keep)
 
-    async def _final_fields(self, found: LoggedEvent) -> Event:
+    async def _final_fields(self, found: StoredRevision) -> Revision:
         """The last event of a job with the arguments and options of its message, if a record may hold them.
 
         The record of a job that waits for a later attempt does not have them.
         """
-        event = found.event
+        event = found.revision
         if found.sequence and not event.has_arguments and found.state != "running":
             with contextlib.suppress(NoResponders, NotAllowed):
                 message = await self._job_reader.find_by_message(
                     found.job, found.current_queue, consistent=False
                 )
                 if message is not None:
-                    event = with_order(event, message.event)
+                    event = with_order(event, message.revision)
         return await self._expiry.with_kept_arguments(found.queue, event)
 
-    async def _remove_messages(self, found: LoggedEvent) -> None:
+    async def _remove_messages(self, found: StoredRevision) -> None:
         """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
         lanes = [lane for lane in {found.queue, found.current_queue} if await self._may_remove(lane)]
         keyed = found.may_wait_for_key
         await asyncio.gather(*(self._job_writer.remove(lane, found.job, keyed=keyed) for lane in lanes))
-        if found.event.key and found.queue in lanes:
+        if found.revision.key and found.queue in lanes:
             # Last, for it lets the next one on: by then nothing of this one is left on the queue.
-            await self._key_groups.remove(found.queue, found.event.key, found.job)
-        if found.event.attempt:
+            await self._key_groups.remove(found.queue, found.revision.key, found.job)
+        if found.revision.attempt:
             with contextlib.suppress(NotAllowed):
                 await self._steps.delete(found.queue, found.job)
 
@@ -234,12 +236,12 @@ class Canceller:
                 self._removable[queue] = False
         return self._removable[queue]
 
-    async def _stop_holder(self, found: LoggedEvent, seconds: float) -> bool:
+    async def _stop_holder(self, found: StoredRevision, seconds: float) -> bool:
         """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers.
 
         The answer of one in another account does not reach us: what it records does.
         """
-        arrived: asyncio.Queue[LoggedEvent] = asyncio.Queue()
+        arrived: asyncio.Queue[StoredRevision] = asyncio.Queue()
         ask = self._wire.ask(self._subjects.cancel(found.current_queue), found.job.encode(), timeout=1.0)
         async with self._records.subscribe(found.job, found.queue, arrived):
             ended, asked = asyncio.ensure_future(wait_for_final(arrived)), asyncio.ensure_future(ask)
@@ -257,7 +259,7 @@ class Canceller:
         return True
 
 
-def with_order(event: Event, order: Event) -> Event:
+def with_order(event: Revision, order: Revision) -> Revision:
     """An event with the arguments and options that the job's message tells."""
     return replace(
         event,
@@ -269,13 +271,13 @@ def with_order(event: Event, order: Event) -> Event:
     )
 
 
-def cancel_mark(subjects: Subjects, found: LoggedEvent) -> OutgoingMessage:
+def cancel_mark(subjects: Subjects, found: StoredRevision) -> OutgoingMessage:
     """What is stored with the cancel of a running job, for its worker."""
     key = f"{subjects.record(found.queue, found.job)}.{CANCELLED}"
     return OutgoingMessage(key, b"", header_line(TTL, str(round(MARK_SECONDS))))
 
 
-async def wait_for_final(arrived: asyncio.Queue[LoggedEvent]) -> None:
+async def wait_for_final(arrived: asyncio.Queue[StoredRevision]) -> None:
     """Wait for a job's final event."""
     while (await arrived.get()).state not in FINAL_STATES:
         pass

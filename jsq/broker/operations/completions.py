@@ -16,7 +16,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import read_id
 from jsq.codec.subject_token import ANY
 from jsq.errors import BrokerUnavailable, JobNotFound
-from jsq.model.event import FINAL_STATES, LoggedEvent
+from jsq.model.revision import FINAL_STATES, StoredRevision
 from jsq.transport.replies import NoReply, NoResponders, Reply
 
 CONCURRENT_READS = 100
@@ -31,7 +31,7 @@ class Completions:
         self._job_reader = store.reader
         self._queue = queue
         self._expected: set[str] = set()
-        self._ended: deque[LoggedEvent] = deque()
+        self._ended: deque[StoredRevision] = deque()
         self._news = asyncio.Event()
         self._reconnects = namespace.wire.reconnects
 
@@ -50,7 +50,7 @@ class Completions:
             if event is not None:
                 self._note(event)
 
-    async def next(self) -> LoggedEvent:
+    async def next(self) -> StoredRevision:
         """Wait for the next job that ends. Raises `JobNotFound` for one of which nothing is known."""
         while not self._ended:
             if self._wire.closed:
@@ -70,7 +70,7 @@ class Completions:
         """The connection broke: what ended meanwhile was not heard."""
         self._news.set()
 
-    def _note(self, event: LoggedEvent) -> None:
+    def _note(self, event: StoredRevision) -> None:
         if event.state in FINAL_STATES and event.job in self._expected:
             self._expected.discard(event.job)
             self._ended.append(event)

@@ -21,12 +21,12 @@ from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.replay import replayed_event, write_replay
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import Subjects, read_id
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.codec.envelope import ascii_json
 from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
-from jsq.model.event import REASONS, Event, LoggedEvent
 from jsq.model.job import Job, check_queue, check_task
+from jsq.model.revision import REASONS, Revision, StoredRevision
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, header_line, size_of
 from jsq.transport.retrying import publish_with_retry
@@ -116,7 +116,7 @@ class DeadLetterStore:
         self._job_writer = store.writer
         self._key_groups = lines
 
-    def message(self, job: Job, failed: Event) -> OutgoingMessage:
+    def message(self, job: Job, failed: Revision) -> OutgoingMessage:
         """The letter of a job whose failure is about to be recorded, for one batch with the record."""
         why = {
             "reason": failed.reason,
@@ -127,7 +127,9 @@ class DeadLetterStore:
             "traceback": failed.traceback,
         }
         # A retry begins on the job's own queue, and at the end of its key group.
-        submitted = events.milliseconds(failed.submitted.timestamp()) if failed.submitted else job.submitted
+        submitted = (
+            revisions.milliseconds(failed.submitted.timestamp()) if failed.submitted else job.submitted
+        )
         headers = envelope.encode(
             replace(job, quarantine="", forgiven_crashes=0, group_slot=None, submitted=submitted)
         )
@@ -148,7 +150,7 @@ class DeadLetterStore:
         payload = delivery.payload[: self._wire.max_payload - size_of(headers) - HEADER_MARGIN_BYTES]
         subject = self._subjects.dead(delivery.queue, "_", id)
         if delivery.token:
-            body = events.encode(Event("failed", "", reason=reason, error=error))
+            body = revisions.encode(Revision("failed", "", reason=reason, error=error))
             letter = letter_message(subject, payload, headers)
             with contextlib.suppress(WrongSequence):
                 await self._records.put_with(
@@ -242,7 +244,7 @@ class DeadLetterStore:
         await self._jetstream.purge(stream, record, below=sequence + 1)
         return True
 
-    async def delete_record(self, last: LoggedEvent, letter: DeadLetter | None) -> None:
+    async def delete_record(self, last: StoredRevision, letter: DeadLetter | None) -> None:
         """Delete the record of a job and its letter together. Raises `WrongState` if the record changed."""
         closing = closed_letter(self._subjects, letter) if letter is not None else None
         try:
@@ -289,7 +291,7 @@ class DeadLetterStore:
         event = replayed_event(job, self._wire.clock.moment(), expect)
         return await write_replay(self._records, job, event, [self._closing(found, job)], asked="tried again")
 
-    async def settled(self, queue: str, id: str) -> LoggedEvent | None:
+    async def settled(self, queue: str, id: str) -> StoredRevision | None:
         """The record of a job, once the worker that recorded its failure has submitted its callbacks.
 
         That worker settles the message after them. The wait has a limit, because it may have died.
@@ -297,10 +299,10 @@ class DeadLetterStore:
         end = time.monotonic() + CALLBACK_SECONDS
         while True:
             last = await self._records.last(id, queue, consistent=True)
-            pending = last is not None and last.state == "failed" and last.event.callbacks_pending
+            pending = last is not None and last.state == "failed" and last.revision.callbacks_pending
             if last is None or not pending or time.monotonic() > end:
                 return last
-            if not await self._job_reader.is_queued(last.current_queue, last.event.message):
+            if not await self._job_reader.is_queued(last.current_queue, last.revision.message):
                 return last
             await asyncio.sleep(CALLBACK_POLL_SECONDS)
 
@@ -348,7 +350,7 @@ def read_dead_letter(reply: Reply) -> DeadLetter:
         queue=queue,
         task=task.replace("/", "."),
         id=id,
-        at=events.parse_time(reply.headers["Nats-Time-Stamp"]),
+        at=revisions.parse_time(reply.headers["Nats-Time-Stamp"]),
         reason=why.get("reason", ""),
         error=why.get("error", ""),
         attempt=why.get("attempt", 0),

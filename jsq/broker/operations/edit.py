@@ -26,11 +26,18 @@ from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.reschedule import with_absolute_deadline
 from jsq.broker.operations.schedule_replacement import ScheduleReplacement
 from jsq.broker.topology.namespace import Namespace
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.errors import BadArguments, BadOption, JobNotFound, NotAllowed, QueueFull, WrongState
 from jsq.model.edit import JobEdit, is_edited
-from jsq.model.event import EDITED, FINAL_STATES, SUBMITTED_STATES, Event, LoggedEvent, first_event
 from jsq.model.job import Job
+from jsq.model.revision import (
+    EDITED,
+    FINAL_STATES,
+    SUBMITTED_STATES,
+    Revision,
+    StoredRevision,
+    first_revision,
+)
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, block, sequence_of
 from jsq.transport.retrying import publish_with_retry
 from jsq.transport.server_clock import PAST
@@ -56,7 +63,7 @@ class Editor:
         self._records = store.records
         self._expiry = store.expiry
 
-    async def edit(self, id: str, edit: JobEdit, queue: str = "*") -> LoggedEvent:
+    async def edit(self, id: str, edit: JobEdit, queue: str = "*") -> StoredRevision:
         """Change a job; returns its state as it is then.
 
         Raises `JobNotFound`; `WrongState` for a job that has begun, or was changed meanwhile; `BadOption`;
@@ -71,7 +78,7 @@ class Editor:
             if found.state not in SUBMITTED_STATES:
                 raise WrongState(id, found.state, ONLY_UNBEGUN)
             message = await self._message(found)
-            if message is None and not (is_edited(found) and found.event.has_arguments):
+            if message is None and not (is_edited(found) and found.revision.has_arguments):
                 continue  # it moves on to its queue, or has just begun
             edited = await self._edit_at(found, message, edit)
             if edited is not None:
@@ -80,7 +87,9 @@ class Editor:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _edit_at(self, found: LoggedEvent, message: Reply | None, edit: JobEdit) -> LoggedEvent | None:
+    async def _edit_at(
+        self, found: StoredRevision, message: Reply | None, edit: JobEdit
+    ) -> StoredRevision | None:
         """Change a job whose message was read; None if that has moved on.
 
         Without a message, an earlier edit broke off: its record has the order.
@@ -97,7 +106,7 @@ class Editor:
             return await self._replace_schedule(found, message, job, due)
         return await self._edit_record(found, message, job, due, changed=edit.arguments is not None)
 
-    async def _check(self, found: LoggedEvent, old: Job, job: Job) -> None:
+    async def _check(self, found: StoredRevision, old: Job, job: Job) -> None:
         """Raise an error if a job cannot be changed to this one."""
         self._job_writer.check_size(job)
         if job.arguments != old.arguments:
@@ -107,25 +116,25 @@ class Editor:
                 raise BadOption("arguments", "***", rule)
 
     async def _replace_schedule(
-        self, found: LoggedEvent, message: Reply, job: Job, due: datetime
-    ) -> LoggedEvent | None:
+        self, found: StoredRevision, message: Reply, job: Job, due: datetime
+    ) -> StoredRevision | None:
         """Replace the schedule of a job without a record; None if it fires just now."""
         if await self._job_writer.replace_scheduled(job, due, expect=sequence_of(message)):
             if await self._replacement.is_too_late(found, due, due):
                 return None
-            event = replace(first_event(job, found.state, due), submitted=found.event.submitted)
+            event = replace(first_revision(job, found.state, due), submitted=found.revision.submitted)
             event = replace(event, options=envelope.recorded_options(job))
-            return replace(found, event=events.with_arguments(event, job.arguments))
+            return replace(found, revision=revisions.with_arguments(event, job.arguments))
         now = await self._message(found)
         if now is not None and SCHEDULE in now.headers:
             raise WrongState(found.job, found.state, "edited: it was changed meanwhile")
         return None
 
     async def _edit_record(
-        self, found: LoggedEvent, message: Reply | None, job: Job, due: datetime | None, *, changed: bool
-    ) -> LoggedEvent:
+        self, found: StoredRevision, message: Reply | None, job: Job, due: datetime | None, *, changed: bool
+    ) -> StoredRevision:
         """Record the changed order of a job, then replace its message."""
-        holds = found.event.has_arguments and bool(found.sequence)
+        holds = found.revision.has_arguments and bool(found.sequence)
         event = edit_event(job, found, due, whole=changed or holds)
         event = event if changed or holds else await self._expiry.with_kept_arguments(found.queue, event)
         try:
@@ -136,10 +145,10 @@ class Editor:
                 raise WrongState(found.job, last.state, "edited: it was changed meanwhile") from None
             raise WrongState(found.job, last.state if last else "removed", ONLY_UNBEGUN) from None
         await self._replace_message(found, message, replace(job, previous_sequence=sequence), due)
-        return LoggedEvent(found.queue, found.job, sequence, await self._expiry.now(found.queue), event)
+        return StoredRevision(found.queue, found.job, sequence, await self._expiry.now(found.queue), event)
 
     async def _replace_message(
-        self, found: LoggedEvent, old: Reply | None, job: Job, due: datetime | None
+        self, found: StoredRevision, old: Reply | None, job: Job, due: datetime | None
     ) -> None:
         """Store the message of a recorded edit, and delete the old one."""
         queue, streams = found.current_queue, self._namespace.subjects.streams
@@ -156,7 +165,7 @@ class Editor:
         if old is not None:
             stream = streams.scheduled(queue) if scheduled else streams.ready(queue)
             with contextlib.suppress(NotAllowed):  # then a worker settles it
-                if job.key and not found.event.quarantine:
+                if job.key and not found.revision.quarantine:
                     await self._key_groups.remove(queue, job.key, job.id)
                 if scheduled or old.headers["Nats-Subject"].startswith(self._ready_prefix(queue)):
                     await self._namespace.jetstream.delete_message(stream, sequence_of(old))
@@ -184,7 +193,7 @@ class Editor:
         """The start of the subjects of a queue's messages; those of its key groups start otherwise."""
         return self._namespace.subjects.of_groups(queue).ready_prefix
 
-    async def _message(self, found: LoggedEvent) -> Reply | None:
+    async def _message(self, found: StoredRevision) -> Reply | None:
         """The message of a job on its queue, in the SCHEDULED stream, or in its key group."""
         subjects, queue, id = self._namespace.subjects, found.current_queue, found.job
         ready = subjects.streams.ready(queue), subjects.ready(queue, "*", id)
@@ -206,14 +215,14 @@ def has_slot(message: Reply) -> bool:
     return envelope.GROUP_SLOT in message.headers
 
 
-def due_of(found: LoggedEvent, message: Reply | None) -> datetime | None:
+def due_of(found: StoredRevision, message: Reply | None) -> datetime | None:
     """When a job is due by its message, or else by its record."""
     if message is None:
-        return found.event.due
+        return found.revision.due
     return scheduled_time(message.headers) if SCHEDULE in message.headers else None
 
 
-def current_order(message: Reply, found: LoggedEvent, due: datetime | None) -> Job:
+def current_order(message: Reply, found: StoredRevision, due: datetime | None) -> Job:
     """The order of a job as it is now: that of its message, with what an earlier edit has recorded."""
     job = envelope.decode(
         message.headers,
@@ -222,33 +231,33 @@ def current_order(message: Reply, found: LoggedEvent, due: datetime | None) -> J
         queue=found.current_queue,
         priority=submitted_priority(message),
     )
-    job = with_absolute_deadline(job, due or events.parse_time(message.headers["Nats-Time-Stamp"]))
-    job = replace(job, submitted=job.submitted or events.milliseconds(stored_at(found)))
+    job = with_absolute_deadline(job, due or revisions.parse_time(message.headers["Nats-Time-Stamp"]))
+    job = replace(job, submitted=job.submitted or revisions.milliseconds(stored_at(found)))
     return envelope.edited_job(job, found) if found.sequence else job
 
 
-def stored_at(found: LoggedEvent) -> float:
+def stored_at(found: StoredRevision) -> float:
     """When a job was submitted, in seconds since the epoch."""
-    return (found.event.submitted or found.at).timestamp()
+    return (found.revision.submitted or found.at).timestamp()
 
 
-def edit_event(job: Job, found: LoggedEvent, due: datetime | None, *, whole: bool) -> Event:
+def edit_event(job: Job, found: StoredRevision, due: datetime | None, *, whole: bool) -> Revision:
     """The revision of an edit. With `whole` it holds the arguments, however large they are."""
     options = envelope.recorded_options(job)
     if isinstance(job.deadline, datetime):
-        options["deadline"] = events.format_time(job.deadline)
+        options["deadline"] = revisions.format_time(job.deadline)
     event = replace(
-        first_event(job, "queued" if due is None else "scheduled", due),
+        first_revision(job, "queued" if due is None else "scheduled", due),
         reason=EDITED,
         token=found.sequence,
         headers=dict(job.headers),
         options=options,
-        submitted=events.moment_of(job.submitted),
+        submitted=revisions.moment_of(job.submitted),
         retry_until=job.retry_until,
     )
     if not whole:
-        return events.with_arguments(event, job.arguments)
+        return revisions.with_arguments(event, job.arguments)
     try:
-        return events.with_whole_arguments(event, job.arguments)
+        return revisions.with_whole_arguments(event, job.arguments)
     except ValueError as error:
         raise BadArguments(f"{job.task}: the arguments are nested too deep to be recorded") from error

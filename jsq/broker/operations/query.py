@@ -16,9 +16,9 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import read_id
 from jsq.codec.subject_token import ANY
 from jsq.model.edit import is_edited
-from jsq.model.event import FINAL_STATES, SUBMITTED_STATES, LoggedEvent
 from jsq.model.job_filter import JobCriteria
 from jsq.model.key_group import key_token
+from jsq.model.revision import FINAL_STATES, SUBMITTED_STATES, StoredRevision
 from jsq.transport.replies import NoResponders, Reply, sequence_of
 
 FIRST_SPAN = 1_000
@@ -45,7 +45,7 @@ class JobQuery:
         self._cancels = cancels
         self._expiry = store.expiry
 
-    async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[LoggedEvent]:
+    async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[StoredRevision]:
         """The jobs that fit, as they read now, the one that changed last at the end: the last `limit`."""
         waiting = await self._newest_waiting(choice, limit)
         recorded = await self._newest_recorded(choice, limit) if may_have_record(choice) else []
@@ -73,14 +73,14 @@ class JobQuery:
         stream = self._subjects.streams.records
         return await self._jetstream.count_subjects(stream, self._subjects.record(queue, ANY))
 
-    async def open_jobs(self, choice: JobCriteria) -> list[LoggedEvent]:
+    async def open_jobs(self, choice: JobCriteria) -> list[StoredRevision]:
         """The jobs that fit and have not ended, oldest first."""
         found = await self._cancels.open_jobs(choice.queue or "*", choice.matches)
         return await self._by_arguments(found, choice)
 
     # -- records -----------------------------------------------------------------------------------------
 
-    async def _newest_recorded(self, choice: JobCriteria, limit: int | None) -> list[LoggedEvent]:
+    async def _newest_recorded(self, choice: JobCriteria, limit: int | None) -> list[StoredRevision]:
         stream, queue = self._subjects.streams.records, choice.queue or "*"
         try:
             if limit is None:
@@ -90,13 +90,13 @@ class JobQuery:
             await self._jetstream.check_absent(stream)
             return []
 
-    async def _last(self, choice: JobCriteria, key: str, limit: int) -> list[LoggedEvent]:
+    async def _last(self, choice: JobCriteria, key: str, limit: int) -> list[StoredRevision]:
         stream = self._subjects.streams.records
         newest = await self._reads.last(stream, key)
         if newest is None:
             return []
         top, seen = sequence_of(newest), set[tuple[str, str]]()
-        found: list[LoggedEvent] = []
+        found: list[StoredRevision] = []
         async for replies in self._backwards(stream, key, top + 1):
             # Earlier revisions of jobs whose last one was read already are history.
             some = [one for one in newest_each(replies) if record_key(one) not in seen]
@@ -112,11 +112,11 @@ class JobQuery:
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    async def _newest_waiting(self, choice: JobCriteria, limit: int | None) -> list[LoggedEvent]:
+    async def _newest_waiting(self, choice: JobCriteria, limit: int | None) -> list[StoredRevision]:
         """The newest jobs without a record that fit: they wait for their first attempt."""
         if choice.states and not set(choice.states) & {*SUBMITTED_STATES, "expired"}:
             return []
-        found: list[LoggedEvent] = []
+        found: list[StoredRevision] = []
         for queue in [choice.queue] if choice.queue else await self._streams.queue_names():
             read: dict[str, int] = {}
             for stream, subject, state in await self._job_reader.places(queue):
@@ -135,10 +135,10 @@ class JobQuery:
         span: tuple[int, int],
         choice: JobCriteria,
         limit: int | None,
-    ) -> list[LoggedEvent]:
+    ) -> list[StoredRevision]:
         """The newest of those whose messages are in one place, after one sequence and up to another."""
         (stream, subject, state), (after, last) = place, span
-        found: list[LoggedEvent] = []
+        found: list[StoredRevision] = []
         async for replies in self._backwards(stream, subject, last + 1, after):
             some = [event_from_message(queue, id_of(reply), reply, state) for reply in replies]
             some = [one for one in some if one.queue == queue]  # a job in quarantine here has a record
@@ -174,11 +174,11 @@ class JobQuery:
             after = sequence_of(page[-1]) if page else end
         return found
 
-    async def _fitting(self, found: Sequence[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
+    async def _fitting(self, found: Sequence[StoredRevision], choice: JobCriteria) -> list[StoredRevision]:
         read = await self._expiry.apply_expiry_to_all(found)
         return await self._by_arguments([one for one in read if choice.matches(one)], choice)
 
-    async def _by_arguments(self, found: list[LoggedEvent], choice: JobCriteria) -> list[LoggedEvent]:
+    async def _by_arguments(self, found: list[StoredRevision], choice: JobCriteria) -> list[StoredRevision]:
         """The jobs whose arguments fit too: those of a job that has ended are in its record."""
         if not choice.args:
             return found
@@ -186,13 +186,15 @@ class JobQuery:
         fitting = {
             (one.queue, one.job)
             for one in found
-            if one.event.has_arguments and choice.matches_values(one.event.arguments)
+            if one.revision.has_arguments and choice.matches_values(one.revision.arguments)
         }
         for start in range(0, len(told), QUERY_BATCH_JOBS):
             fitting |= await self._with_fitting(told[start : start + QUERY_BATCH_JOBS], choice)
         return [one for one in found if (one.queue, one.job) in fitting]
 
-    async def _with_fitting(self, some: Sequence[LoggedEvent], choice: JobCriteria) -> set[tuple[str, str]]:
+    async def _with_fitting(
+        self, some: Sequence[StoredRevision], choice: JobCriteria
+    ) -> set[tuple[str, str]]:
         names = self._subjects
         asked: dict[tuple[str, str], list[str]] = defaultdict(list)
         homes: dict[tuple[str, str], tuple[str, str]] = {}
@@ -205,8 +207,8 @@ class JobQuery:
             later, ready = names.streams.scheduled(one.current_queue), names.streams.ready(one.current_queue)
             # In the order in which it goes over from one to the other.
             asked[later, "scheduled"].append(names.scheduled(one.current_queue, one.job))
-            if one.event.key:
-                token, line = key_token(one.event.key), names.streams.groups(one.current_queue)
+            if one.revision.key:
+                token, line = key_token(one.revision.key), names.streams.groups(one.current_queue)
                 asked[later, "group_due"].append(names.groups.due(one.current_queue, token, one.job))
                 asked[line, ""].append(names.groups.job(one.current_queue, token, one.job))
             asked[later, "due"].append(names.due(one.current_queue, "*", one.job))
@@ -233,12 +235,12 @@ def message_key(reply: Reply) -> tuple[str, str]:
     return tokens[2], read_id(tokens[-1])
 
 
-def record_key(found: LoggedEvent) -> tuple[str, str]:
+def record_key(found: StoredRevision) -> tuple[str, str]:
     """The queue and the id of a job."""
     return found.queue, found.job
 
 
-def is_waiting(found: LoggedEvent) -> bool:
+def is_waiting(found: StoredRevision) -> bool:
     """Whether a job waits for its first attempt: it has no record, or only that of an edit."""
     return not found.sequence or is_edited(found)
 
@@ -248,6 +250,6 @@ def may_have_record(choice: JobCriteria) -> bool:
     return not choice.states or not set(choice.states) <= set(SUBMITTED_STATES)
 
 
-def asks_message(found: LoggedEvent) -> bool:
+def asks_message(found: StoredRevision) -> bool:
     """Whether the arguments of a job have to be read from its message, or from its dead letter."""
-    return not found.event.has_arguments and (found.state not in FINAL_STATES or found.state == "failed")
+    return not found.revision.has_arguments and (found.state not in FINAL_STATES or found.state == "failed")

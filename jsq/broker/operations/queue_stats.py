@@ -17,7 +17,7 @@ from jsq.broker.operations.query import JobQuery
 from jsq.broker.topology.configs import count_jobs, settings_of
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
-from jsq.codec.events import parse_time
+from jsq.codec.revisions import parse_time
 from jsq.codec.subject_token import ANY
 from jsq.errors import NotAllowed
 from jsq.model.job import PRIORITIES, Priority

@@ -3,7 +3,7 @@
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.errors import JobNotFound, WrongState
-from jsq.model.event import FINAL_STATES
+from jsq.model.revision import FINAL_STATES
 
 
 class Remover:
@@ -28,7 +28,7 @@ class Remover:
         if found.state not in FINAL_STATES:
             raise WrongState(id, found.state, "removed: only a job that has ended can; cancel it first")
         queue = found.queue
-        if found.event.callbacks_pending:
+        if found.revision.callbacks_pending:
             await self._dead.settled(queue, id)
         # First what could run it again, last what keeps the id from another.
         for lane in {queue, found.current_queue}:

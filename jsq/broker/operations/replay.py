@@ -5,10 +5,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from jsq.broker.jobs.records import RecordStore
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.errors import WrongState
-from jsq.model.event import Event, LoggedEvent, first_event
 from jsq.model.job import Job
+from jsq.model.revision import Revision, StoredRevision, first_revision
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import WrongSequence
 
@@ -16,22 +16,22 @@ REPLAYED = "replayed"
 """The reason of a revision that begins a new life of a job."""
 
 
-def is_replayed(found: LoggedEvent) -> bool:
+def is_replayed(found: StoredRevision) -> bool:
     """Whether a job has a new life that has not begun."""
-    return found.state == "retrying" and found.event.reason == REPLAYED
+    return found.state == "retrying" and found.revision.reason == REPLAYED
 
 
-def replayed_event(job: Job, now: datetime, expect: int) -> Event:
+def replayed_event(job: Job, now: datetime, expect: int) -> Revision:
     """The revision that begins a new life of a job, on top of the revision `expect`."""
-    submitted = events.moment_of(job.submitted) if job.submitted else None
-    first = first_event(job, "retrying", now)
+    submitted = revisions.moment_of(job.submitted) if job.submitted else None
+    first = first_revision(job, "retrying", now)
     return replace(first, reason=REPLAYED, token=expect, submitted=submitted)
 
 
 async def write_replay(
     records: RecordStore,
     job: Job,
-    event: Event,
+    event: Revision,
     others: Sequence[OutgoingMessage] = (),
     *,
     asked: str,
@@ -41,13 +41,13 @@ async def write_replay(
     `others` are stored with it. A second call returns the sequence that the first one wrote, also if another
     caller did. Raises `WrongState`, with what was `asked`, if the record has changed.
     """
-    queue, id, body = job.queue, job.id, events.encode(event)
+    queue, id, body = job.queue, job.id, revisions.encode(event)
     try:
         if others:
             return await records.put_with(queue, id, body, others, expect=event.token)
         return await records.put(queue, id, body, expect=event.token)
     except WrongSequence as refused:
         last = await records.last(id, queue, consistent=True)
-        if last is not None and last.event.reason == REPLAYED and last.event.token == event.token:
+        if last is not None and last.revision.reason == REPLAYED and last.revision.token == event.token:
             return last.sequence
         raise WrongState(id, last.state if last is not None else "removed", asked) from refused

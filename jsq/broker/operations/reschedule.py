@@ -14,11 +14,11 @@ from jsq.broker.jobs.messages import scheduled_time, submitted_priority
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.schedule_replacement import ScheduleReplacement
 from jsq.broker.topology.namespace import Namespace
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.errors import BadOption, JobNotFound, WrongState
-from jsq.model.event import LoggedEvent
 from jsq.model.job import Job
 from jsq.model.job_filter import DELAYED_STATES
+from jsq.model.revision import StoredRevision
 from jsq.transport.replies import Reply, WrongSequence
 
 SCHEDULE_WAIT = 1.0
@@ -40,7 +40,7 @@ class Rescheduler:
 
     async def reschedule(
         self, id: str, queue: str = "*", *, due: datetime | float | None = None, asked: str = "moved"
-    ) -> LoggedEvent:
+    ) -> StoredRevision:
         """Have a job start at another moment, after some seconds, or at once; returns its last event then.
 
         Raises `JobNotFound`; `WrongState` for one that is not due later, or has fired meanwhile; `BadOption`
@@ -58,7 +58,7 @@ class Rescheduler:
         stands_until = scheduled_time(message.headers)
         job = with_absolute_deadline(job, max(stands_until, now))
         moment = due if isinstance(due, datetime) else now + timedelta(seconds=due or 0)
-        when = events.parse_time(events.format_time(moment))
+        when = revisions.parse_time(revisions.format_time(moment))
         check_due(job, when, now)
         if when > now >= stands_until:
             raise WrongState(id, (await self._again(found)).state, asked)  # it fires about now
@@ -79,14 +79,14 @@ class Rescheduler:
         if found is None or found.state not in DELAYED_STATES:
             return False
         message = await self._replacement.schedule(found)
-        if message is None or found.event.due == scheduled_time(message.headers):
+        if message is None or found.revision.due == scheduled_time(message.headers):
             return False
         await self._told(found, scheduled_time(message.headers), "moved")
         return True
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _standing(self, id: str, queue: str, asked: str) -> tuple[LoggedEvent, Reply]:
+    async def _standing(self, id: str, queue: str, asked: str) -> tuple[StoredRevision, Reply]:
         """A job that is due later, and its schedule: a moment after its record that may not stand yet."""
         end = time.monotonic() + SCHEDULE_WAIT
         while True:
@@ -98,40 +98,48 @@ class Rescheduler:
             message = await self._replacement.schedule(found)
             if message is not None:
                 return found, message
-            due = found.event.due
+            due = found.revision.due
             if due is None or due <= self._wire.clock.moment() or time.monotonic() > end:
                 raise WrongState(id, (await self._again(found)).state, asked)
             await asyncio.sleep(RESCHEDULE_POLL_SECONDS)
 
-    async def _again(self, found: LoggedEvent) -> LoggedEvent:
+    async def _again(self, found: StoredRevision) -> StoredRevision:
         """What has become of a job whose schedule is gone: one that has not begun waits on its queue."""
         now = await self._job_reader.find(found.job, found.queue) or found
-        return replace(now, event=replace(now.event, state="queued")) if now.state in DELAYED_STATES else now
+        return (
+            replace(now, revision=replace(now.revision, state="queued"))
+            if now.state in DELAYED_STATES
+            else now
+        )
 
-    async def _told(self, found: LoggedEvent, due: datetime, asked: str) -> LoggedEvent:
+    async def _told(self, found: StoredRevision, due: datetime, asked: str) -> StoredRevision:
         """Write to a job's record when it is due, if it has one and it has not moved on.
 
         Raises `WrongState` if the job was cancelled.
         """
         while found.sequence:
-            event = replace(found.event, due=due)
+            event = replace(found.revision, due=due)
             try:
                 sequence = await self._records.write(found.queue, found.job, event, expect=found.sequence)
-                return LoggedEvent(found.queue, found.job, sequence, self._wire.clock.moment(), event)
+                return StoredRevision(found.queue, found.job, sequence, self._wire.clock.moment(), event)
             except WrongSequence:
                 pass
             last = await self._job_reader.find(found.job, found.queue, consistent=True)
             if last is None or last.state == "cancelled":
                 raise WrongState(found.job, "cancelled", asked)
-            if last.state not in DELAYED_STATES or last.event.due == due or not await self._is_due(last, due):
+            if (
+                last.state not in DELAYED_STATES
+                or last.revision.due == due
+                or not await self._is_due(last, due)
+            ):
                 return last
             found = last  # another call rescheduled it just before this one
         last = await self._records.last(found.job, found.queue, consistent=True)
         if last is not None and last.state == "cancelled":
             raise WrongState(found.job, "cancelled", asked)
-        return last or replace(found, event=replace(found.event, due=due))
+        return last or replace(found, revision=replace(found.revision, due=due))
 
-    async def _is_due(self, found: LoggedEvent, due: datetime) -> bool:
+    async def _is_due(self, found: StoredRevision, due: datetime) -> bool:
         """Whether a job's schedule stands, and fires at that moment."""
         message = await self._replacement.schedule(found)
         return message is not None and scheduled_time(message.headers) == due
@@ -149,4 +157,6 @@ def check_due(job: Job, due: datetime, now: datetime) -> None:
     for name, limit in (("expires", job.expires), ("deadline", job.deadline)):
         if isinstance(limit, datetime) and due > now and due >= limit:
             what = "expiry" if name == "expires" else "deadline"
-            raise BadOption("due", due, f"must be before the {what} of the job, {events.format_time(limit)}")
+            raise BadOption(
+                "due", due, f"must be before the {what} of the job, {revisions.format_time(limit)}"
+            )

@@ -14,7 +14,7 @@ from jsq.broker.jobs.messages import scheduled_time
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import NotAllowed
-from jsq.model.event import LoggedEvent
+from jsq.model.revision import StoredRevision
 from jsq.transport.replies import NoResponders, Reply, sequence_of
 
 FIRE_SECONDS = 0.25
@@ -33,7 +33,7 @@ class ScheduleReplacement:
         self._subjects = namespace.subjects
         self._job_reader = store.reader
 
-    async def schedule(self, found: LoggedEvent) -> Reply | None:
+    async def schedule(self, found: StoredRevision) -> Reply | None:
         """The schedule of a job, from the leader."""
         subjects = self._subjects
         try:
@@ -44,7 +44,7 @@ class ScheduleReplacement:
         except NoResponders:
             return None
 
-    async def is_too_late(self, found: LoggedEvent, old: datetime, new: datetime) -> bool:
+    async def is_too_late(self, found: StoredRevision, old: datetime, new: datetime) -> bool:
         """Whether a job fired by its `old` due time though its schedule was replaced.
 
         `found` is the job as it was before. If it fired, the `new` schedule is removed. Returns at once if
@@ -62,7 +62,7 @@ class ScheduleReplacement:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _has_fired(self, found: LoggedEvent, due: datetime) -> bool:
+    async def _has_fired(self, found: StoredRevision, due: datetime) -> bool:
         clock = self._clock
         end = clock.now() + clock.doubt + FIRE_SECONDS
         while due.timestamp() <= clock.now() + clock.doubt:
@@ -73,7 +73,7 @@ class ScheduleReplacement:
             await asyncio.sleep(FIRED_POLL_SECONDS)
         return False
 
-    async def _is_on_its_way(self, found: LoggedEvent) -> bool:
+    async def _is_on_its_way(self, found: StoredRevision) -> bool:
         """Whether a job has left its schedule. The reads follow the order in which a message moves on."""
         subjects, queue, id = self._subjects, found.current_queue, found.job
         for stream, subject in (
@@ -85,4 +85,7 @@ class ScheduleReplacement:
         if await self._job_reader.find_in_group(queue, id) is not None:
             return True
         last = await self._job_reader.find(id, found.queue, consistent=True)
-        return last is not None and (last.state, last.event.attempt) != (found.state, found.event.attempt)
+        return last is not None and (last.state, last.revision.attempt) != (
+            found.state,
+            found.revision.attempt,
+        )

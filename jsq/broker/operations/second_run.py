@@ -15,7 +15,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import ArgumentsNotKept, BadOption, JobNotFound, WrongState
 from jsq.model.edit import is_edited
-from jsq.model.event import FINAL_STATES, MAX_RECORD_ARGUMENTS, LoggedEvent
+from jsq.model.revision import FINAL_STATES, MAX_RECORD_ARGUMENTS, StoredRevision
 
 
 class SecondRuns:
@@ -43,12 +43,12 @@ class SecondRuns:
         if not await self.complete(found):
             await self._begin(found)
 
-    async def complete(self, found: LoggedEvent) -> bool:
+    async def complete(self, found: StoredRevision) -> bool:
         """Store the message of a second run or an edit that broke off after its record.
 
         False if the record is not that of one.
         """
-        event = found.event
+        event = found.revision
         if is_edited(found) and event.has_arguments:
             await self._job_writer.ensure_scheduled(envelope.edited_order(found), event.due)
             return True
@@ -59,10 +59,10 @@ class SecondRuns:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _begin(self, found: LoggedEvent) -> None:
+    async def _begin(self, found: StoredRevision) -> None:
         if found.state not in FINAL_STATES:
             raise WrongState(found.job, found.state, "run again: only a job that has ended can")
-        if not found.event.has_arguments:
+        if not found.revision.has_arguments:
             refuse_without_arguments(found)
         try:
             job = envelope.recorded_job(found)
@@ -70,18 +70,18 @@ class SecondRuns:
             raise WrongState(found.job, found.state, f"run again: {error}") from error
         event = replace(
             replayed_event(job, self._wire.clock.moment(), found.sequence),
-            options=found.event.options,
+            options=found.revision.options,
             has_arguments=True,
-            arguments=found.event.arguments,
+            arguments=found.revision.arguments,
         )
         sequence = await write_replay(self._records, job, event, asked="run again")
         # By way of SCHEDULED: the message of the first run may still stand on the queue, unsettled.
         await self._job_writer.ensure_scheduled(replace(job, previous_sequence=sequence), None)
 
 
-def refuse_without_arguments(found: LoggedEvent) -> NoReturn:
+def refuse_without_arguments(found: StoredRevision) -> NoReturn:
     """Raise `ArgumentsNotKept`, and say why the record does not hold the arguments."""
-    size = found.event.arguments_size
+    size = found.revision.arguments_size
     why = (
         f"they take {size:,} bytes, and a record holds {MAX_RECORD_ARGUMENTS:,}" if size else "keep_arguments"
     )

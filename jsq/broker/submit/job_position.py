@@ -13,8 +13,8 @@ from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerUnavailable
 from jsq.model.edit import is_edited
-from jsq.model.event import FINAL_STATES, LoggedEvent
 from jsq.model.expiry import has_expired
+from jsq.model.revision import FINAL_STATES, StoredRevision
 from jsq.model.unique import JobLife
 from jsq.transport.replies import Reply, WrongSequence
 from jsq.transport.retrying import READ_SECONDS, publish_with_retry
@@ -31,7 +31,7 @@ class JobPosition:
     """How far a job has come. `found` is the state of a waiting job, `schedule` its sequence."""
 
     life: JobLife
-    found: LoggedEvent | None = None
+    found: StoredRevision | None = None
     schedule: int = 0
 
 
@@ -79,13 +79,13 @@ class JobPositions:
             return None
         return JobPosition(JobLife.ENDED if last.state in FINAL_STATES else JobLife.STARTED)
 
-    async def _last(self, queue: str, id: str) -> LoggedEvent | None:
+    async def _last(self, queue: str, id: str) -> StoredRevision | None:
         record = self._subjects.record(queue, id)
         found = await self.last_message(self._subjects.streams.records, record, record)
         return read_event(found) if found is not None else None
 
-    async def _is_expired(self, found: LoggedEvent) -> bool:
-        return found.event.expires is not None and has_expired(found, await self._expiry.now(found.queue))
+    async def _is_expired(self, found: StoredRevision) -> bool:
+        return found.revision.expires is not None and has_expired(found, await self._expiry.now(found.queue))
 
     async def _find_waiting(self, queue: str, id: str) -> JobPosition | None:
         """The position of a job by its message. Reads the streams in the order in which a message moves on.

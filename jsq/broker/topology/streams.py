@@ -22,8 +22,8 @@ from jsq.broker.topology.configs import (
 )
 from jsq.broker.topology.replicas import create_first
 from jsq.broker.topology.subjects import Subjects
-from jsq.codec.events import format_time
 from jsq.codec.pauses import decode_pauses
+from jsq.codec.revisions import format_time
 from jsq.errors import (
     BrokerFull,
     BrokerUnavailable,

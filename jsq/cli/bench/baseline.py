@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from jsq.broker.jobs.records import RECORD_SECONDS, expected, expected_here, is_final
 from jsq.broker.topology.subjects import Subjects
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.codec.envelope import new_ids
 from jsq.codec.subject_token import STEM
-from jsq.model.event import DeliveryInfo
 from jsq.model.job import Job
+from jsq.model.revision import DeliveryInfo
 from jsq.transport.batch_publish import OutgoingMessage, fast_ingest, parts
 from jsq.transport.replies import Reply, acknowledged, block, header_line
 from jsq.transport.wire import Subscription, Wire
@@ -116,13 +116,13 @@ class Baseline:
             fill()
 
         def finish(id: str, reply: str, running: bytes, token: int, arguments: bytes) -> None:
-            body = events.encode_succeeded(running, token, arguments, b'{"result":null}')
+            body = revisions.encode_succeeded(running, token, arguments, b'{"result":null}')
             self._record(id, body, token, lambda answer: done(reply, answer))
 
         def begun(message: Reply, id: str, running: bytes, answer: Reply) -> None:
             token = acknowledged(answer.payload, "")
             ran(message.payload)
-            arguments = events.argument_members(message.payload)
+            arguments = revisions.argument_members(message.payload)
             if seconds:
                 loop.call_later(seconds, finish, id, message.reply, running, token, arguments)
             else:
@@ -135,7 +135,7 @@ class Baseline:
             tokens = message.reply.split(".")
             handing = DeliveryInfo("baseline", int(tokens[5]), int(tokens[4]))
             now = int(1000 * time.time())
-            running = events.encode_running(Job(id, self.task), handing, now, now)
+            running = revisions.encode_running(Job(id, self.task), handing, now, now)
             self._record(id, running, 0, lambda answer: begun(message, id, running, answer))
 
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jsq.broker.topology.presence import HEARTBEAT_SECONDS
-from jsq.codec.events import parse_time
+from jsq.codec.revisions import parse_time
 from jsq.errors import BrokerError
 from jsq.model.job import PRIORITIES
 from jsq.worker.dispatcher import Dispatcher

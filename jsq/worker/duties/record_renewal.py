@@ -9,7 +9,7 @@ new token. The bucket also deletes each revision at its `max_age`, so other atte
 import asyncio
 import logging
 
-from jsq.codec import events
+from jsq.codec import revisions
 from jsq.errors import BrokerError
 from jsq.transport.replies import WrongSequence
 from jsq.worker.dispatcher import Dispatcher
@@ -47,7 +47,7 @@ class RecordRenewal:
         """Renew the record of an attempt; a refusal or an error leaves everything as it is."""
         queue, id, token = attempt.job.queue, attempt.delivery.id, attempt.token
         at = int(1000 * self._clock.now())
-        body = events.encode_renewed(attempt.running, attempt.first_token or token)
+        body = revisions.encode_renewed(attempt.running, attempt.first_token or token)
         try:
             sequence = await self._records.put(
                 queue, id, body, expect=token, ttl=attempt.start_ttl, while_=attempt.has_lease
@@ -69,4 +69,4 @@ class RecordRenewal:
             last = await self._records.last(attempt.delivery.id, attempt.job.queue, consistent=True)
         except BrokerError:
             return 0
-        return last.sequence if last is not None and last.event == events.decode(body) else 0
+        return last.sequence if last is not None and last.revision == revisions.decode(body) else 0

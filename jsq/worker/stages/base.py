@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from jsq.declaration import Declaration
-from jsq.model.event import Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
+from jsq.model.revision import Revision, StoredRevision
 from jsq.task import AnyTask
 from jsq.worker.state import AttemptState
 
@@ -95,18 +95,18 @@ class Stage:
         """Run the task by `await proceed()`. The first stage is the outermost."""
         return await proceed()
 
-    def amend(self, attempt: AttemptState, event: Event) -> Event:
+    def amend(self, attempt: AttemptState, event: Revision) -> Revision:
         """Return the event that is about to be recorded, completed; not called for a success."""
         return event
 
-    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+    async def finish(self, attempt: AttemptState, event: Revision) -> Requeue | None:
         """Act on a recorded event, before the delivery is settled. May run twice.
 
         After a crash of this worker the next delivery of the job runs the same method with the same event.
         """
         return None
 
-    async def dropped(self, attempt: AttemptState, last: LoggedEvent) -> None:
+    async def dropped(self, attempt: AttemptState, last: StoredRevision) -> None:
         """The delivery is settled without a run, because another message of the job is in use."""
 
     async def close(self, attempt: AttemptState) -> None:

@@ -321,7 +321,7 @@ class BatchCollector:
         redelivered = delivery.number - 1
         if redelivered and crashes + redelivered - job.forgiven_crashes >= max_crashes - 1:
             last = await self.resources.broker.records.last(job.id, job.queue)
-            crashes = last.event.crashes + (last.state == "running") if last is not None else crashes
+            crashes = last.revision.crashes + (last.state == "running") if last is not None else crashes
         return is_last_attempt(job, crashes, max_crashes)
 
     def _add_to_open(self, task: AnyTask, limits: BatchLimits, attempt: AttemptState) -> BatchMember:

@@ -8,8 +8,8 @@ from jsq.codec.callbacks import encode_failure, failure_of
 from jsq.declaration import Declaration
 from jsq.errors import JsqError
 from jsq.model.callback import CallbackKind, callback_id, pending_callbacks, with_pending_callbacks
-from jsq.model.event import Event
 from jsq.model.job import Job
+from jsq.model.revision import Revision
 from jsq.worker.stages.base import Requeue, Stage
 from jsq.worker.state import AttemptState
 
@@ -21,13 +21,13 @@ class CallbackStage(Stage):
 
     exceptional = True
 
-    def amend(self, attempt: AttemptState, event: Event) -> Event:
+    def amend(self, attempt: AttemptState, event: Revision) -> Revision:
         """Record which callbacks are pending. A worker that does not know the task assumes that some are."""
         if attempt.task is None and event.state == "failed" and event.reason != "unknown_task":
             return replace(event, callbacks_pending=True)
         return with_pending_callbacks(event, attempt.job, attempt.options.callbacks)
 
-    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+    async def finish(self, attempt: AttemptState, event: Revision) -> Requeue | None:
         if not event.callbacks_pending:
             return None
         at = attempt.resources.broker.wire.clock.moment() if attempt.last is None else attempt.last.at
@@ -38,7 +38,7 @@ class CallbackStage(Stage):
         return None
 
 
-async def submit_callbacks(attempt: AttemptState, event: Event) -> None:
+async def submit_callbacks(attempt: AttemptState, event: Revision) -> None:
     """Submit the callbacks of an event; a second call submits nothing twice.
 
     Raises errors that may pass (`QueueFull`, no answer of the server), so that the delivery is repeated. A
@@ -64,7 +64,7 @@ async def submit_callbacks(attempt: AttemptState, event: Event) -> None:
             log.info("callback submitted", extra={**about, "id": callback.id})
 
 
-def callback_job(kind: CallbackKind, job: Job, event: Event, declared: Declaration) -> Job:
+def callback_job(kind: CallbackKind, job: Job, event: Revision, declared: Declaration) -> Job:
     """The job that a failure submits."""
     callback = Job(
         callback_id(job.id, kind, event.token),

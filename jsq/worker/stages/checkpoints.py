@@ -12,9 +12,9 @@ from jsq.codec.checkpoints import decode, step_name, with_number
 from jsq.declaration import Declaration
 from jsq.errors import BadOption, LeaseLost
 from jsq.model.checkpoint import ALL_STEPS, CHECKPOINT, MAX_STEPS, is_step
-from jsq.model.event import Event
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
+from jsq.model.revision import Revision
 from jsq.task import AnyTask
 from jsq.transport.replies import NoReply, WrongSequence
 from jsq.worker.stages.base import Requeue, Stage
@@ -50,7 +50,7 @@ class CheckpointStage(Stage):
             await memory.load()
         return None
 
-    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+    async def finish(self, attempt: AttemptState, event: Revision) -> Requeue | None:
         memory, over = attempt.function.memory, event.state in OVER
         if isinstance(memory, Checkpoints):
             await memory.end(over=over)

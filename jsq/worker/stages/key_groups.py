@@ -10,10 +10,10 @@ import logging
 from jsq.codec import envelope
 from jsq.declaration import Declaration
 from jsq.errors import BrokerError
-from jsq.model.event import Event, LoggedEvent
 from jsq.model.job import Job
 from jsq.model.key_group import SlotKind
 from jsq.model.outcome import Outcome
+from jsq.model.revision import Revision, StoredRevision
 from jsq.task import AnyTask
 from jsq.worker.stages.base import DROP, RUN, Admission, Requeue, Stage
 from jsq.worker.state import AttemptState
@@ -44,13 +44,13 @@ class KeyGroupStage(Stage):
         self._release_early(attempt)
         return None
 
-    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+    async def finish(self, attempt: AttemptState, event: Revision) -> Requeue | None:
         place = attempt.job.group_slot
         if place is not None and not keeps(place, event) and not await self._is_released(attempt):
             await release(attempt, attempt.token - 1)
         return None
 
-    async def dropped(self, attempt: AttemptState, last: LoggedEvent) -> None:
+    async def dropped(self, attempt: AttemptState, last: StoredRevision) -> None:
         """Release a slot that is held until the start. Any other belongs to the message that runs."""
         if attempt.job.group_slot == "start":
             await release(attempt, last.sequence - 1)
@@ -79,7 +79,7 @@ class KeyGroupStage(Stage):
         return True
 
 
-def keeps(place: SlotKind, event: Event) -> bool:
+def keeps(place: SlotKind, event: Revision) -> bool:
     """Whether a job keeps its slot after an event."""
     match event.state:
         case "interrupted":

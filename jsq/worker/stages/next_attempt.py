@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from jsq.codec import envelope
-from jsq.model.event import EDITED, SUBMITTED_STATES, Event, LoggedEvent
+from jsq.model.revision import EDITED, SUBMITTED_STATES, Revision, StoredRevision
 from jsq.worker.stages.base import Requeue, Stage
 from jsq.worker.state import AttemptState
 from jsq.worker.transitions import next_attempt_of
@@ -18,7 +18,7 @@ class NextAttemptStage(Stage):
 
     exceptional = True
 
-    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+    async def finish(self, attempt: AttemptState, event: Revision) -> Requeue | None:
         if event.state in ("retrying", "snoozed"):
             job = next_attempt_of(attempt.job, event, attempt.token)
             await attempt.resources.broker.job_writer.ensure_scheduled(
@@ -29,10 +29,10 @@ class NextAttemptStage(Stage):
         return None
 
 
-async def ensure_edited(attempt: AttemptState, event: Event) -> None:
+async def ensure_edited(attempt: AttemptState, event: Revision) -> None:
     """Store the message of an edit, whose older message was delivered: the editor may have died."""
     job, writer = attempt.job, attempt.resources.broker.job_writer
-    found = LoggedEvent(job.queue, job.id, attempt.token, datetime.now(UTC), event)
+    found = StoredRevision(job.queue, job.id, attempt.token, datetime.now(UTC), event)
     edited = envelope.edited_job(job, found)
     if not edited.quarantine:
         edited = replace(edited, group_slot=job.group_slot)

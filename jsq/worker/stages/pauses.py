@@ -4,8 +4,8 @@ A job with a history may have waited here for its former worker, or to run alone
 meanwhile applies to it too.
 """
 
-from jsq.model.event import Event
 from jsq.model.outcome import RATE_LIMITED
+from jsq.model.revision import Revision
 from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.stages.base import HAND_BACK, RUN, Admission, Requeue, Stage
 from jsq.worker.state import AttemptState
@@ -24,7 +24,7 @@ class PauseStage(Stage):
         paused = rules.queue_pause(queue) or rules.job_pause(queue, job.task, job.key)
         return HAND_BACK if paused is not None else RUN
 
-    async def finish(self, attempt: AttemptState, event: Event) -> Requeue | None:
+    async def finish(self, attempt: AttemptState, event: Revision) -> Requeue | None:
         asks = event.state in ("retrying", "snoozed") and event.reason == RATE_LIMITED
         if asks and event.due is not None:
             await self._rules.pause(attempt.delivery.queue, attempt.job.key, event.due)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
-from jsq.codec import envelope, events
+from jsq.codec import envelope, revisions
 from jsq.codec.envelope import RECORDED_OPTIONS
 from jsq.declaration import Declaration
 from jsq.model.job import Job
@@ -74,7 +74,7 @@ class StagePlans(dict[tuple[str, str, OptionShape], StagePlan]):
         if not all(self._queues[one].keep_arguments for one in (queue, job.queue) if one in self._queues):
             options = replace(options, keep_arguments=False)
         stages = tuple(one for one in self._stages if one.applies(job, task, options))
-        member = events.option_member(envelope.recorded_options(job))
+        member = revisions.option_member(envelope.recorded_options(job))
         plan = StagePlan(task, options, stages, success_ttl(options.keep_result), member)
         if task is not None:  # an unknown name may be any text, and a task of that name may be declared later
             if len(self) >= MOST_PLANS:

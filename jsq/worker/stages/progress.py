@@ -36,7 +36,7 @@ class ProgressStage(Stage):
 def publish_progress(attempt: AttemptState, fraction: float, text: str) -> None:
     """Publish the progress of an attempt as an event of its job."""
     job, first = attempt.job, attempt.first_token or attempt.token
-    event = replace(attempt.running_event(), token=first, progress=fraction, text=text)
+    event = replace(attempt.running_revision(), token=first, progress=fraction, text=text)
     attempt.resources.broker.records.write_progress(job.queue, job.id, event, token=attempt.token)
 
 

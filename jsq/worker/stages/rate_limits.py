@@ -14,7 +14,7 @@ from jsq.broker import Broker, Delivery
 from jsq.broker.delivery.delivery import SUBMITTED_PRIORITY
 from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
 from jsq.codec.envelope import DEADLINE, EXPIRES, format_deadline
-from jsq.codec.events import format_time
+from jsq.codec.revisions import format_time
 from jsq.declaration import Declaration
 from jsq.model.job import PRIORITIES, Job, Priority
 from jsq.model.outcome import Fault, Outcome, TryAgain

@@ -38,9 +38,9 @@ class RetryWindowStage(Stage):
         last = await attempt.read(job.previous_sequence)
         if last is None or last.sequence not in (job.previous_sequence, attempt.token):
             return None
-        if not is_failed_attempt(last.event):
+        if not is_failed_attempt(last.revision):
             return None
-        return overdue_failure(last.event)
+        return overdue_failure(last.revision)
 
     async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
         outcome = await proceed()

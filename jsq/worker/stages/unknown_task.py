@@ -28,9 +28,9 @@ class UnknownTaskStage(Stage):
         snoozed = (
             last is not None
             and 0 < job.previous_sequence <= last.sequence
-            and last.event.reason == "unknown_task"
+            and last.revision.reason == "unknown_task"
         )
-        since = datetime.fromisoformat(last.event.text) if last is not None and snoozed else now
+        since = datetime.fromisoformat(last.revision.text) if last is not None and snoozed else now
         waited = (now - since).total_seconds()
         left = attempt.resources.settings.unknown_task_for - waited
         if left <= 0:

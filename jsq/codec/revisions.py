@@ -15,8 +15,8 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
-from jsq.model.event import MAX_RECORD_ARGUMENTS, DeliveryInfo, Event, event_headers
 from jsq.model.job import Job
+from jsq.model.revision import MAX_RECORD_ARGUMENTS, DeliveryInfo, Revision, revision_headers
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
@@ -29,7 +29,7 @@ _moments = ("due", "expires", "retry_until")
 _held: tuple[tuple[str, Callable[..., object]], ...] = (("tags", list), ("headers", dict), ("options", dict))
 
 
-def encode(event: Event) -> bytes:
+def encode(event: Revision) -> bytes:
     """Encode a revision."""
     written: dict[str, Any] = {
         name: value for name, value in zip(_plain, _values(event), strict=True) if value
@@ -78,7 +78,7 @@ def encode_running(job: Job, current: DeliveryInfo, submitted: int, started: int
     if job.expires is not None:
         body += f',"expires":"{format_time(job.expires)}"'.encode()
     if job.headers:
-        body += b',"headers":' + to_json(event_headers(job.headers))
+        body += b',"headers":' + to_json(revision_headers(job.headers))
     if job.retry_until is not None:
         body += f',"retry_until":"{format_time(job.retry_until)}"'.encode()
     return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
@@ -148,12 +148,12 @@ def option_member(options: Mapping[str, Any]) -> bytes:
     return b',"options":' + to_json(options) if options else b""
 
 
-def without_arguments(event: Event) -> Event:
+def without_arguments(event: Revision) -> Revision:
     """A revision of a job whose record must not hold its arguments."""
     return replace(event, has_arguments=False, arguments=None, arguments_size=0, arguments_hash="")
 
 
-def with_arguments(event: Event, arguments: bytes) -> Event:
+def with_arguments(event: Revision, arguments: bytes) -> Revision:
     """A final revision with a job's arguments; with their size and hash, if they are large or not JSON.
 
     Arguments that are nested too deep for a record are treated in the same way.
@@ -165,7 +165,7 @@ def with_arguments(event: Event, arguments: bytes) -> Event:
     return replace(event, arguments_size=len(arguments), arguments_hash=arguments_hash(arguments))
 
 
-def with_whole_arguments(event: Event, arguments: bytes) -> Event:
+def with_whole_arguments(event: Revision, arguments: bytes) -> Revision:
     """A revision with a job's arguments, of any size. Raises `ValueError` if they are nested too deep."""
     (value,) = from_json(b"[%b]" % arguments)
     return replace(event, has_arguments=True, arguments=value)
@@ -175,13 +175,13 @@ def arguments_hash(arguments: bytes) -> str:
     return hashlib.sha256(arguments).hexdigest()
 
 
-def decode(payload: bytes) -> Event:
+def decode(payload: bytes) -> Revision:
     """Decode a revision. Raises `BadEnvelope`."""
     try:
         found = from_json(payload)
         moments: dict[str, Any] = {name: parse_time(found[name]) for name in _moments if name in found}
         moments |= {name: moment_of(found[name]) for name in ("submitted", "started") if found.get(name)}
-        return Event(
+        return Revision(
             **{name: found[name] for name in _plain if name in found},
             progress=found.get("progress"),
             tags=tuple(found.get("tags", ())),

@@ -59,7 +59,7 @@ REASONS = (
 EDITED = "edited"
 """The reason of a revision with the changed order of a job that has not started; see `jsq.model.edit`."""
 
-MAX_EVENT_HEADER_BYTES = 2_048
+MAX_REVISION_HEADER_BYTES = 2_048
 """Maximum size of the headers in a record, in bytes: each revision of the job carries them."""
 
 MAX_RECORD_ARGUMENTS = 8_192
@@ -67,7 +67,7 @@ MAX_RECORD_ARGUMENTS = 8_192
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class Revision:
     """One revision of the record of a job.
 
     `message` and `delivery` identify the delivery of a `running` revision: the sequence of the message on its
@@ -123,28 +123,28 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedEvent:
+class StoredRevision:
     """A revision as the bucket holds it: which job, its sequence, and when the server stored it (UTC)."""
 
     queue: str
     job: str
     sequence: int
     at: datetime
-    event: Event
+    revision: Revision
 
     @property
     def state(self) -> str:
-        return self.event.state
+        return self.revision.state
 
     @property
     def current_queue(self) -> str:
         """The queue of the job's messages."""
-        return self.event.quarantine or self.queue
+        return self.revision.quarantine or self.queue
 
     @property
     def may_wait_for_key(self) -> bool:
         """Whether the job's message may be in a key group: a revision without a task has no key either."""
-        return bool(self.event.key) or not self.event.task
+        return bool(self.revision.key) or not self.revision.task
 
 
 class StartVerdict(Enum):
@@ -176,14 +176,14 @@ class DeliveryInfo:
     previous: int = 0
 
 
-def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits: bool) -> StartVerdict:
+def judge_start(last: StoredRevision | None, current: DeliveryInfo, *, other_waits: bool) -> StartVerdict:
     """Judge a delivery whose start was refused because the last revision is `last`.
 
     `other_waits` is true if the message that `last` names is still on the queue.
     """
     if last is None:
         return StartVerdict.START
-    event = last.event
+    event = last.revision
     if event.state in FINAL_STATES:
         return StartVerdict.SETTLE
     if event.state in ("retrying", "snoozed") or event.reason == EDITED:
@@ -208,9 +208,9 @@ def judge_start(last: LoggedEvent | None, current: DeliveryInfo, *, other_waits:
     return StartVerdict.RECLAIM if current.delivery > event.delivery else StartVerdict.ABANDON
 
 
-def first_event(job: Job, state: str, due: datetime | None = None) -> Event:
+def first_revision(job: Job, state: str, due: datetime | None = None) -> Revision:
     """The revision of a job before its first attempt, or before the first one after an operator's retry."""
-    return Event(
+    return Revision(
         state,
         job.task,
         due=due,
@@ -218,15 +218,15 @@ def first_event(job: Job, state: str, due: datetime | None = None) -> Event:
         quarantine=job.quarantine,
         key=job.key,
         expires=job.expires,
-        headers=event_headers(job.headers),
+        headers=revision_headers(job.headers),
         priority="" if job.priority == "normal" else job.priority,
     )
 
 
-def event_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """The headers in the revisions of a job: the first `MAX_EVENT_HEADER_BYTES` of them."""
+def revision_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The headers in the revisions of a job: the first `MAX_REVISION_HEADER_BYTES` of them."""
     carried: dict[str, str] = {}
-    room = MAX_EVENT_HEADER_BYTES
+    room = MAX_REVISION_HEADER_BYTES
     for name, value in headers.items():
         room -= len(name) + len(value.encode()) + 6  # quotes and separators of JSON
         if room < 0:
@@ -235,9 +235,9 @@ def event_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     return carried
 
 
-def record_fields(found: LoggedEvent) -> Mapping[str, Any]:
+def record_fields(found: StoredRevision) -> Mapping[str, Any]:
     """The fields of a `JobRecord`, from the last revision."""
-    event = found.event
+    event = found.revision
     return {
         "id": found.job,
         "queue": found.queue,
