@@ -7,10 +7,10 @@ import pytest
 from tests.helpers.repository import ROOT
 from tests.helpers.wording import markdown_faults, python_faults, wording_faults
 
-PENDING = ("jsq", "tests")
+PENDING = ("jsq/broker", "tests")
 """Paths whose prose is not rewritten yet. The list may only shrink."""
 
-REWRITTEN = ("jsq/guide", "jsq/cli", "tests/guide")
+REWRITTEN = ("tests/guide",)
 """Paths in a pending folder whose prose follows the rules already."""
 
 FILES = sorted(
