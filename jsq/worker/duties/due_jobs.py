@@ -108,6 +108,8 @@ class DueForwarding:
             log.info("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
         except BrokerError:
             self._checks[queue].set()
+        except Exception:
+            log.exception("due jobs not forwarded", extra={"queue": queue})
         else:
             log.debug("skipped jobs forwarded", extra={"queue": queue, "keys": len(keys), "jobs": jobs})
 
