@@ -60,12 +60,12 @@ from jsq.transport.retrying import While, publish_with_retry, with_retry
 log = logging.getLogger("jsq.schedule")
 
 CANCEL_SECONDS = 3.0
-"""How long the worker of an overlapping job is waited for: well below the lease of a tick."""
+"""How long to wait for the worker of an overlapping job to cancel it: much less than the lease of a tick."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleEntry:
-    """A schedule as its key holds it, and the revision of that."""
+    """A schedule and its state as the key holds them, and the revision of the key."""
 
     schedule: Schedule
     state: ScheduleState
@@ -81,7 +81,7 @@ class ScheduleEntry:
 
     @property
     def wakes_at(self) -> datetime | None:
-        """When a worker is to look at it again; None for a schedule that is paused or over."""
+        """When a worker must check the schedule again; None for a schedule that is paused or over."""
         tick = None if self.state.paused else self.schedule.next_tick(self.state.decided_until)
         return None if tick is None else self.schedule.fires_at(tick)
 
@@ -103,7 +103,7 @@ class ScheduleStore:
         """The server's time."""
         return self._wire.clock.moment()
 
-    # -- look --------------------------------------------------------------------------------------------
+    # -- read --------------------------------------------------------------------------------------------
 
     async def find(self, name: str, queue: str = "*") -> ScheduleEntry:
         """A schedule by its name. Raises `ScheduleNotFound`."""
@@ -113,7 +113,9 @@ class ScheduleStore:
         return found
 
     async def entries(self, queue: str = "*") -> list[ScheduleEntry]:
-        """The schedules of a queue, or of all, by name; without those that only a later release can read."""
+        """The schedules of a queue, or of all queues, by name; skips those that only a later release can
+        read.
+        """
         try:
             found = await self._reads.fetch(self._bucket, self._subjects.schedule(queue, ANY))
         except NoResponders:
@@ -123,9 +125,9 @@ class ScheduleStore:
         return sorted(entries, key=lambda entry: entry.name)
 
     async def orphans(self, entries: Iterable[ScheduleEntry]) -> set[str]:
-        """The names of those that an App declared, and which no worker of their queue declares that is alive.
+        """The names of the schedules that an App declared, but that no live worker of their queue declares.
 
-        Where none is alive, that cannot be told.
+        A schedule is no orphan if its queue has no live worker: it cannot be known.
         """
         alive = await self._workers.alive()
         served = {queue for one in alive for queue in one.get("queues", ())}
@@ -139,10 +141,10 @@ class ScheduleStore:
     # -- change ------------------------------------------------------------------------------------------
 
     async def put(self, schedule: Schedule) -> ScheduleEntry:
-        """Set a schedule, or change it; one that stands on another queue is taken off that first.
+        """Create a schedule, or change it. If it is on another queue, removes it from there first.
 
-        Where its ticks become others, they count from now. Put as it stands, it stays as it is. Raises
-        `BadArguments` for jobs that are too large, and what making a queue raises.
+        If its ticks change, they count from now. A schedule that is put unchanged keeps its state. Raises
+        `BadArguments` if its jobs are too large, and what the creation of a queue raises.
         """
         name, queue = schedule.name, schedule.job.queue
         self._job_writer.check_size(replace(schedule.job, id=f"{name}-{new_id()}"))
@@ -166,11 +168,11 @@ class ScheduleStore:
                 return await self.store_wakeup(await self.write(schedule, progress, expect))
 
     async def pause(self, name: str) -> ScheduleEntry:
-        """Have a schedule fire nothing. Raises `ScheduleNotFound`."""
+        """Pause a schedule: it submits no jobs. Raises `ScheduleNotFound`."""
         return await self._change(name, lambda found: replace(found, paused=True))
 
     async def resume(self, name: str) -> ScheduleEntry:
-        """Go on with a paused schedule: what it missed is not caught up. Raises `ScheduleNotFound`."""
+        """Resume a paused schedule, without the ticks that it missed. Raises `ScheduleNotFound`."""
         return await self._change(
             name,
             lambda found: replace(found, paused=False, decided_until=self.now()) if found.paused else found,
@@ -185,9 +187,9 @@ class ScheduleStore:
                 return found
 
     async def run(self, name: str) -> Job:
-        """Submit a job of a schedule now, under an id of its own: its ticks come as they would have.
+        """Submit a job of a schedule now, under a new id. The ticks of the schedule do not change.
 
-        Raises `ScheduleNotFound`, and what `Jobs.submit` raises.
+        Raises `ScheduleNotFound`, and what `JobWriter.submit` raises.
         """
         schedule = (await self.find(name)).schedule
         headers = {**schedule.job.headers, "schedule": name}
@@ -198,18 +200,19 @@ class ScheduleStore:
     async def reconcile(
         self, declared: Iterable[Schedule], by: str, *, write: bool = True, prune: bool = False
     ) -> list[Change]:
-        """Bring the schedules to what the App named `by` declares; with `write=False` only tell.
+        """Bring the schedules to the declarations of the App named `by`; returns the changes.
 
-        With `prune` those go that it once declared, and does no more; unless a worker that is alive still
-        declares them: that may be one of an older release, or of another App of that name.
+        With `write=False`, changes nothing. With `prune`, removes the schedules that the App declared before
+        but does not declare now. It keeps those that a live worker declares: that worker may run an older
+        release, or another App of the same name.
         """
         wanted = {schedule.name: schedule for schedule in declared}
         found = {entry.name: entry for entry in await self.entries()} if wanted or prune else {}
         changes: list[Change] = []
         for name, schedule in wanted.items():
             old = found.get(name)
-            told = ["missing"] if old is None else schedule_differences(old.schedule, schedule)
-            changes += [Change(f"schedule {name}", one) for one in told]
+            differences = ["missing"] if old is None else schedule_differences(old.schedule, schedule)
+            changes += [Change(f"schedule {name}", one) for one in differences]
             if write:
                 await self.put(schedule)
         gone = [entry for entry in found.values() if entry.schedule.declared == by] if prune else []
@@ -223,7 +226,8 @@ class ScheduleStore:
     async def store_wakeup(
         self, entry: ScheduleEntry, while_: While | None = None, *, expect: int = 0
     ) -> ScheduleEntry:
-        """Have the server wake a worker at the next tick, unless that stands; returns the entry as it is."""
+        """Have the server wake a worker at the next tick, unless it will already; returns the current entry.
+        """
         while (at := entry.wakes_at) is not None:
             subject = self._subjects.next_tick(entry.queue, entry.name)
             headers = {
@@ -236,14 +240,15 @@ class ScheduleStore:
                 break
             except WrongSequence as refused:
                 expect = refused.last
-            there = await self._reads.last(
+            stored = await self._reads.last(
                 self._subjects.streams.scheduled(entry.queue), subject, consistent=True
             )
             found = await self.read(entry.name, entry.queue, least=entry.revision)
             if isinstance(found, int):
                 break
             entry = found
-            if there is not None and there.headers.get(SCHEDULE) == f"@at {format_wake_time(entry.wakes_at)}":
+            wake_time = f"@at {format_wake_time(entry.wakes_at)}"
+            if stored is not None and stored.headers.get(SCHEDULE) == wake_time:
                 break
         return entry
 
@@ -257,10 +262,10 @@ class ScheduleStore:
                 return await self.store_wakeup(await self.write(found.schedule, progress, found.revision))
 
     async def _delete(self, entry: ScheduleEntry) -> None:
-        """Remove a schedule and its tick. One that wakes a worker all the same finds nothing to do."""
+        """Remove a schedule and its wake-up. A worker that receives the wake-up nevertheless does nothing."""
         key = self._subjects.schedule(entry.queue, entry.name)
-        gone = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
-        await publish_with_retry(self._wire, key, b"", gone)
+        headers = {"KV-Operation": "DEL", TTL: "1", EXPECTED: str(entry.revision)}
+        await publish_with_retry(self._wire, key, b"", headers)
         await self._jetstream.purge(
             self._subjects.streams.scheduled(entry.queue), self._subjects.next_tick(entry.queue, entry.name)
         )
@@ -273,11 +278,11 @@ class ScheduleStore:
             if entry.name in one.get("schedules", ())
         ]
         if holders:
-            return Change(what, f"declared no more; left, for {holders[0]}, which is alive, declares it")
+            return Change(what, f"not declared any more; kept, because worker {holders[0]} declares it")
         if write:
             with contextlib.suppress(WrongSequence):
                 await self._delete(entry)
-        return Change(what, "declared no more: an orphan")
+        return Change(what, "not declared any more: an orphan")
 
     async def write(
         self, schedule: Schedule, progress: ScheduleState, expect: int, while_: While | None = None
@@ -288,16 +293,17 @@ class ScheduleStore:
         return ScheduleEntry(schedule, progress, revision)
 
     async def _read_any_queue(self, name: str, queue: str) -> ScheduleEntry | int:
-        """A schedule on whichever queue it is; on this one, where we may not look at the others."""
+        """A schedule on any queue, or on this one if the login may not read the others."""
         try:
             return await self.read(name)
         except NotAllowed:
             return await self.read(name, queue)
 
     async def read(self, name: str, queue: str = "*", *, least: int = 0) -> ScheduleEntry | int:
-        """A schedule, as the bucket's leader has it where we may ask that; else what a write of it expects.
+        """A schedule; if there is none, the revision that a write of it must expect.
 
-        A replica may be behind: what is known to have come to a revision at `least` is asked for again.
+        The bucket's leader is read if the login may read it. A replica may be behind: if its revision is
+        lower than `least`, the read is repeated.
         """
         key = self._subjects.schedule(queue, name)
 
@@ -317,7 +323,10 @@ class ScheduleStore:
         return self._decode(reply, strict=True) or int(reply.headers["Nats-Sequence"])
 
     def _decode(self, reply: Reply, *, strict: bool = False) -> ScheduleEntry | None:
-        """A schedule from its key; None for one that was removed, and for what is none unless `strict`."""
+        """The schedule in a key's value, or None if it was removed.
+
+        A value that this release cannot read is logged and gives None too; with `strict`, it raises.
+        """
         *_, queue, token = reply.headers["Nats-Subject"].split(".")
         name = read_id(token)
         if not reply.payload:
@@ -359,21 +368,21 @@ class TickRunner:
                 return None
             # The estimate of the server's clock may be some milliseconds behind the tick.
             now = max(self._schedules.now(), datetime.fromtimestamp(fired, UTC))
-            turn = await self._judge(found, now, while_)
-            if turn.state == found.state:
+            decision = await self._judge(found, now, while_)
+            if decision.state == found.state:
                 await self._schedules.store_wakeup(found, while_)
                 return None
-            for tick in turn.ticks:
+            for tick in decision.ticks:
                 await self._submit(
                     with_schedule_expiry(tick_job(found.schedule, tick), found.schedule, now), while_
                 )
             try:
-                entry = await self._schedules.write(found.schedule, turn.state, found.revision, while_)
+                entry = await self._schedules.write(found.schedule, decision.state, found.revision, while_)
             except WrongSequence as refused:
                 least = refused.last
             else:
                 await self._schedules.store_wakeup(entry, while_)
-                return turn
+                return decision
 
     async def repair_wakeups(self, queue: str, known: Iterable[str]) -> list[str]:
         """Store the missing wake-ups of a queue's schedules; returns the names of these schedules.
@@ -382,21 +391,23 @@ class TickRunner:
         """
         stream = self._subjects.streams.scheduled(queue)
         try:
-            held = await self._reads.fetch(stream, self._subjects.next_tick(queue, ANY))
+            wakeups = await self._reads.fetch(stream, self._subjects.next_tick(queue, ANY))
             entries = await self._schedules.entries(queue)
         except NotAllowed:
-            asked = [await self._reads.last(stream, self._subjects.next_tick(queue, name)) for name in known]
-            held = [reply for reply in asked if reply is not None]
+            replies = [
+                await self._reads.last(stream, self._subjects.next_tick(queue, name)) for name in known
+            ]
+            wakeups = [reply for reply in replies if reply is not None]
             read = [await self._schedules.read(name, queue) for name in known]
             entries = [one for one in read if not isinstance(one, int)]
-        standing = {id_of(reply): reply.headers for reply in held}
+        stored = {id_of(reply): reply.headers for reply in wakeups}
         repaired = []
         for entry in entries:
-            at, there = entry.wakes_at, standing.get(entry.name)
-            if at is None or (there is not None and scheduled_time(there) <= at):
+            at, headers = entry.wakes_at, stored.get(entry.name)
+            if at is None or (headers is not None and scheduled_time(headers) <= at):
                 continue  # an early wake-up does no harm, and is usual for a schedule with short intervals
             await self._schedules.store_wakeup(
-                entry, expect=int(there["Nats-Sequence"]) if there is not None else 0
+                entry, expect=int(headers["Nats-Sequence"]) if headers is not None else 0
             )
             repaired.append(entry.name)
         return repaired
@@ -406,9 +417,9 @@ class TickRunner:
         schedule, progress = found.schedule, found.state
         if progress.paused:
             return TickDecision((), progress)
-        turn = judge_tick(schedule, progress, now, busy=False)
-        if schedule.overlap == "queue" or not turn.ticks or not await self._is_running(found):
-            return turn
+        decision = judge_tick(schedule, progress, now, busy=False)
+        if schedule.overlap == "queue" or not decision.ticks or not await self._is_running(found):
+            return decision
         if schedule.overlap == "cancel":
             await self._cancel_last(found)
         return judge_tick(schedule, progress, now, busy=True)
@@ -419,7 +430,7 @@ class TickRunner:
         return last is not None and last.state not in FINAL_STATES
 
     async def _cancel_last(self, found: ScheduleEntry) -> None:
-        with contextlib.suppress(JobNotFound, WrongState):  # it ended by itself
+        with contextlib.suppress(JobNotFound, WrongState):  # the job ended meanwhile
             await self._cancels.cancel(found.state.last, found.queue, seconds=CANCEL_SECONDS)
 
     async def _submit(self, job: Job, while_: While) -> None:
@@ -427,12 +438,12 @@ class TickRunner:
 
 
 def with_schedule_expiry(job: Job, schedule: Schedule, now: datetime) -> Job:
-    """The job of a schedule, with the moment at which it expires that is submitted now."""
+    """The job of a schedule, with the time at which it expires if it is submitted now."""
     return replace(job, expires=expiry_time(schedule.expires, None, now)) if schedule.expires else job
 
 
 def same_schedule(one: Schedule, other: Schedule) -> bool:
-    """Whether two schedules are the same as they are written."""
+    """Whether two schedules are stored as the same bytes."""
     nothing = ScheduleState(datetime.fromtimestamp(0, UTC))
     return schedules.encode(one, nothing) == schedules.encode(other, nothing)
 

@@ -154,5 +154,5 @@ async def test_provision_stores_the_schedules_that_the_app_declares(jsq: Command
     assert (wrong.code, "missing a required argument" in wrong.err) == (2, True)
 
     removed = await jsq("provision", "gone:app")
-    assert {"what": "schedule nightly-eu", "how": "declared no more: an orphan"} in removed.lines
+    assert {"what": "schedule nightly-eu", "how": "not declared any more: an orphan"} in removed.lines
     assert [one["name"] for one in (await jsq("schedule", "ls")).lines] == ["ours"]

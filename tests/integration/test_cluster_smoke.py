@@ -22,10 +22,10 @@ async def test_a_new_namespace_has_three_replicas_and_the_doctor_names_a_stream_
             await client.task("any").submit()
             await client.admin.provision({"mail": QueueSettings()})
             assert await replicas_of(client) == {3}
-            well = ("ok", "3 servers of cluster jsq hold what queues share")
+            well = ("ok", "3 servers of cluster jsq hold the shared streams")
             assert await findings(client, "replicas") == [well]
             await client.admin.provision({"fast": QueueSettings(replicas=1)})
-            alone = "one server of cluster jsq holds its waiting jobs, and they are lost with its disk; "
+            alone = "only one server of cluster jsq holds its waiting jobs: without its disk they are lost; "
             assert ("warning", alone + CURE) in await findings(client, "queue fast")
             changes = await client.admin.provision({"fast": QueueSettings(replicas=1)}, replicas=3)
             changed = {change.what for change in changes}
@@ -35,7 +35,9 @@ async def test_a_new_namespace_has_three_replicas_and_the_doctor_names_a_stream_
         async with Client(servers.url, namespace="once") as client:
             await client.admin.provision(replicas=1)
             assert await replicas_of(client) == {1}
-            warning = "one server of cluster jsq holds what queues share: while it is down, no job is run; "
+            warning = (
+                "only one server of cluster jsq holds the shared streams: while it is down, no job runs; "
+            )
             assert await findings(client, "replicas") == [("warning", warning + CURE)]
 
 

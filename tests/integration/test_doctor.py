@@ -64,7 +64,7 @@ async def test_an_incomplete_pause_is_an_error(client: Client) -> None:
     ready, later = broker.subjects.streams.ready("default"), datetime.now(UTC) + timedelta(hours=1)
 
     await broker.jetstream.pause_consumer(ready, "normal", later)
-    message = "the server delivers nothing, and no pause says so; run `jsq queue resume default`"
+    message = "the server delivers nothing, but no pause is recorded; run `jsq queue resume default`"
     assert of(await client.admin.doctor(), "queue default") == [("error", message)]
     await client.queues.resume("default")
     assert of(await client.admin.doctor(), "queue default") == [("ok", "0 jobs")]
@@ -132,7 +132,7 @@ async def test_an_account_that_can_hold_no_more_streams_is_an_error(tmp_path: Pa
             findings = await client.admin.doctor()
     [(severity, message)] = of(findings, "streams")[:1]
     assert severity == "error"
-    assert message.startswith("7 of 7 streams: nothing more is taken")
+    assert message.startswith("7 of 7 streams: the server accepts no more")
     assert of(findings, "storage")[0][0] == "ok"
 
 
@@ -164,7 +164,7 @@ async def test_a_forbidden_action_of_a_login_names_the_reason(tmp_path: Path) ->
     denied = {text.removeprefix("this login may not ").partition(":")[0] for _, text in message}
     assert denied == {f"{act} on queue default" for act in DENIED_ACTS}
     assert all("not allowed to" in text and "as bob" in text for _, text in message)
-    assert "takes only 32,768 bytes a message" in of(findings, "server")[0][1]
+    assert "accepts only 32,768 bytes a message" in of(findings, "server")[0][1]
 
 
 async def test_the_doctor_leaves_everything_as_it_is(client: Client) -> None:

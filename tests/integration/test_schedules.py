@@ -495,10 +495,10 @@ async def test_provision_removes_schedules_that_no_code_declares(
         await until(lambda: client.admin.workers())
         assert await orphans() == []
         [left] = await provision()
-        assert "declared no more; left, for" in left.how
+        assert "not declared any more; kept, because worker" in left.how
     async with released(new):
         await until(lambda: orphans_are_reported(orphans))
-    gone = [Change("schedule b", "declared no more: an orphan")]
+    gone = [Change("schedule b", "not declared any more: an orphan")]
     await until(lambda: nobody(client))
 
     assert await provision(check=True) == gone

@@ -94,7 +94,7 @@ def test_without_reports_nothing_is_compared() -> None:
         ({"clock": -2.5}, "warning", "2.5 s behind"),
         ({"clock": 11.0}, "error", "11.0 s ahead of"),
         ({"storage": 95, "max_storage": 100}, "warning", "95 of 100 storage"),
-        ({"storage": 100, "max_storage": 100}, "error", "nothing more is taken"),
+        ({"storage": 100, "max_storage": 100}, "error", "the server accepts no more"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""A look at the server: what is well, what is not, and the cure."""
+"""The doctor: it checks the server, the streams and the workers, and names a remedy for each fault."""
 
 import time
 from collections import Counter
@@ -19,10 +19,10 @@ from jsq.model.repair import DESCRIPTIONS, HARMLESS, REPAIR_DESCRIPTIONS, Incons
 from jsq.settings import QueueSettings
 
 MIN_PAYLOAD = 65_536
-"""Bytes: where a server takes no larger message, arguments and tracebacks soon find no room."""
+"""Bytes. Arguments and tracebacks soon exceed a smaller limit of the server."""
 
 MAX_SCANNED_MESSAGES = 20_000
-"""Messages of each stream in which the doctor looks for what was left behind."""
+"""Messages of each stream that the doctor scans for inconsistencies."""
 
 REPLICATE = "run `jsq provision --replicas 3` (it takes 3 servers)"
 
@@ -32,22 +32,22 @@ ACCOUNT_LIMITS = (
     ("streams", "max_streams", "streams"),
     ("consumers", "max_consumers", "consumers"),
 )
-"""What an account may have: its use, its limit, and what that counts."""
+"""The limits of an account: the field of the use, the field of the limit, and the unit of both."""
 
 
 async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]:
-    """Look at the server, the account, the streams and the workers, and at what this login may do.
+    """Check the server, the account, the streams, the workers, and the permissions of this login.
 
-    `monitors` are the addresses of servers' monitoring, whose copies of our streams are compared. Raises
-    `BadOption` for what is no such address.
+    `monitors` are the monitoring addresses of servers. The servers' copies of the namespace's streams are
+    compared. Raises `BadOption` if one is not such an address.
     """
     findings = [_server(broker)]
-    looks = (_account, _clock, _streams, _replicas, _advisories, _queues, _sweeps)
-    for look in (*looks, examine_permissions, _workers):
+    checks = (_account, _clock, _streams, _replicas, _advisories, _queues, _sweeps)
+    for check in (*checks, examine_permissions, _workers):
         try:
-            findings += await look(broker)
+            findings += await check(broker)
         except BrokerError as error:
-            findings.append(Finding("error", look.__name__.rpartition("_")[2], str(error)))
+            findings.append(Finding("error", check.__name__.rpartition("_")[2], str(error)))
     if monitors:
         lease = await _shortest_lease(broker)
         findings += await examine_servers(monitors, broker.subjects.namespace, lease)
@@ -56,11 +56,11 @@ async def examine(broker: Broker, monitors: Sequence[str] = ()) -> list[Finding]
 
 def _server(broker: Broker) -> Finding:
     wire = broker.wire
-    told = f"nats-server {wire.server.version} at {wire.login.shown}"
+    message = f"nats-server {wire.server.version} at {wire.login.shown}"
     if wire.max_payload < MIN_PAYLOAD:
-        told += f" takes only {wire.max_payload:,} bytes a message: raise its max_payload"
-        return Finding("warning", "server", told)
-    return Finding("ok", "server", told)
+        message += f" accepts only {wire.max_payload:,} bytes a message: raise its max_payload"
+        return Finding("warning", "server", message)
+    return Finding("ok", "server", message)
 
 
 async def _account(broker: Broker) -> list[Finding]:
@@ -68,7 +68,7 @@ async def _account(broker: Broker) -> list[Finding]:
 
 
 def judge_account(account: dict[str, Any]) -> list[Finding]:
-    """How much of its limits an account uses: of each tier's, where it has tiers."""
+    """The findings for the limits of an account, or for those of each of its tiers, if it has tiers."""
     tiers = account.get("tiers") or {"": account}
     found = [
         (of, judge_use(f"{of} {tier}".strip(), counted, one.get(of, 0), one.get("limits", {}).get(limit, -1)))
@@ -79,7 +79,7 @@ def judge_account(account: dict[str, Any]) -> list[Finding]:
 
 
 async def _clock(broker: Broker) -> list[Finding]:
-    """The clock of the server that leads the log, against ours."""
+    """Compare the clock of the leader of the records' stream with this machine's clock."""
     before = time.time()
     known = await broker.jetstream.stream_info(broker.subjects.streams.records)
     after = time.time()
@@ -126,25 +126,29 @@ async def _replicas(broker: Broker) -> list[Finding]:
         return []
     replicas = known["config"]["num_replicas"]
     if replicas == 1:
-        told = f"one server of cluster {cluster} holds what queues share: while it is down, no job is run"
-        return [Finding("warning", "replicas", f"{told}; {REPLICATE}")]
-    found = [Finding("ok", "replicas", f"{replicas} servers of cluster {cluster} hold what queues share")]
+        message = (
+            f"only one server of cluster {cluster} holds the shared streams: while it is down, no job runs"
+        )
+        return [Finding("warning", "replicas", f"{message}; {REPLICATE}")]
+    found = [Finding("ok", "replicas", f"{replicas} servers of cluster {cluster} hold the shared streams")]
     for queue, stream in (await broker.streams.queues()).items():
         if stream["config"]["num_replicas"] == 1:
-            told = f"one server of cluster {cluster} holds its waiting jobs, and they are lost with its disk"
-            found.append(Finding("warning", f"queue {queue}", f"{told}; {REPLICATE}"))
+            message = (
+                f"only one server of cluster {cluster} holds its waiting jobs: without its disk they are lost"
+            )
+            found.append(Finding("warning", f"queue {queue}", f"{message}; {REPLICATE}"))
     return found
 
 
 async def _advisories(broker: Broker) -> list[Finding]:
-    """Whether what the server says once is kept for the sweeps. Without it they find the same, but later."""
+    """Check the stream that keeps the server's advisories. Without it, sweeps find the same faults later."""
     queues = await broker.streams.queue_names()
     try:
         changes = await broker.provisioner.reconcile_advisories(queues, write=False)
     except ForeignStream as error:
         return [Finding("warning", "advisories", str(error))]
-    cure = "a worker repairs this within minutes, `jsq provision` does so now"
-    return [Finding("warning", "advisories", f"{one.what}: {one.how}; {cure}") for one in changes]
+    remedy = "a worker repairs this within minutes, `jsq provision` does so now"
+    return [Finding("warning", "advisories", f"{one.what}: {one.how}; {remedy}") for one in changes]
 
 
 async def _queues(broker: Broker) -> list[Finding]:
@@ -153,21 +157,21 @@ async def _queues(broker: Broker) -> list[Finding]:
     known = await broker.streams.queue_names()
     queues = await broker.streams.queues()
     for queue in sorted(set(known) - queues.keys()):
-        told = "has no leader just now, so nothing is stored or taken: most of its servers must be up"
-        findings.append(Finding("error", f"queue {queue}", told))
+        message = "has no leader just now, so no job is stored or delivered: most of its servers must be up"
+        findings.append(Finding("error", f"queue {queue}", message))
     for queue, stream in queues.items():
         what, messages = f"queue {queue}", stream["state"]["messages"]
         settings = settings_of(stream["config"])
         found = await _drift(broker, queue, stream["config"]) + await _half_paused(broker, queue)
         waiting = messages + await broker.key_groups.count_waiting(queue)
         if waiting and queue not in served:
-            told = f"{count_noun(waiting, 'job')} on it, and no worker that is alive serves it"
-            found.append(Finding("warning", what, told))
+            message = f"{count_noun(waiting, 'job')} on it, and no worker that is alive serves it"
+            found.append(Finding("warning", what, message))
         stuck = await _stuck(broker, queue, messages)
         if stuck:
             they = "message is" if stuck == 1 else "messages are"
-            told = f"{stuck:,} {they} not delivered any more; `jsq sweep` puts them on the queue again"
-            found.append(Finding("error", what, told))
+            message = f"{stuck:,} {they} not delivered any more; `jsq sweep` puts them on the queue again"
+            found.append(Finding("error", what, message))
         if settings.max_jobs and messages >= settings.max_jobs:
             found.append(Finding("warning", what, "is full: submits get QueueFull"))
         findings += found or [Finding("ok", what, count_noun(messages, "job"))]
@@ -175,7 +179,7 @@ async def _queues(broker: Broker) -> list[Finding]:
 
 
 async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
-    """Where a queue's streams and consumers are not what its settings say."""
+    """The differences between a queue's streams and consumers and its settings."""
     ready = broker.subjects.streams.ready(queue)
     consumers = [Change(f"{ready} {level}", "missing") for level in PRIORITIES]
     consumers.append(Change(f"{broker.subjects.streams.group_state(queue)} {WAKEUPS}", "missing"))
@@ -190,31 +194,33 @@ async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
 
 
 async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
-    """Where a pause, or its end, broke off half way: the server does not do what the record says."""
+    """A pause or a resume that stopped half way, so that the server and the record differ."""
     whole = (await broker.pauses.active(queue)).pauses.get(WHOLE_QUEUE)
-    asked = whole is not None and whole.reason == "paused"
+    should_pause = whole is not None and whole.reason == "paused"
     name = broker.subjects.streams.ready(queue)
     known = [await broker.jetstream.consumer_info(name, level) for level in PRIORITIES]
-    if all(one is None or bool(one.get("paused")) == asked for one in known):
+    if all(one is None or bool(one.get("paused")) == should_pause for one in known):
         return []
-    told = "it is paused in part" if asked else "the server delivers nothing, and no pause says so"
-    cure = f"pause {queue}" if asked else f"resume {queue}"
-    if whole is not None and asked and whole.until is not None:
-        cure += f" --until {revisions.format_time(whole.until)}"
-    return [Finding("error", f"queue {queue}", f"{told}; run `jsq queue {cure}`")]
+    message = (
+        "it is paused in part" if should_pause else "the server delivers nothing, but no pause is recorded"
+    )
+    command = f"pause {queue}" if should_pause else f"resume {queue}"
+    if whole is not None and should_pause and whole.until is not None:
+        command += f" --until {revisions.format_time(whole.until)}"
+    return [Finding("error", f"queue {queue}", f"{message}; run `jsq queue {command}`")]
 
 
 async def _stuck(broker: Broker, queue: str, messages: int) -> int:
-    """Messages that stand on a queue but are neither waiting nor held by a worker."""
+    """How many messages of a queue neither wait for delivery nor are held by a worker."""
     name = broker.subjects.streams.ready(queue)
     known = 0
     for level in PRIORITIES:
         found = await broker.jetstream.consumer_info(name, level)
         if found is None:
-            return 0  # then they wait for the consumer, which is told of apart
+            return 0  # the messages wait for the missing consumer, which is a finding of its own
         known += found["num_pending"] + found["num_ack_pending"]
     again = await broker.jetstream.stream_info(name)
-    # Jobs come and go between the two looks: only what is missing at both counts.
+    # Jobs are stored and settled between the two reads: the smaller number of messages counts.
     left = min(messages, again["state"]["messages"]) if again else 0
     return max(0, left - known)
 
@@ -231,11 +237,11 @@ async def _sweeps(broker: Broker) -> list[Finding]:
 
 
 def judge_inconsistency(kind: Inconsistency, count: int, ended: str) -> Finding:
-    """The finding for a number of inconsistencies of one kind; `ended` says when the last sweep was."""
-    told = f"{count:,} of {kind.value}: {DESCRIPTIONS[kind]}"
+    """The finding for `count` inconsistencies of one kind; `ended` is a clause about the last sweep."""
+    message = f"{count:,} of {kind.value}: {DESCRIPTIONS[kind]}"
     if kind in REPAIR_DESCRIPTIONS:
-        told += f"; a worker repairs this within minutes, `jsq sweep` does so now ({ended})"
-    return Finding("warning" if kind in HARMLESS else "error", "sweeps", told)
+        message += f"; a worker repairs this within minutes, `jsq sweep` does so now ({ended})"
+    return Finding("warning" if kind in HARMLESS else "error", "sweeps", message)
 
 
 async def _workers(broker: Broker) -> list[Finding]:

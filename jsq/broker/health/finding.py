@@ -1,4 +1,4 @@
-"""A finding of the doctor, and what is found by numbers alone."""
+"""A finding of the doctor, and the findings that depend on numbers alone."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,14 +6,15 @@ from typing import Literal
 Severity = Literal["ok", "warning", "error"]
 
 MAX_CLOCK_OFFSET = 1.0
-"""Seconds that two clocks may differ: delays and due times are off by as much."""
+"""Seconds by which two clocks may differ. Delays and due times are off by the same difference."""
 
 NEARLY_FULL = 0.9
+"""The used part of a limit above which the doctor warns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check: what was checked, how severe the result is, and a message with the remedy."""
 
     severity: Severity
     subject: str
@@ -21,23 +22,22 @@ class Finding:
 
 
 def judge_clock(what: str, ahead: float, lease: float) -> Finding:
-    """How a server's clock stands to this machine's: `ahead` of it by so many seconds (or behind)."""
+    """The finding for a server's clock, which is `ahead` of this machine's by so many seconds (or behind)."""
     if abs(ahead) <= MAX_CLOCK_OFFSET:
         return Finding("ok", what, "its clock and this machine's agree")
-    told = f"its clock is {abs(ahead):,.1f} s {'ahead of' if ahead > 0 else 'behind'} this machine's: "
-    told += "delays and due times are off by as much; set both clocks (NTP)"
-    return Finding("error" if abs(ahead) > lease / 3 else "warning", what, told)
+    message = f"its clock is {abs(ahead):,.1f} s {'ahead of' if ahead > 0 else 'behind'} this machine's: "
+    message += "delays and due times are off by as much; set both clocks (NTP)"
+    return Finding("error" if abs(ahead) > lease / 3 else "warning", what, message)
 
 
 def judge_use(what: str, of: str, used: int, limit: int) -> Finding:
-    """How much of a limit is used; 0 or less is no limit."""
+    """The finding for the used part of a limit; a limit of 0 or less means no limit."""
     if limit <= 0:
         return Finding("ok", what, f"{used:,} {of}, without a limit")
-    told = f"{used:,} of {limit:,} {of}"
+    message = f"{used:,} of {limit:,} {of}"
     if used >= limit:
-        return Finding(
-            "error", what, f"{told}: nothing more is taken; raise the limit, or remove what is old"
-        )
+        remedy = "raise the limit, or delete old jobs and queues"
+        return Finding("error", what, f"{message}: the server accepts no more; {remedy}")
     if used > NEARLY_FULL * limit:
-        return Finding("warning", what, f"{told}: raise the limit, or keep results for less long")
-    return Finding("ok", what, told)
+        return Finding("warning", what, f"{message}: raise the limit, or keep results for a shorter time")
+    return Finding("ok", what, message)

@@ -1,7 +1,7 @@
-"""What each server tells of itself over HTTP: its health, its clock, and its own copies of our streams.
+"""The report of each server over HTTP: its health, its clock, and its own copies of the namespace's streams.
 
-A client is answered by a stream's leader, which does not know that its copy is damaged, and neither does
-`/healthz`. Only the servers' own reports, laid side by side, show it.
+The leader of a stream answers clients, and does not know that its copy is damaged; `/healthz` does not
+either. Only a comparison of the servers' own reports shows the damage.
 """
 
 import asyncio
@@ -20,14 +20,15 @@ from jsq.errors import BadOption
 from jsq.transport.connection import FLOOR
 
 REPORT_SECONDS = 5.0
-"""How long a server's report is waited for."""
+"""How long the doctor waits for a server's report."""
 
 MAX_REPORT_BYTES = 64 * 2**20
-"""A report that is larger is not read: that of a thousand queues takes 4 MB or so."""
+"""The size above which a report is not read; the report of a thousand queues has about 4 MB."""
 
 REPORT_ROUNDS = 3
 SECONDS_BETWEEN_REPORTS = 0.4
-"""Seconds between two readings. While jobs come and go, copies differ at any one moment."""
+"""How often reports are read, and the pause between. While jobs are stored, copies differ at any one moment.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,10 @@ class StreamCopy:
 
 @dataclass(frozen=True, slots=True)
 class ServerReport:
-    """What one server tells. `clock` is how far it is ahead of this machine, in seconds, beyond all doubt.
+    """The report of one server.
 
-    `current` has, for each stream that it leads, the servers whose copies are up to date, itself included.
+    `clock` is the least number of seconds by which its clock is ahead of this machine's. `current` has, for
+    each stream that the server leads, the servers whose copies are up to date, itself included.
     """
 
     server: str
@@ -57,9 +59,9 @@ class ServerReport:
 
 
 async def examine_servers(urls: Sequence[str], namespace: str, lease: float) -> list[Finding]:
-    """Look at each server by itself, then at how their copies of our streams compare.
+    """Check each server by itself, then compare the servers' copies of the namespace's streams.
 
-    Raises `BadOption` for what is no address.
+    Raises `BadOption` if a URL is not the address of a monitoring endpoint.
     """
     for url in urls:
         check_url(url)
@@ -77,7 +79,7 @@ async def examine_servers(urls: Sequence[str], namespace: str, lease: float) -> 
 
 
 def judge_server(one: ServerReport, lease: float) -> list[Finding]:
-    """What is to be said of one server by itself."""
+    """The findings for one server by itself."""
     what = f"server {one.server}"
     found = [judge_clock(what, one.clock, lease), judge_use(what, "storage", one.storage, one.max_storage)]
     if one.health != "ok":
@@ -90,10 +92,10 @@ def judge_server(one: ServerReport, lease: float) -> list[Finding]:
 
 
 def judge_copies(rounds: Sequence[Sequence[ServerReport]]) -> list[Finding]:
-    """Where copies of a stream that should be the same are not.
+    """The findings for streams whose copies differ.
 
-    A number that moves is taken as the range it was seen in. Copies that keep up with each other have ranges
-    that meet, however busy the stream; those of a damaged copy do not.
+    Each number is compared as the range of its readings. However busy a stream is, the ranges of healthy
+    copies overlap; the range of a damaged copy does not.
     """
     seen: dict[str, dict[str, list[StreamCopy]]] = defaultdict(lambda: defaultdict(list))
     current = rounds[-1] if rounds else ()
@@ -108,12 +110,12 @@ def judge_copies(rounds: Sequence[Sequence[ServerReport]]) -> list[Finding]:
     ]
     compared = sum(len(copies) > 1 for copies in seen.values())
     if not findings and compared:
-        findings = [Finding("ok", "replicas", f"the copies of {compared} streams hold the same")]
+        findings = [Finding("ok", "replicas", f"the copies of {compared} streams are the same")]
     return findings
 
 
 def copies_differ(copies: Any) -> bool:
-    """Whether what was seen of some copies can not be of one stream."""
+    """Whether the readings of some copies cannot belong to the same stream."""
     for field in ("messages", "first", "last"):
         ranges = [[getattr(one, field) for one in readings] for readings in copies]
         if max(min(one) for one in ranges) > min(max(one) for one in ranges):
@@ -128,7 +130,7 @@ def copies_message(stream: str, copies: Mapping[str, Sequence[StreamCopy]]) -> s
     ]
     fullest = max(last, key=lambda server: last[server].messages)
     return (
-        f"its copies differ: {', '.join(holds)}. If that is still so in a minute, let {fullest} lead (`nats "
+        f"its copies differ: {', '.join(holds)}. If they still differ in a minute, let {fullest} lead (`nats "
         f"stream cluster step-down {stream} --preferred {fullest}`); then stop each server whose copy is "
         f"damaged, remove the folder streams/{stream} from its store_dir, and start it again"
     )
@@ -138,33 +140,38 @@ def copies_message(stream: str, copies: Mapping[str, Sequence[StreamCopy]]) -> s
 
 
 def fetch_report(url: str, namespace: str) -> ServerReport | Finding:
-    """Ask one server for its report; a finding where it gives none."""
+    """Request the report of one server; returns a finding if it sends none."""
     try:
         health = fetch_json(url, "/healthz")
         before = time.time()
         about = fetch_json(url, "/varz")
         after = time.time()
-        told = fetch_json(url, "/jsz?streams=true&config=true")
-        return read_report(health, about, told, namespace, (before, after))
+        jetstream = fetch_json(url, "/jsz?streams=true&config=true")
+        return read_report(health, about, jetstream, namespace, (before, after))
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         return Finding("error", f"monitor {url}", f"no report of a nats-server: {why}; check the address")
 
 
 def read_report(
-    health: Any, about: Any, told: Any, namespace: str, asked: tuple[float, float]
+    health: Any, about: Any, jetstream: Any, namespace: str, asked: tuple[float, float]
 ) -> ServerReport:
-    """A report from a server's own words. `asked` is when its `/varz` was asked for, and when it came."""
+    """The report in a server's `/healthz`, `/varz` and `/jsz`.
+
+    `asked` is when `/varz` was requested and when it was received, in seconds since the epoch.
+    """
     name = about["server_name"]
-    streams = [one for account in told.get("account_details", ()) for one in account.get("stream_detail", ())]
+    streams = [
+        one for account in jetstream.get("account_details", ()) for one in account.get("stream_detail", ())
+    ]
     ours = [one for one in streams if (one["config"].get("metadata") or {}).get("jsq.namespace") == namespace]
     return ServerReport(
         server=name,
         version=about["version"],
         health=health.get("error") or health["status"],
         clock=clock_offset(revisions.parse_time(about["now"]).timestamp(), *asked),
-        storage=told["storage"],
-        max_storage=told["config"].get("max_storage", 0),
+        storage=jetstream["storage"],
+        max_storage=jetstream["config"].get("max_storage", 0),
         copies={
             one["name"]: StreamCopy(*(one["state"][field] for field in ("messages", "first_seq", "last_seq")))
             for one in ours
@@ -178,16 +185,20 @@ def is_leader(stream: Mapping[str, Any], server: str) -> bool:
 
 
 def current_servers(cluster: Mapping[str, Any]) -> frozenset[str]:
-    """The servers whose copies are current, as the leader knows: a follower knows it only of the leader."""
+    """The servers whose copies are current, by the leader's report. A follower knows it only of the leader.
+    """
     others = (one["name"] for one in cluster.get("replicas") or () if one["current"])
     return frozenset((cluster["leader"], *others))
 
 
-def clock_offset(told: float, before: float, after: float) -> float:
-    """How far a clock that `told` its time is ahead of ours, at the least: it was read in between."""
-    if told > after:
-        return told - after
-    return min(0.0, told - before)
+def clock_offset(remote: float, before: float, after: float) -> float:
+    """The least number of seconds by which a remote clock is ahead of ours (negative: behind).
+
+    `remote` is a time of that clock, which was read between `before` and `after` of ours.
+    """
+    if remote > after:
+        return remote - after
+    return min(0.0, remote - before)
 
 
 def check_url(url: str) -> None:
@@ -198,7 +209,7 @@ def check_url(url: str) -> None:
 
 
 def fetch_json(url: str, path: str) -> Any:
-    """One document of a server, whatever the status it comes with."""
+    """One document of a server, whatever the status of the response is."""
     parts = urlsplit(url)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=REPORT_SECONDS)
@@ -208,5 +219,5 @@ def fetch_json(url: str, path: str) -> Any:
     finally:
         connection.close()
     if len(body) > MAX_REPORT_BYTES:
-        raise ValueError(f"it takes more than {MAX_REPORT_BYTES:,} bytes")
+        raise ValueError(f"it has more than {MAX_REPORT_BYTES:,} bytes")
     return json.loads(body)

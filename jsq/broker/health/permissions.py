@@ -1,7 +1,8 @@
-"""What this login may do, found out by trying.
+"""The permissions of this login, found by probes.
 
-Each try is one that the server refuses for another reason, or that changes nothing: a write that expects a
-sequence which never was, a pull that is no JSON. So any answer means that it would be allowed.
+Each probe is a request that changes nothing, or that the server refuses for another reason: a write that
+expects a sequence which does not exist, a pull that is not JSON. So any reply except a permissions violation
+means that the request is allowed.
 """
 
 import asyncio
@@ -20,14 +21,14 @@ from jsq.transport.replies import NoResponders
 from jsq.transport.wire import Headers
 
 UNREACHED_SEQUENCE = 10**18
-"""A sequence that no stream has come to."""
+"""A sequence that no stream has reached."""
 
 MAX_CONCURRENT_PROBES = 50
 
 
 @dataclass(frozen=True, slots=True)
 class PermissionProbe:
-    """One request of a kind that an act needs."""
+    """A request that shows whether an act is allowed on a queue."""
 
     act: str
     queue: str
@@ -37,33 +38,33 @@ class PermissionProbe:
 
 
 async def examine_permissions(broker: Broker) -> list[Finding]:
-    """What this login may not do, by act and queue, with the reason."""
+    """The acts that this login may not do, by queue, with the reason; or one finding that it may do all."""
     id = new_id()
     queues = list(await broker.streams.queues())
-    left = iter([one for queue in queues for one in permission_probes(broker.subjects, queue, id)])
+    probes = iter([one for queue in queues for one in permission_probes(broker.subjects, queue, id)])
     denied: dict[tuple[str, str], str] = {}
 
-    async def make_next() -> None:
-        for one in left:
-            why = await _denied(broker, one)
-            if why:
-                denied.setdefault((one.act, one.queue), why)
+    async def send_probes() -> None:
+        for one in probes:
+            reason = await _request_denial(broker, one)
+            if reason:
+                denied.setdefault((one.act, one.queue), reason)
 
-    await asyncio.gather(*(make_next() for _ in range(MAX_CONCURRENT_PROBES)))
+    await asyncio.gather(*(send_probes() for _ in range(MAX_CONCURRENT_PROBES)))
     for queue in queues:
-        why = await _deaf(broker, broker.subjects.stored_record(queue, id))
-        if why:
-            denied.setdefault(("follow jobs", queue), why)
+        reason = await _subscription_denial(broker, broker.subjects.stored_record(queue, id))
+        if reason:
+            denied.setdefault(("follow jobs", queue), reason)
     if denied or not queues:
         return [
-            Finding("warning", "permissions", f"this login may not {act} on queue {queue}: {why}")
-            for (act, queue), why in sorted(denied.items())
+            Finding("warning", "permissions", f"this login may not {act} on queue {queue}: {reason}")
+            for (act, queue), reason in sorted(denied.items())
         ]
     return [Finding("ok", "permissions", "this login may submit, follow, cancel and run jobs on every queue")]
 
 
 def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[PermissionProbe]:
-    """The requests that show what may be done with a queue; `id` is one that no job has."""
+    """The requests that show which acts are allowed on a queue; `id` is an id that no job has."""
     ready = subjects.streams.ready(queue)
 
     def write(act: str, subject: str) -> PermissionProbe:
@@ -74,8 +75,8 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
     yield write("submit with a key", subjects.groups.job(queue, id, id))
     yield write("submit under an own id", subjects.own_id(id))
     yield write("submit under a unique key", subjects.key("ids", f"u.{id}"))
-    place = f"{subjects.streams.records}.{subjects.record(queue, id)}"
-    yield PermissionProbe("look at jobs", queue, f"$JS.API.DIRECT.GET.{place}")
+    record = f"{subjects.streams.records}.{subjects.record(queue, id)}"
+    yield PermissionProbe("read jobs", queue, f"$JS.API.DIRECT.GET.{record}")
     for level in PRIORITIES:
         yield PermissionProbe("run jobs", queue, f"$JS.API.CONSUMER.MSG.NEXT.{ready}.{level}", b"{")
         yield PermissionProbe(
@@ -84,9 +85,9 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
             f"$JS.ACK.{ready}.{level}.1.{UNREACHED_SEQUENCE}.{UNREACHED_SEQUENCE}.0.0",
             b"+WPI",
         )
-    line, turn = subjects.streams.groups(queue), subjects.streams.group_state(queue)
-    yield PermissionProbe("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}", b"{")
-    yield PermissionProbe("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{line}", b"{")
+    groups, states = subjects.streams.groups(queue), subjects.streams.group_state(queue)
+    yield PermissionProbe("run jobs with a key", queue, f"$JS.API.CONSUMER.MSG.NEXT.{states}.{WAKEUPS}", b"{")
+    yield PermissionProbe("run jobs with a key", queue, f"$JS.API.STREAM.MSG.DELETE.{groups}", b"{")
     yield write("run jobs with a key", subjects.groups.state(queue, id))
     yield write("run jobs", subjects.record(queue, id))
     yield write("run jobs", subjects.dead(queue, "_", id))
@@ -104,19 +105,19 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
     yield write("cancel", subjects.record(queue, id))
 
 
-async def _denied(broker: Broker, one: PermissionProbe) -> str:
-    """Why a try is not allowed, or nothing."""
+async def _request_denial(broker: Broker, one: PermissionProbe) -> str:
+    """The reason why a request is not allowed; empty if it is allowed."""
     try:
         await broker.wire.ask(one.subject, one.payload, one.headers)
     except NotAllowed as error:
         return str(error)
     except NoResponders:
-        pass  # allowed; what is missing is told of apart
+        pass  # the request is allowed; a missing stream or consumer is a finding of its own
     return ""
 
 
-async def _deaf(broker: Broker, subject: str) -> str:
-    """Why a subscription is not allowed, or nothing."""
+async def _subscription_denial(broker: Broker, subject: str) -> str:
+    """The reason why a subscription is not allowed; empty if it is allowed."""
     subscription = await broker.wire.subscribe(subject, lambda message: None)
     try:
         await broker.wire.flush()
