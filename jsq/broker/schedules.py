@@ -226,8 +226,7 @@ class ScheduleStore:
     async def store_wakeup(
         self, entry: ScheduleEntry, while_: While | None = None, *, expect: int = 0
     ) -> ScheduleEntry:
-        """Have the server wake a worker at the next tick, unless it will already; returns the current entry.
-        """
+        """Have the server wake a worker at the next tick, unless it will do so already; returns the entry."""
         while (at := entry.wakes_at) is not None:
             subject = self._subjects.next_tick(entry.queue, entry.name)
             headers = {

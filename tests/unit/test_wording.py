@@ -10,7 +10,12 @@ from tests.helpers.wording import markdown_faults, python_faults, wording_faults
 PENDING = ("jsq/broker", "tests")
 """Paths whose prose is not rewritten yet. The list may only shrink."""
 
-REWRITTEN = ("tests/guide",)
+REWRITTEN = (
+    "jsq/broker/health",
+    "jsq/broker/maintenance",
+    "jsq/broker/schedules.py",
+    "tests/guide",
+)
 """Paths in a pending folder whose prose follows the rules already."""
 
 FILES = sorted(

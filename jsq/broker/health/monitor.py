@@ -185,8 +185,7 @@ def is_leader(stream: Mapping[str, Any], server: str) -> bool:
 
 
 def current_servers(cluster: Mapping[str, Any]) -> frozenset[str]:
-    """The servers whose copies are current, by the leader's report. A follower knows it only of the leader.
-    """
+    """The servers whose copies are current. Only the leader's report is complete."""
     others = (one["name"] for one in cluster.get("replicas") or () if one["current"])
     return frozenset((cluster["leader"], *others))
 
