@@ -57,9 +57,9 @@ async def test_a_function_that_cannot_be_killed_is_abandoned_at_its_hard_timeout
     def endless() -> None:
         release.wait(30)
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     await check_abandoned(app, working, until, caplog, "endless", release.set)
-    assert time.monotonic() - began < WorkerTimings().unwind
+    assert time.monotonic() - start_time < WorkerTimings().unwind
 
 
 async def check_abandoned(
@@ -160,10 +160,10 @@ async def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(
     async with working(queues=["default"]):
         job = await client.task("newer").submit(1)
 
-        async def is_put_off() -> bool:
+        async def is_snoozed() -> bool:
             return (await job.status()).state == "snoozed"
 
-        await until(is_put_off)
+        await until(is_snoozed)
         record = await job.status()
         assert (record.reason, record.failures) == ("unknown_task", 0)
 
@@ -177,12 +177,12 @@ async def test_a_job_of_an_unknown_task_waits_for_a_worker_that_knows_it(
 
 async def test_a_job_whose_task_stays_unknown_fails_after_the_limit(client: Client, working: Working) -> None:
     async with working(queues=["default"], unknown_task_for=1.5):
-        began = time.monotonic()
+        start_time = time.monotonic()
         job = await client.task("never").submit()
         with pytest.raises(JobFailed) as caught:
             await job.result(60)
     assert caught.value.reason == "unknown_task"
-    assert time.monotonic() - began >= 1.5
+    assert time.monotonic() - start_time >= 1.5
     assert (await job.status()).failures == 0
 
 
@@ -206,15 +206,15 @@ async def test_a_renamed_task_runs_the_jobs_of_its_old_names(
 async def test_a_worker_that_stops_abandons_no_function_that_ends_in_time(
     app: App, working: Working, caplog: pytest.LogCaptureFixture
 ) -> None:
-    began = asyncio.Event()
+    has_started = asyncio.Event()
 
     @app.task
     async def long() -> None:
-        began.set()
+        has_started.set()
         await asyncio.sleep(60)
 
     async with working(grace=0) as worker:
         assert isinstance(worker, Worker)
         await long.submit()
-        await began.wait()
+        await has_started.wait()
     assert "task abandoned" not in caplog.messages

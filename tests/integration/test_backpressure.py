@@ -182,10 +182,10 @@ async def test_a_submit_waits_for_room_until_its_timeout(app: App, client: Clien
     await client.admin.provision(app.declared)
     await client.task("any").options(queue="few").submit()
     for seconds in (0.4, timedelta(seconds=0.4)):
-        began = time.monotonic()
+        start_time = time.monotonic()
         with pytest.raises(QueueFull, match="max_jobs, 1, is reached"):
             await client.task("any").options(queue="few", wait_for_room=seconds).submit()
-        assert 0.4 <= time.monotonic() - began < 3
+        assert 0.4 <= time.monotonic() - start_time < 3
     app.queue("few", max_jobs=3)
     await client.admin.provision(app.declared)
     with pytest.raises(PartlySubmitted) as caught:
@@ -281,8 +281,8 @@ async def test_many_waiting_clients_poll_the_server_with_pauses(
         # After a few requests the pauses of each client have their maximum length.
         await until(lambda: len(tries) >= 270, 30)
         settled = len(tries)
-        began = time.monotonic()
-        await until(lambda: time.monotonic() - began >= 4.0)
+        start_time = time.monotonic()
+        await until(lambda: time.monotonic() - start_time >= 4.0)
         # Pauses last at least a second by then: 4 requests of each client in that time, and one in progress.
         assert 0 < len(tries) - settled <= 30 * 5
         app.queue("few", max_jobs=31)

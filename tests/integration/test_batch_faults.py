@@ -28,10 +28,10 @@ async def test_the_jobs_of_a_killed_workers_batch_run_again_and_end_once(
     jobs = await workers.client.task("nap_together").submit_many([[1.5]] * 60)
     await until(lambda: len(workers.effects(pid=doomed.pid)) == 40)
     doomed.kill()
-    heir = await workers.start("--concurrency", "2", lease=2)
+    second_worker = await workers.start("--concurrency", "2", lease=2)
     results = [await job.result(30) for job in jobs]
 
-    assert set(results) == {str(heir.pid)}
+    assert set(results) == {str(second_worker.pid)}
     ends = Counter(one.job for one in workers.effects("end"))
     assert ends == Counter(job.id for job in jobs)
     crashed = {one.job for one in workers.effects(pid=doomed.pid)}
@@ -90,8 +90,8 @@ async def test_a_worker_suspended_past_its_leases_records_nothing_of_its_batch(
     jobs = await workers.client.task("nap_together").submit_many([[0.4]] * 20)
     await until(lambda: len(workers.effects(pid=stalled.pid)) == 20)
     stalled.send_signal(signal.SIGSTOP)
-    heir = await workers.start("--concurrency", "1", lease=1.5)
-    assert {await job.result(60) for job in jobs} == {str(heir.pid)}
+    second_worker = await workers.start("--concurrency", "1", lease=1.5)
+    assert {await job.result(60) for job in jobs} == {str(second_worker.pid)}
     stalled.send_signal(signal.SIGCONT)
     other = await workers.client.task("nap_together").submit(0.0)
     await other.result(60)

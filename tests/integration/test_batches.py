@@ -59,12 +59,12 @@ async def test_an_incomplete_batch_runs_after_its_maximum_wait(app: App, working
         calls.lists.append(items)
 
     async with working():
-        began = time.monotonic()
+        start_time = time.monotonic()
         jobs = [await index.submit(n) for n in range(3)]
         for job in jobs:
             await job.result(60)
     assert calls.lists == [[0, 1, 2]]
-    assert time.monotonic() - began >= 0.2
+    assert time.monotonic() - start_time >= 0.2
 
 
 async def test_each_item_of_a_batch_has_its_own_result(app: App, working: Working) -> None:

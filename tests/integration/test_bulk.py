@@ -101,7 +101,7 @@ async def test_a_call_must_be_a_list_or_a_dictionary(client: Client, call: Any) 
 
 
 async def test_a_call_that_is_too_large_is_named_by_its_index(client: Client) -> None:
-    with pytest.raises(BadArguments, match="put the content elsewhere") as caught:
+    with pytest.raises(BadArguments, match="store the content elsewhere") as caught:
         await client.task("any").submit_many([["a"], ["b"], ["x" * 1_100_000]])
     assert caught.value.place == 2
 
@@ -243,9 +243,9 @@ async def test_a_pipelined_publish_reports_each_message_separately(client: Clien
     sent = submits(broker, 2_000)
     for place in (0, 3, 1_999):
         sent[place] = submits(broker, 1, expecting=99)[0]
-    poured = await fast_ingest(broker.wire, sent)
-    assert sorted(poured.refused) == [0, 3, 1_999]
-    assert poured.end == 2_000
+    published = await fast_ingest(broker.wire, sent)
+    assert sorted(published.refused) == [0, 3, 1_999]
+    assert published.end == 2_000
     ready = broker.subjects.streams.ready("default")
     assert await broker.reads.last(ready, sent[1_998].subject) is not None
 

@@ -79,20 +79,20 @@ async def nothing_is_stored(client: Client, queue: str = "default") -> bool:
 
 
 @pytest.fixture
-def quiet(client: Client, until: Until) -> Callable[[], Any]:
+def until_idle(client: Client, until: Until) -> Callable[[], Any]:
     """Waits until no job waits or runs."""
 
-    async def quiet() -> None:
+    async def until_idle() -> None:
         await until(lambda: nothing_is_stored(client), WAIT)
 
-    return quiet
+    return until_idle
 
 
 # -- when callbacks run, and what they receive ---------------------------------------------------------------
 
 
 async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
-    app: App, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     @app.task(retries=2, backoff=[0.05], tags=["x"], on_failure="note", on_dead="bury")
     async def down(to: str, *, size: int = 1) -> None:
@@ -101,7 +101,7 @@ async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
     async with working():
         job = await down.submit("a@b.c", size=2)
         await failed(job)
-        await quiet()
+        await until_idle()
 
     notes, deaths = received.of("note"), received.of("bury")
     assert sorted(one.attempt for one in notes) == [1, 2, 3]
@@ -152,7 +152,7 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
 
 
 async def test_an_outcome_other_than_failure_calls_no_callback(
-    app: App, received: Received, working: Working, quiet: Callable[[], Any], until: Until
+    app: App, received: Received, working: Working, until_idle: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=3, backoff=[60], on_failure="note", on_dead="bury")
     async def ends(ctx: Context, how: str) -> None:
@@ -170,7 +170,7 @@ async def test_an_outcome_other_than_failure_calls_no_callback(
         await until(lambda: state_is(jobs["hang"], "running"))
         await jobs["hang"].cancel()
         states = {how: (await job.wait(WAIT)).state for how, job in jobs.items()}
-        await quiet()
+        await until_idle()
     assert states == {"well": "succeeded", "snooze": "succeeded", "hang": "cancelled", "late": "expired"}
     assert received.calls == []
 
@@ -180,7 +180,7 @@ async def state_is(job: JobHandle[Any], state: str) -> bool:
 
 
 async def test_a_rejected_job_is_dead_at_once(
-    app: App, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     @app.task(on_failure="note", on_dead="bury")
     async def never() -> None:
@@ -188,7 +188,7 @@ async def test_a_rejected_job_is_dead_at_once(
 
     async with working():
         await failed(await never.submit())
-        await quiet()
+        await until_idle()
     assert sorted((name, one.reason, one.error) for name, one in received.calls) == [
         ("bury", "rejected", "Reject: no"),
         ("note", "rejected", "Reject: no"),
@@ -196,7 +196,7 @@ async def test_a_rejected_job_is_dead_at_once(
 
 
 async def test_a_job_that_crashed_its_workers_is_dead_without_a_failed_attempt(
-    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     app.queue("default", max_crashes=1)
 
@@ -207,12 +207,12 @@ async def test_a_job_that_crashed_its_workers_is_dead_without_a_failed_attempt(
     await record_start_of_a_dead_worker(client, job.id, "crash")
     async with working():
         assert (await failed(job)).reason == "crashed"
-        await quiet()
+        await until_idle()
     assert [(name, one.reason) for name, one in received.calls] == [("bury", "crashed")]
 
 
 async def test_a_replayed_job_that_fails_again_calls_its_callback_again(
-    app: App, received: Received, working: Working, quiet: Callable[[], Any], until: Until
+    app: App, received: Received, working: Working, until_idle: Callable[[], Any], until: Until
 ) -> None:
     @app.task(retries=0, on_dead="bury")
     async def down() -> None:
@@ -221,16 +221,16 @@ async def test_a_replayed_job_that_fails_again_calls_its_callback_again(
     async with working():
         job = await down.submit()
         await failed(job)
-        await quiet()
+        await until_idle()
         await job.retry()
         await until(lambda: len(received.calls) == 2)
-        await quiet()
+        await until_idle()
     assert len(set(received.ids)) == 2
     assert all(id.startswith(f"{job.id}-dead-") for id in received.ids)
 
 
 async def test_a_callback_that_fails_calls_no_further_callback(
-    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     @app.task(retries=1, backoff="none", on_failure="alert", on_dead="alert")
     async def alert(failure: Failure) -> None:
@@ -248,7 +248,7 @@ async def test_a_callback_that_fails_calls_no_further_callback(
         await failed(await down.submit())
         own = await alert.submit(Failure("j", "t", "q", 1, "e"))
         await failed(own)
-        await quiet()
+        await until_idle()
     dead_letters = [
         (dead_letter.task, dead_letter.id.startswith(f"{own.id}-"))
         for dead_letter in await client.dead_letters.list()
@@ -264,7 +264,7 @@ async def test_a_callback_that_fails_calls_no_further_callback(
 
 
 async def test_a_job_with_an_id_of_64_characters_has_callbacks(
-    app: App, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     @app.task(retries=1, backoff="none", on_failure="note", on_dead="bury")
     async def down() -> None:
@@ -274,13 +274,13 @@ async def test_a_job_with_an_id_of_64_characters_has_callbacks(
         ids = ["x" * 64, "x" * 63 + "y"]
         for id in ids:
             await failed(await down.options(id=id).submit())
-        await quiet()
+        await until_idle()
     assert sorted(one.job for one in received.of("bury")) == ids
     assert sorted(one.job for one in received.of("note")) == sorted(ids * 2)
 
 
 async def test_callbacks_run_for_an_exception_of_a_child_process(
-    app: App, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     from tests.apps import rules
 
@@ -288,7 +288,7 @@ async def test_callbacks_run_for_an_exception_of_a_child_process(
 
     async with working():
         await failed(await app.tasks["far"].submit("Busy"))
-        await quiet()
+        await until_idle()
     assert sorted((name, one.error) for name, one in received.calls) == [
         ("bury", "Busy: Busy"),
         ("note", "Busy: Busy"),
@@ -299,7 +299,7 @@ async def test_callbacks_run_for_an_exception_of_a_child_process(
 
 
 async def test_a_dead_job_submits_its_fallback_and_records_its_id(
-    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     @app.task(queue="spare", tags=["spare"])
     async def cached(pair: str, *, factor: int = 1) -> int:
@@ -314,7 +314,7 @@ async def test_a_dead_job_submits_its_fallback_and_records_its_id(
         error = await failed(job)
         spare = client.jobs.handle(error.fallback)
         assert await spare.result(WAIT) == 21
-        await quiet()
+        await until_idle()
     record, other = await job.status(), await spare.status()
     assert record.fallback == error.fallback == spare.id
     assert str(error).endswith(f"; job {spare.id} was submitted instead")
@@ -363,7 +363,7 @@ async def test_a_fallback_has_the_deadline_of_the_job_that_it_replaces(
 
 
 async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_worker(
-    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     @app.task(retries=0, on_failure="note", on_dead="bury")
     async def down() -> None:
@@ -372,7 +372,7 @@ async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_wo
     job = await down.submit()
     await record_of_one_who_died(client, job.id)
     async with working():
-        await quiet()
+        await until_idle()
     assert sorted((name, one.error) for name, one in received.calls) == [("bury", "E: no"), ("note", "E: no")]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
@@ -441,7 +441,7 @@ async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> t
 
 
 async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
-    app: App, client: Client, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, client: Client, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     @app.task(retries=0, on_dead="bury")
     async def down() -> None: ...
@@ -455,7 +455,7 @@ async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
     assert await waits(client, job)  # its own message replaces the old one
     assert received.calls == []
     async with working():
-        await quiet()
+        await until_idle()
     assert [one.job for one in received.of("bury")] == [job.id]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
@@ -466,7 +466,7 @@ async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_h
     received: Received,
     working: Working,
     until: Until,
-    quiet: Callable[[], Any],
+    until_idle: Callable[[], Any],
     server: EmbeddedServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -483,7 +483,7 @@ async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_h
 
     async with working():
         await until(lambda: received.of("bury"), WAIT)
-        await quiet()
+        await until_idle()
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
@@ -493,7 +493,7 @@ async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
     received: Received,
     working: Working,
     until: Until,
-    quiet: Callable[[], Any],
+    until_idle: Callable[[], Any],
     server: EmbeddedServer,
 ) -> None:
     timings = WorkerTimings(newer_release=1.0)
@@ -517,7 +517,7 @@ async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
 
     async with working():
         await until(lambda: received.of("bury") and expected, WAIT)
-        await quiet()
+        await until_idle()
     assert [(name, one.reason, one.fallback) for name, one in received.calls] == [
         ("bury", "crashed", *expected)
     ]
@@ -529,7 +529,7 @@ async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks
     received: Received,
     working: Working,
     until: Until,
-    quiet: Callable[[], Any],
+    until_idle: Callable[[], Any],
     server: EmbeddedServer,
 ) -> None:
     timings = WorkerTimings(newer_release=1.0)
@@ -549,18 +549,18 @@ async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks
 
     async with working():
         await until(lambda: received.of("bury"), WAIT)
-        await quiet()
+        await until_idle()
     assert [(name, one.reason) for name, one in received.calls] == [("bury", "overdue")]
 
 
 async def test_a_job_whose_task_no_worker_knows_becomes_a_dead_letter_without_callbacks(
-    app: App, client: Client, quiet: Callable[[], Any], caplog: pytest.LogCaptureFixture
+    app: App, client: Client, until_idle: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     job = await client.task("down").submit()
     await record_of_one_who_died(client, job.id)
 
     async with running_worker(Worker(app, queues=["default"], settings=WorkerSettings(unknown_task_for=0))):
-        await quiet()
+        await until_idle()
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
     assert "callbacks not submitted" in caplog.messages
 
@@ -716,7 +716,7 @@ def test_a_cycle_of_fallbacks_is_reported(app: App) -> None:
 
 
 async def test_a_job_whose_arguments_are_not_json_is_dead_and_has_callbacks(
-    app: App, received: Received, working: Working, quiet: Callable[[], Any]
+    app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
     @app.task(on_dead="bury", fallback="spare")
     async def down() -> None: ...
@@ -731,5 +731,5 @@ async def test_a_job_whose_arguments_are_not_json_is_dead_and_has_callbacks(
         error = await failed(app.client.jobs.handle("raw"))
         assert error.reason == "bad_arguments"
         assert (await failed(app.client.jobs.handle(error.fallback))).reason == "bad_arguments"
-        await quiet()
+        await until_idle()
     assert [(one.reason, one.arguments) for one in received.of("bury")] == [("bad_arguments", None)]

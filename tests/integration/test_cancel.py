@@ -40,11 +40,11 @@ async def test_a_queued_job_that_is_cancelled_never_starts(
 async def test_jobs_cancelled_while_a_worker_fetches_them_never_start_or_are_cancelled(
     app: App, working: Working
 ) -> None:
-    began: set[str] = set()
+    started_ids: set[str] = set()
 
     @app.task
     async def run(ctx: Context) -> None:
-        began.add(ctx.id)
+        started_ids.add(ctx.id)
 
     async def submit_and_cancel() -> None:
         job = await run.submit()
@@ -52,7 +52,7 @@ async def test_jobs_cancelled_while_a_worker_fetches_them_never_start_or_are_can
             unstarted = (await job.cancel()).attempt == 0
         except WrongState:
             return
-        assert not (unstarted and job.id in began)
+        assert not (unstarted and job.id in started_ids)
 
     async with working():
         await asyncio.gather(*(submit_and_cancel() for _ in range(200)))
@@ -68,11 +68,11 @@ async def test_a_scheduled_job_that_is_cancelled_never_starts(app: App, client: 
 async def test_a_running_coroutine_is_cancelled(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    began, cleaned = asyncio.Event(), asyncio.Event()
+    has_started, cleaned = asyncio.Event(), asyncio.Event()
 
     @app.task
     async def long() -> None:
-        began.set()
+        has_started.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -80,7 +80,7 @@ async def test_a_running_coroutine_is_cancelled(
 
     async with working():
         job = await long.submit()
-        await asyncio.wait_for(began.wait(), 5)
+        await asyncio.wait_for(has_started.wait(), 5)
         assert (await job.cancel()).state == "cancelled"
         assert cleaned.is_set()
 
@@ -174,9 +174,9 @@ async def test_a_job_that_ran_through_a_kill_of_the_server_is_cancelled_within_a
         await asyncio.to_thread(own_server.restart)
         wire = (await job._connection.broker()).wire
         await until(lambda: wire.connected and wire.reconnects, 20)
-        began = time.monotonic()
+        start_time = time.monotonic()
         assert (await job.cancel()).worker == worker.name
-        assert time.monotonic() - began < 5  # without a notification: at the next heartbeat, in 10 s
+        assert time.monotonic() - start_time < 5  # without a notification: at the next heartbeat, in 10 s
         history = await (await job._connection.broker()).records.history(job.id)
         assert [event.state for event in history if event.state in FINAL_STATES] == ["cancelled"]
         assert history[-1].revision.token > 0  # the worker wrote it, after its own start

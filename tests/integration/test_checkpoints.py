@@ -182,7 +182,7 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
 ) -> None:
     errors: list[Exception] = []
 
-    async def overtake(ctx: Context) -> None:
+    async def supersede(ctx: Context) -> None:
         """Write what another worker writes to which the job was delivered meanwhile."""
         log = (await client.broker()).records
         await log.write("default", ctx.id, Revision("running", "climb", worker="other"), expect=ctx.token)
@@ -191,7 +191,7 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
 
         @app.task(name="climb")
         async def climb(ctx: Context) -> None:
-            await overtake(ctx)
+            await supersede(ctx)
             try:
                 await ctx.checkpoint("stale")
             except LeaseLost as lost:
@@ -199,11 +199,11 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
                 await asyncio.Event().wait()
 
     else:
-        overtaken = threading.Event()
+        is_superseded = threading.Event()
 
         @app.task(name="climb")
         def blocking(ctx: Context) -> None:
-            overtaken.wait(WAIT)
+            is_superseded.wait(WAIT)
             try:
                 ctx.blocking.checkpoint("stale")
             except LeaseLost as lost:
@@ -221,7 +221,7 @@ async def test_a_superseded_attempt_stores_no_checkpoint_and_ends(
             await (await job._connection.broker()).records.write(
                 "default", job.id, Revision("running", "climb", worker="other"), expect=running.sequence
             )
-            overtaken.set()
+            is_superseded.set()
         await until(lambda: errors)
 
     assert await nothing_stored(app, job.id)

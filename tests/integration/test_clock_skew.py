@@ -75,17 +75,17 @@ async def test_a_pending_duplicate_is_submitted_at_once_when_its_predecessor_end
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_clock_ahead(monkeypatch, HOUR)
-    began, go_on = asyncio.Event(), asyncio.Event()
+    has_started, go_on = asyncio.Event(), asyncio.Event()
 
     @app.task
     async def work(number: int) -> int:
-        began.set()
+        has_started.set()
         await go_on.wait()
         return number
 
     async with working():
         await work.options(unique="k", on_duplicate="keep_last").submit(1)
-        await began.wait()
+        await has_started.wait()
         second = await work.options(unique="k", on_duplicate="keep_last").submit(2)
         go_on.set()
         assert await second.result(WAIT) == 2

@@ -71,7 +71,9 @@ async def broker(client: Client) -> Broker:
 
 
 @contextlib.asynccontextmanager
-async def crew(three: Cluster, declare: Declare, number: int = 2, **settings: Any) -> AsyncIterator[None]:
+async def running_workers(
+    three: Cluster, declare: Declare, number: int = 2, **settings: Any
+) -> AsyncIterator[None]:
     """Workers, each with its own connection to any of the servers."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(number):
@@ -152,9 +154,9 @@ async def jsq(three: Cluster, *words: str) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "jsq", *words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    said, complained = await process.communicate()
-    assert process.returncode == 0, (said, complained)
-    return said.decode()
+    output, errors = await process.communicate()
+    assert process.returncode == 0, (output, errors)
+    return output.decode()
 
 
 async def use(client: Client, queue: str) -> list[JobHandle[Any]]:
@@ -207,7 +209,7 @@ async def test_all_present_and_later_streams_have_the_requested_replicas(
         subjects = (await client.broker()).subjects
         async with (
             without_leader(three, client, subjects.streams.group_state("before")),
-            crew(three, declare),
+            running_workers(three, declare),
         ):
             await all_succeed(jobs)
         await until(held_by_all, WAIT)
@@ -216,7 +218,7 @@ async def test_all_present_and_later_streams_have_the_requested_replicas(
         assert {subjects.streams.groups("after"), subjects.streams.group_state("after")} <= made.keys()
         assert await client.admin.provision(replicas=3) == []
 
-        async with crew(three, declare, number=1):
+        async with running_workers(three, declare, number=1):
             monitors = [word for node in three.nodes for word in ("--monitor", node.monitor)]
             output = await jsq(three, "doctor", *monitors, "-o", "jsonl")
             findings = [json.loads(line) for line in output.splitlines()]
@@ -227,10 +229,10 @@ async def test_all_present_and_later_streams_have_the_requested_replicas(
 
 
 @dataclass
-class Floor:
+class RunLog:
     """The runs of keyed jobs: key, number, start and end of each."""
 
-    stays: list[tuple[str, int, float, float]] = field(default_factory=list)
+    visit_runs: list[tuple[str, int, float, float]] = field(default_factory=list)
 
     def declare(self, app: App) -> None:
         @app.task(retries=5, backoff=[0.05])
@@ -239,56 +241,56 @@ class Floor:
             try:
                 await asyncio.sleep(0.02)
             finally:
-                self.stays.append((key, number, since, time.monotonic()))
+                self.visit_runs.append((key, number, since, time.monotonic()))
             if number % 7 == 3 and ctx.attempt == 1:
                 raise ValueError("once more")
 
     def of(self, key: str) -> list[tuple[int, float, float]]:
-        """In the order of their starts."""
-        found = [(number, since, until) for owner, number, since, until in self.stays if owner == key]
-        return sorted(found, key=lambda stay: stay[1])
+        """The runs of a key, in the order of their starts."""
+        found = [(number, since, until) for owner, number, since, until in self.visit_runs if owner == key]
+        return sorted(found, key=lambda visit_run: visit_run[1])
 
     def most_at_once(self, key: str) -> int:
-        stays = self.of(key)
-        return max(sum(since <= one <= until for _, since, until in stays) for _, one, _ in stays)
+        visit_runs = self.of(key)
+        return max(sum(since <= one <= until for _, since, until in visit_runs) for _, one, _ in visit_runs)
 
 
 async def test_key_groups_keep_their_order_and_their_limit(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
-    floor, subjects = Floor(), broker.subjects
+    run_log, subjects = RunLog(), broker.subjects
     jobs: dict[str, list[JobHandle[Any]]] = defaultdict(list)
 
-    def comes(key: str, per_key: int) -> Callable[[int], Awaitable[None]]:
-        async def come(number: int) -> None:
+    def keyed_submits(key: str, per_key: int) -> Callable[[int], Awaitable[None]]:
+        async def submit_next(number: int) -> None:
             if number >= AHEAD:
                 await jobs[key][number - AHEAD].wait(WAIT)
             asked = client.task("visit").options(key=key, per_key=per_key)
             jobs[key].append(await asked.submit(key, number))
 
-        return come
+        return submit_next
 
-    some = [comes(f"one-{n}", 1) for n in range(3)] + [comes(f"two-{n}", 2) for n in range(2)]
-    async with crew(three, floor.declare):
+    some = [keyed_submits(f"one-{n}", 1) for n in range(3)] + [keyed_submits(f"two-{n}", 2) for n in range(2)]
+    async with running_workers(three, run_log.declare):
         async with meanwhile(*some):
-            await until(lambda: len(floor.stays) > 40, WAIT)
+            await until(lambda: len(run_log.visit_runs) > 40, WAIT)
             await lose_each(
                 three,
                 client,
                 until,
-                lambda: more(lambda: len(floor.stays), 60),
+                lambda: more(lambda: len(run_log.visit_runs), 60),
                 (subjects.streams.group_state("default"), "killed"),
                 (subjects.streams.groups("default"), "cut off"),
             )
-        await all_succeed(job for some in jobs.values() for job in some)
+        await all_succeed(job for own in jobs.values() for job in own)
         await until(lambda: nothing_is_left(broker), 60)
 
     for key in jobs:
-        numbers = [number for number, _, _ in floor.of(key)]
+        numbers = [number for number, _, _ in run_log.of(key)]
         assert set(numbers) == set(range(len(jobs[key])))
         if key.startswith("one"):
             assert numbers == sorted(numbers)
-    assert {key: floor.most_at_once(key) for key in jobs} == {
+    assert {key: run_log.most_at_once(key) for key in jobs} == {
         "one-0": 1,
         "one-1": 1,
         "one-2": 1,
@@ -329,27 +331,29 @@ async def test_rates_hold_and_the_concurrency_of_a_queue_changes_live(
     await client.admin.provision({"narrow": QueueSettings(replicas=3, lease=LEASE, concurrency=1)})
     limits, jobs = broker.subjects.streams.bucket("limits"), dict[str, list[JobHandle[Any]]]()
 
-    def asks(name: str, asked: Submitter[..., Any], *arguments: str) -> Callable[[int], Awaitable[None]]:
+    def repeated_submits(
+        name: str, submitter: Submitter[..., Any], *arguments: str
+    ) -> Callable[[int], Awaitable[None]]:
         """Submit jobs one after another, so many in advance that one always has to wait."""
         own = jobs[name] = []
 
         async def ask(number: int) -> None:
             if number >= 4 * AHEAD:
                 await own[number - 4 * AHEAD].wait(WAIT)
-            own.append(await asked.submit(*arguments, number))
+            own.append(await submitter.submit(*arguments, number))
 
         return ask
 
     def continues() -> Goal:
         return more_of_each(lambda name: len(starts[name]), ("queue", "task", "key a", "key b"), 6)
 
-    async with crew(three, declare):
+    async with running_workers(three, declare):
         async with meanwhile(
-            asks("queue", client.task("send").options(queue="mail")),
-            asks("task", client.task("call")),
-            asks("key a", client.task("ring").options(key="key a"), "key a"),
-            asks("key b", client.task("ring").options(key="key b"), "key b"),
-            asks("narrow", client.task("squeeze").options(queue="narrow")),
+            repeated_submits("queue", client.task("send").options(queue="mail")),
+            repeated_submits("task", client.task("call")),
+            repeated_submits("key a", client.task("ring").options(key="key a"), "key a"),
+            repeated_submits("key b", client.task("ring").options(key="key b"), "key b"),
+            repeated_submits("narrow", client.task("squeeze").options(queue="narrow")),
         ):
             await until(continues(), WAIT)
             await until(lambda: peaks["narrow"], WAIT)
@@ -363,7 +367,7 @@ async def test_rates_hold_and_the_concurrency_of_a_queue_changes_live(
                 await until(lambda: peaks["narrow"] > 3, WAIT)
             async with without_leader(three, client, limits, "cut off"):
                 await until(continues(), WAIT)
-        await all_succeed(job for some in jobs.values() for job in some)
+        await all_succeed(job for own in jobs.values() for job in own)
 
     assert most_in_a_window(starts["queue"], 2) <= 20
     assert most_in_a_window(starts["task"], 2) <= 8
@@ -407,7 +411,7 @@ async def test_a_paused_job_waits_and_continues(
 
     limits = broker.subjects.streams.bucket("limits")
     jobs: list[JobHandle[Any]] = []
-    async with crew(three, declare):
+    async with running_workers(three, declare):
         async with without_leader(three, client, limits):
             await client.queues.pause("mail")
             await client.queues.pause("default", task="call")
@@ -491,7 +495,7 @@ async def test_bulks_maps_and_batches_lose_no_job_and_stay_complete(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     some, subjects = Bulks(client), broker.subjects
-    async with crew(three, some.declare):
+    async with running_workers(three, some.declare):
         async with meanwhile(some.bulk, some.item, some.map_some):
             await until(some.continues(), WAIT)
             await lose_each(
@@ -534,7 +538,7 @@ async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
     later, shut = broker.subjects.streams.scheduled("default"), broker.subjects.streams.ready("shut")
     keep_last: list[JobHandle[Any]] = []
     await client.admin.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
-    async with crew(three, declare):
+    async with running_workers(three, declare):
         await client.queues.pause("shut")
         held = [await delayed(3600) for _ in range(3)]
         racing = await delayed(4, 60)
@@ -601,7 +605,7 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
     async def nothing_is_stored() -> bool:
         return not await broker.job_reader.waiting_ids("default")
 
-    async with crew(three, declare):
+    async with running_workers(three, declare):
         async with meanwhile(fail):
             await until(lambda: calls["bury"].total() > 5, WAIT)
             await lose_each(
@@ -681,7 +685,7 @@ async def test_a_unique_key_has_one_job_with_every_policy_for_duplicates(
     three: Cluster, client: Client, broker: Broker, until: Until
 ) -> None:
     keys, subjects = Keys(client), broker.subjects
-    async with crew(three, keys.declare, concurrency=500):
+    async with running_workers(three, keys.declare, concurrency=500):
         async with meanwhile(keys.returned, keys.replaced, keys.keep_last):
             await until(lambda: len(keys.last) > 10, WAIT)
             await lose_each(
@@ -725,7 +729,7 @@ async def test_a_client_without_leader_reads_finds_the_state_of_the_leaders(
     async with contextlib.AsyncExitStack() as stack:
         three = await stack.enter_async_context(cluster(tmp_path, more=conf))
 
-        async def known_as(user: str, url: str) -> Client:
+        async def login_as(user: str, url: str) -> Client:
             login = Login(url=url, user=user, password=f"of-{user}", inbox_prefix=f"_INBOX_{user}")
             return await stack.enter_async_context(Client(login, namespace=NAMESPACE))
 
@@ -737,15 +741,15 @@ async def test_a_client_without_leader_reads_finds_the_state_of_the_leaders(
             await asyncio.gather(*[submit(web, f"k{number}") for web in webs])
             stored["keys"] += 1
 
-        admin = await known_as("jsq", three.url)
+        admin = await login_as("jsq", three.url)
         await admin.admin.provision(replicas=3)
-        webs = [await known_as("web", node.url) for node in three.nodes]
+        webs = [await login_as("web", node.url) for node in three.nodes]
         for number in range(60):
             await race(number)
         all_reads = [(await web.broker()).reads for web in webs]
         assert not any(reads.may_ask_leader(NAMES.streams.bucket("ids")) for reads in all_reads)
 
-        webs = [await known_as("web", three.url) for _ in range(3)]
+        webs = [await login_as("web", three.url) for _ in range(3)]
         async with meanwhile(lambda number: race(60 + number)):
             for stream in (NAMES.streams.bucket("ids"), NAMES.streams.scheduled("default")):
                 async with without_leader(three, admin, stream):
@@ -783,7 +787,7 @@ async def test_a_schedule_that_catches_up_all_ticks_loses_and_repeats_none(
         async def beat(ctx: Context) -> None:
             ran[ctx.headers["tick"]] += 1
 
-    async with crew(three, declare):
+    async with running_workers(three, declare):
         await until(lambda: len(ran) >= 2, WAIT)
         await lose_each(
             three,

@@ -34,12 +34,12 @@ async def test_a_job_moved_just_as_it_was_due_starts_at_its_new_time(tmp_path: P
             due = time.time() + DELAY
             jobs[number] = job = await note.options(delay=DELAY).submit(number)
             await asyncio.sleep(max(0.0, due - time.time() + random.uniform(-0.02, 0.03)))
-            began = time.time()
+            start_time = time.time()
             try:
                 await job.reschedule(delay=LATER)
             except WrongState:
                 return
-            moved[job.id] = began + LATER
+            moved[job.id] = start_time + LATER
 
         await app.client.admin.provision(app.declared, replicas=3)
         async with running_worker(Worker(app, settings=WorkerSettings(concurrency=JOBS))):

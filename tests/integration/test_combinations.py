@@ -39,7 +39,7 @@ QUEUE = "default"
 FAR = 3600
 
 
-class Ground:
+class Harness:
     """An app with a few tasks, each of which appends its argument to `started`.
 
     `note` and `other` return at once, and `wait` waits for the `gate`. `flaky` fails the first time, and
@@ -164,8 +164,8 @@ async def is_clean(client: Client) -> bool:
 
 
 @pytest.fixture
-async def ground(app: App, working: Working, until: Until) -> Ground:
-    return Ground(app, working, until)
+async def harness(app: App, working: Working, until: Until) -> Harness:
+    return Harness(app, working, until)
 
 
 HOLDS: dict[str, dict[str, str]] = {"queue": {}, "task": {"task": "note"}, "key": {"key": "k"}}
@@ -176,49 +176,49 @@ HOLDS: dict[str, dict[str, str]] = {"queue": {}, "task": {"task": "note"}, "key"
 
 @pytest.mark.parametrize("limit", ["queue", "task", "key"])
 async def test_jobs_in_strict_order_keep_it_while_they_wait_for_a_rate_limit(
-    ground: Ground, limit: str
+    harness: Harness, limit: str
 ) -> None:
     started: list[tuple[str, int]] = []
     rates: dict[str, Any] = {"task": {"rate": "6/1s"}, "key": {"key_rate": "6/1s"}}
     if limit == "queue":
-        ground.app.queue(QUEUE, rate="6/1s")
+        harness.app.queue(QUEUE, rate="6/1s")
 
-    @ground.app.task(per_key=1, **rates.get(limit, {}))
+    @harness.app.task(per_key=1, **rates.get(limit, {}))
     async def limited(key: str, number: int) -> None:
         started.append((key, number))
 
     jobs = [await limited.options(key=key).submit(key, number) for number in range(6) for key in "ab"]
-    async with ground.working(), ground.working():
-        await ground.results(*jobs)
-        await ground.clean()
+    async with harness.working(), harness.working():
+        await harness.results(*jobs)
+        await harness.clean()
 
     for key in "ab":
         assert [number for one, number in started if one == key] == list(range(6))
 
 
 @pytest.mark.parametrize("held", HOLDS)
-async def test_jobs_in_strict_order_keep_it_during_a_pause(ground: Ground, held: str) -> None:
-    await ground.pause(**HOLDS[held])
-    async with ground.working():
-        jobs = [await ground.to("note", str(number), key="k", per_key=1) for number in range(5)]
+async def test_jobs_in_strict_order_keep_it_during_a_pause(harness: Harness, held: str) -> None:
+    await harness.pause(**HOLDS[held])
+    async with harness.working():
+        jobs = [await harness.to("note", str(number), key="k", per_key=1) for number in range(5)]
         if held != "queue":
-            await ground.until_requeued(jobs[0])
-        assert await ground.states(*jobs) == {"queued"}
-        await ground.client.queues.resume(QUEUE, **HOLDS[held])
-        await ground.results(*jobs)
-        await ground.clean()
-    assert ground.started == ["0", "1", "2", "3", "4"]
+            await harness.until_requeued(jobs[0])
+        assert await harness.states(*jobs) == {"queued"}
+        await harness.client.queues.resume(QUEUE, **HOLDS[held])
+        await harness.results(*jobs)
+        await harness.clean()
+    assert harness.started == ["0", "1", "2", "3", "4"]
 
 
-async def test_a_paused_task_delays_only_its_own_keys(ground: Ground) -> None:
-    await ground.pause(task="note")
-    async with ground.working():
-        jobs = [await ground.to("note", str(number), key="k") for number in range(10)]
-        await (await ground.to("other", "of another key", key="z")).result(WAIT)
-        assert await ground.states(*jobs) == {"queued"}
-        await ground.client.queues.resume(QUEUE, task="note")
-        await ground.results(*jobs)
-        await ground.clean()
+async def test_a_paused_task_delays_only_its_own_keys(harness: Harness) -> None:
+    await harness.pause(task="note")
+    async with harness.working():
+        jobs = [await harness.to("note", str(number), key="k") for number in range(10)]
+        await (await harness.to("other", "of another key", key="z")).result(WAIT)
+        assert await harness.states(*jobs) == {"queued"}
+        await harness.client.queues.resume(QUEUE, task="note")
+        await harness.results(*jobs)
+        await harness.clean()
 
 
 @pytest.mark.parametrize(
@@ -231,58 +231,60 @@ async def test_a_paused_task_delays_only_its_own_keys(ground: Ground) -> None:
     ],
 )
 async def test_a_unique_job_that_waits_in_its_key_group_holds_its_key(
-    ground: Ground, way: Any, started: list[str]
+    harness: Harness, way: Any, started: list[str]
 ) -> None:
-    async with ground.working():
-        await ground.to("wait", "0", key="k", per_key=1)
-        await ground.until_started()
+    async with harness.working():
+        await harness.to("wait", "0", key="k", per_key=1)
+        await harness.until_started()
         jobs = [
-            await ground.to("note", "a", key="k", per_key=1, unique="u", on_duplicate=way),
-            await ground.to("note", "b", key="k", per_key=1),
+            await harness.to("note", "a", key="k", per_key=1, unique="u", on_duplicate=way),
+            await harness.to("note", "b", key="k", per_key=1),
         ]
         with contextlib.suppress(DuplicateJob) if way == "raise" else contextlib.nullcontext():
-            jobs.append(await ground.to("note", "c", key="k", per_key=1, unique="u", on_duplicate=way))
-        ground.gate.set()
+            jobs.append(await harness.to("note", "c", key="k", per_key=1, unique="u", on_duplicate=way))
+        harness.gate.set()
         await asyncio.gather(*(job.wait(WAIT) for job in jobs))
-        await ground.clean()
-    assert ground.started == started
+        await harness.clean()
+    assert harness.started == started
 
 
 async def test_a_pending_duplicate_joins_the_end_of_its_key_group_when_it_is_submitted(
-    ground: Ground,
+    harness: Harness,
 ) -> None:
     options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u", "on_duplicate": "keep_last"}
-    async with ground.working():
-        await ground.to("wait", "first", **options)
-        await ground.until_started()
-        between = await ground.to("note", "between", key="k", per_key=1)
-        await ground.to("wait", "older", **options)
-        newest = await ground.to("wait", "newest", **options)
-        ground.gate.set()
-        await ground.results(between, newest)
-        await ground.clean()
-    assert ground.started == ["first", "between", "newest"]
+    async with harness.working():
+        await harness.to("wait", "first", **options)
+        await harness.until_started()
+        between = await harness.to("note", "between", key="k", per_key=1)
+        await harness.to("wait", "older", **options)
+        newest = await harness.to("wait", "newest", **options)
+        harness.gate.set()
+        await harness.results(between, newest)
+        await harness.clean()
+    assert harness.started == ["first", "between", "newest"]
 
 
-async def test_a_debounced_job_joins_its_key_group_when_it_is_due(ground: Ground) -> None:
+async def test_a_debounced_job_joins_its_key_group_when_it_is_due(harness: Harness) -> None:
     options: dict[str, Any] = {"key": "k", "per_key": 1, "unique": "u"}
-    async with ground.working():
-        await ground.to("wait", "first", key="k", per_key=1)
-        await ground.until_started()
-        olders = [await ground.to("note", f"older {number}", debounce=3.0, **options) for number in range(3)]
-        older = olders[-1]
-        await ground.until_in_key_group(1)
-        newer = await ground.to("note", "newer", debounce=0.1, **options)
+    async with harness.working():
+        await harness.to("wait", "first", key="k", per_key=1)
+        await harness.until_started()
+        older_jobs = [
+            await harness.to("note", f"older {number}", debounce=3.0, **options) for number in range(3)
+        ]
+        older = older_jobs[-1]
+        await harness.until_in_key_group(1)
+        newer = await harness.to("note", "newer", debounce=0.1, **options)
         assert (newer.id != older.id, newer.duplicate) == (True, False)
-        ground.gate.set()
-        await ground.results(older, newer)
-        await ground.clean()
-    assert ground.started == ["first", "older 2", "newer"]
+        harness.gate.set()
+        await harness.results(older, newer)
+        await harness.clean()
+    assert harness.started == ["first", "older 2", "newer"]
 
 
-async def test_slots_and_priorities_do_not_change_the_order_of_a_key(ground: Ground) -> None:
+async def test_slots_and_priorities_do_not_change_the_order_of_a_key(harness: Harness) -> None:
     jobs = [
-        await ground.to(
+        await harness.to(
             "note",
             f"{key}{number}",
             key=key,
@@ -293,324 +295,324 @@ async def test_slots_and_priorities_do_not_change_the_order_of_a_key(ground: Gro
         for number in range(8)
         for key in "ab"
     ]
-    async with ground.working(concurrency=4):
-        await ground.results(*jobs)
-        await ground.clean()
+    async with harness.working(concurrency=4):
+        await harness.results(*jobs)
+        await harness.clean()
     for key in "ab":
-        assert [one for one in ground.started if one[0] == key] == [f"{key}{number}" for number in range(8)]
+        assert [one for one in harness.started if one[0] == key] == [f"{key}{number}" for number in range(8)]
 
 
 @pytest.mark.parametrize("how", ["many", "atomic", "map"])
 @pytest.mark.parametrize("delay", [None, 0.3])
 async def test_jobs_of_one_key_run_in_the_order_of_their_bulk(
-    ground: Ground, how: str, delay: float | None
+    harness: Harness, how: str, delay: float | None
 ) -> None:
     calls = [[str(number)] for number in range(30)]
-    options = ground.client.task("note").options(key="k", per_key=1, delay=delay)
-    async with ground.working(concurrency=8):
+    options = harness.client.task("note").options(key="k", per_key=1, delay=delay)
+    async with harness.working(concurrency=8):
         if how == "map":
             assert await options.map(calls) == [str(number) for number in range(30)]
         else:
-            await ground.results(*await options.submit_many(calls, all_or_nothing=how == "atomic"))
-        await ground.clean()
+            await harness.results(*await options.submit_many(calls, all_or_nothing=how == "atomic"))
+        await harness.clean()
     # Jobs that are due at the same time join their key group in any order.
-    started = sorted(ground.started, key=int) if delay else ground.started
+    started = sorted(harness.started, key=int) if delay else harness.started
     assert started == [str(number) for number in range(30)]
 
 
-async def test_a_promoted_job_with_a_slot_runs_before_the_others_of_its_key(ground: Ground) -> None:
-    @ground.app.task(retries=3, backoff=[FAR])
+async def test_a_promoted_job_with_a_slot_runs_before_the_others_of_its_key(harness: Harness) -> None:
+    @harness.app.task(retries=3, backoff=[FAR])
     async def later(ctx: Context, label: str) -> None:
-        ground.started.append(label)
+        harness.started.append(label)
         if ctx.attempt == 1:
             raise ValueError("once more")
 
-    async with ground.working():
-        first = await ground.to("later", "first", key="k", per_key=1)
-        second = await ground.to("note", "second", key="k", per_key=1)
-        await ground.until_state(first, "retrying")
+    async with harness.working():
+        first = await harness.to("later", "first", key="k", per_key=1)
+        second = await harness.to("note", "second", key="k", per_key=1)
+        await harness.until_state(first, "retrying")
         await first.promote()
-        await ground.results(first, second)
-        await ground.clean()
-    assert ground.started == ["first", "first", "second"]
+        await harness.results(first, second)
+        await harness.clean()
+    assert harness.started == ["first", "first", "second"]
 
 
-async def test_a_promoted_job_that_has_not_started_joins_its_key_group(ground: Ground) -> None:
-    async with ground.working():
-        await ground.to("wait", "first", key="k", per_key=1)
-        await ground.until_started()
-        promoted = await ground.to("note", "promoted", key="k", per_key=1, delay=FAR)
-        waits = await ground.to("note", "waits", key="k", per_key=1)
+async def test_a_promoted_job_that_has_not_started_joins_its_key_group(harness: Harness) -> None:
+    async with harness.working():
+        await harness.to("wait", "first", key="k", per_key=1)
+        await harness.until_started()
+        promoted = await harness.to("note", "promoted", key="k", per_key=1, delay=FAR)
+        waits = await harness.to("note", "waits", key="k", per_key=1)
         await promoted.promote()
-        await ground.until_in_key_group(2)
-        ground.gate.set()
-        await ground.results(promoted, waits)
-        await ground.clean()
-    assert ground.started == ["first", "waits", "promoted"]
+        await harness.until_in_key_group(2)
+        harness.gate.set()
+        await harness.results(promoted, waits)
+        await harness.clean()
+    assert harness.started == ["first", "waits", "promoted"]
 
 
-async def test_rate_limited_keeps_the_slot_of_a_strict_key(ground: Ground) -> None:
-    @ground.app.task
+async def test_rate_limited_keeps_the_slot_of_a_strict_key(harness: Harness) -> None:
+    @harness.app.task
     async def call(ctx: Context, label: str) -> None:
-        ground.started.append(label)
-        if label == "0" and ground.started.count("0") == 1:
+        harness.started.append(label)
+        if label == "0" and harness.started.count("0") == 1:
             raise RateLimited(0.5)
 
-    jobs = [await ground.to("call", str(number), key="k", per_key=1) for number in range(4)]
-    async with ground.working():
-        await (await ground.to("other", "of another key", key="z")).result(WAIT)
-        await ground.results(*jobs)
+    jobs = [await harness.to("call", str(number), key="k", per_key=1) for number in range(4)]
+    async with harness.working():
+        await (await harness.to("other", "of another key", key="z")).result(WAIT)
+        await harness.results(*jobs)
         assert (await jobs[0].status()).attempt == 1
-        await ground.clean()
-    assert [one for one in ground.started if len(one) == 1] == ["0", "0", "1", "2", "3"]
+        await harness.clean()
+    assert [one for one in harness.started if len(one) == 1] == ["0", "0", "1", "2", "3"]
 
 
 async def test_the_next_job_of_a_key_is_retried_in_order_after_a_cancelled_one(
-    ground: Ground,
+    harness: Harness,
 ) -> None:
-    async with ground.working():
-        first = await ground.to("wait", "first", key="k", per_key=1)
-        await ground.to("flaky", "second", key="k", per_key=1)
-        third = await ground.to("note", "third", key="k", per_key=1)
-        await ground.until_started()
+    async with harness.working():
+        first = await harness.to("wait", "first", key="k", per_key=1)
+        await harness.to("flaky", "second", key="k", per_key=1)
+        third = await harness.to("note", "third", key="k", per_key=1)
+        await harness.until_started()
         await first.cancel()
         await third.result(WAIT)
-        await ground.clean()
-    assert ground.started == ["first", "second", "second", "third"]
+        await harness.clean()
+    assert harness.started == ["first", "second", "second", "third"]
 
 
-async def test_the_ticks_of_a_schedule_wait_in_the_group_of_their_key(ground: Ground) -> None:
+async def test_the_ticks_of_a_schedule_wait_in_the_group_of_their_key(harness: Harness) -> None:
     async def fired() -> bool:
-        return (await ground.client.schedules.list())[0].fired >= 3
+        return (await harness.client.schedules.list())[0].fired >= 3
 
-    async with ground.working():
-        await ground.client.schedules.add("ticks", "wait", ["tick"], every=1, key="k", per_key=1)
-        await ground.until(fired)
-        await ground.client.schedules.remove("ticks")
-        assert ground.started == ["tick"]
-        ground.gate.set()
-        await ground.clean()
-    assert len(ground.started) >= 3
+    async with harness.working():
+        await harness.client.schedules.add("ticks", "wait", ["tick"], every=1, key="k", per_key=1)
+        await harness.until(fired)
+        await harness.client.schedules.remove("ticks")
+        assert harness.started == ["tick"]
+        harness.gate.set()
+        await harness.clean()
+    assert len(harness.started) >= 3
 
 
-async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(ground: Ground) -> None:
-    ground.dooms |= {"0", "1", "2"}
-    jobs = [await ground.to("doomed", str(number), key="k", per_key=1) for number in range(3)]
-    async with ground.working():
+async def test_replayed_jobs_of_a_paused_key_run_when_it_is_resumed(harness: Harness) -> None:
+    harness.dooms |= {"0", "1", "2"}
+    jobs = [await harness.to("doomed", str(number), key="k", per_key=1) for number in range(3)]
+    async with harness.working():
         assert [(await job.wait(WAIT)).state for job in jobs] == ["failed"] * 3
-    ground.dooms.clear()
-    ground.started.clear()
-    await ground.pause(key="k")
-    assert await ground.client.jobs.retry_many(task="doomed") == 3
-    async with ground.working():
-        await ground.until_in_key_group(2)
-        assert not ground.started
-        await ground.client.queues.resume(QUEUE, key="k")
-        await ground.results(*jobs)
-        await ground.clean()
-    assert sorted(ground.started) == ["0", "1", "2"]
+    harness.dooms.clear()
+    harness.started.clear()
+    await harness.pause(key="k")
+    assert await harness.client.jobs.retry_many(task="doomed") == 3
+    async with harness.working():
+        await harness.until_in_key_group(2)
+        assert not harness.started
+        await harness.client.queues.resume(QUEUE, key="k")
+        await harness.results(*jobs)
+        await harness.clean()
+    assert sorted(harness.started) == ["0", "1", "2"]
 
 
 # -- jobs that expire while they wait ------------------------------------------------------------------------
 
 
-async def test_a_job_that_expires_at_the_head_of_its_key_group_admits_the_next(ground: Ground) -> None:
-    async with ground.working():
-        await ground.to("wait", "first", key="k", per_key=1)
-        await ground.until_started()
-        late = await ground.to("note", "late", key="k", per_key=1, expires=0.3)
-        last = await ground.to("note", "last", key="k", per_key=1)
-        await ground.expired(late)
-        ground.gate.set()
+async def test_a_job_that_expires_at_the_head_of_its_key_group_admits_the_next(harness: Harness) -> None:
+    async with harness.working():
+        await harness.to("wait", "first", key="k", per_key=1)
+        await harness.until_started()
+        late = await harness.to("note", "late", key="k", per_key=1, expires=0.3)
+        last = await harness.to("note", "last", key="k", per_key=1)
+        await harness.expired(late)
+        harness.gate.set()
         await last.result(WAIT)
-        await ground.clean()
-    assert ground.started == ["first", "last"]
+        await harness.clean()
+    assert harness.started == ["first", "last"]
 
 
 @pytest.mark.parametrize("declared", [False, True])
 async def test_a_job_that_expires_while_its_task_is_paused_admits_the_next_of_its_key(
-    ground: Ground, declared: bool
+    harness: Harness, declared: bool
 ) -> None:
-    @ground.app.task(expires=1.0)
+    @harness.app.task(expires=1.0)
     async def soon(label: str) -> None:
-        ground.started.append(label)
+        harness.started.append(label)
 
     task = "soon" if declared else "other"
     options: dict[str, Any] = {} if declared else {"expires": 1.0}
-    await ground.pause(task=task)
-    async with ground.working():
-        late = await ground.to(task, "late", key="k", per_key=1, **options)
-        last = await ground.to("note", "last", key="k", per_key=1)
+    await harness.pause(task=task)
+    async with harness.working():
+        late = await harness.to(task, "late", key="k", per_key=1, **options)
+        last = await harness.to("note", "last", key="k", per_key=1)
         await last.result(WAIT)
-        await ground.expired(late)
-        await ground.client.queues.resume(QUEUE, task=task)
-        await ground.clean()
-    assert ground.started == ["last"]
+        await harness.expired(late)
+        await harness.client.queues.resume(QUEUE, task=task)
+        await harness.clean()
+    assert harness.started == ["last"]
 
 
 async def test_a_job_that_expires_while_it_waits_for_its_rate_admits_the_next_of_its_key(
-    ground: Ground,
+    harness: Harness,
 ) -> None:
-    @ground.app.task(rate="1/1h")
+    @harness.app.task(rate="1/1h")
     async def rare(label: str) -> None:
-        ground.started.append(label)
+        harness.started.append(label)
 
-    async with ground.working():
-        await (await ground.to("rare", "first")).result(WAIT)
-        late = await ground.to("rare", "late", key="k", per_key=1, expires=1.0)
-        last = await ground.to("note", "last", key="k", per_key=1)
-        await ground.expired(late)
+    async with harness.working():
+        await (await harness.to("rare", "first")).result(WAIT)
+        late = await harness.to("rare", "late", key="k", per_key=1, expires=1.0)
+        last = await harness.to("note", "last", key="k", per_key=1)
+        await harness.expired(late)
         await last.result(WAIT)
-        await ground.clean()
-    assert ground.started == ["first", "last"]
+        await harness.clean()
+    assert harness.started == ["first", "last"]
 
 
 @pytest.mark.parametrize("where", ["queue", "line", "later", "held"])
-async def test_an_expired_job_releases_its_unique_key_wherever_it_waits(ground: Ground, where: str) -> None:
-    wheres: dict[str, dict[str, Any]] = {"line": {"key": "k"}, "later": {"delay": 0.2}}
-    options = wheres.get(where, {})
-    await ground.pause(task="note")
-    async with ground.working() if where == "held" else contextlib.nullcontext():
-        old = await ground.to("note", "old", unique="u", expires=2.0, **options)
-        assert (await ground.to("note", "old", unique="u")).id == old.id
-        await ground.expired(old)
-        new = await ground.to("note", "new", unique="u")
+async def test_an_expired_job_releases_its_unique_key_wherever_it_waits(harness: Harness, where: str) -> None:
+    options_of: dict[str, dict[str, Any]] = {"line": {"key": "k"}, "later": {"delay": 0.2}}
+    options = options_of.get(where, {})
+    await harness.pause(task="note")
+    async with harness.working() if where == "held" else contextlib.nullcontext():
+        old = await harness.to("note", "old", unique="u", expires=2.0, **options)
+        assert (await harness.to("note", "old", unique="u")).id == old.id
+        await harness.expired(old)
+        new = await harness.to("note", "new", unique="u")
         assert (new.id != old.id, new.duplicate) == (True, False)
-    await ground.client.queues.resume(QUEUE, task="note")
-    async with ground.working():
+    await harness.client.queues.resume(QUEUE, task="note")
+    async with harness.working():
         assert await new.result(WAIT) == "new"
-        await ground.clean()
-    assert ground.started == ["new"]
-    assert await ground.states(old) == {"expired"}
+        await harness.clean()
+    assert harness.started == ["new"]
+    assert await harness.states(old) == {"expired"}
 
 
-async def test_an_expired_job_of_an_unknown_task_releases_its_unique_key(ground: Ground) -> None:
-    old = await ground.to("missing", "old", unique="u", expires=5.0)
-    async with ground.working():
-        await ground.until_state(old, "snoozed")
-    await ground.expired(old)
-    new = await ground.to("missing", "new", unique="u")
+async def test_an_expired_job_of_an_unknown_task_releases_its_unique_key(harness: Harness) -> None:
+    old = await harness.to("missing", "old", unique="u", expires=5.0)
+    async with harness.working():
+        await harness.until_state(old, "snoozed")
+    await harness.expired(old)
+    new = await harness.to("missing", "new", unique="u")
     assert (new.id != old.id, new.duplicate) == (True, False)
     await new.cancel()
-    await ground.clean(sweeps=True)
+    await harness.clean(sweeps=True)
 
 
-async def test_an_expired_pending_duplicate_is_replaced_by_a_newer_one(ground: Ground) -> None:
+async def test_an_expired_pending_duplicate_is_replaced_by_a_newer_one(harness: Harness) -> None:
     options: dict[str, Any] = {"unique": "u", "on_duplicate": "keep_last"}
-    async with ground.working():
-        await ground.to("wait", "first", **options)
-        await ground.until_started()
-        late = await ground.to("wait", "late", expires=0.3, **options)
-        await ground.expired(late)
-        newer = await ground.to("wait", "newer", **options)
+    async with harness.working():
+        await harness.to("wait", "first", **options)
+        await harness.until_started()
+        late = await harness.to("wait", "late", expires=0.3, **options)
+        await harness.expired(late)
+        newer = await harness.to("wait", "newer", **options)
         assert newer.id != late.id
-        ground.gate.set()
+        harness.gate.set()
         await newer.result(WAIT)
-        await ground.clean(sweeps=True)
-    assert ground.started == ["first", "newer"]
+        await harness.clean(sweeps=True)
+    assert harness.started == ["first", "newer"]
 
 
-async def test_a_debounced_job_expires_by_its_newest_submit(ground: Ground) -> None:
+async def test_a_debounced_job_expires_by_its_newest_submit(harness: Harness) -> None:
     options: dict[str, Any] = {"unique": "u", "debounce": 3.0, "expires": 60.0}
-    await ground.client.admin.provision()
-    older = await ground.to("note", "older", **options)
+    await harness.client.admin.provision()
+    older = await harness.to("note", "older", **options)
     before = (await older.status()).expires
-    newer = await ground.to("note", "newer", **options)
+    newer = await harness.to("note", "newer", **options)
 
     async def moved() -> bool:
         found = (await newer.status()).expires
         return before is not None and found is not None and found > before
 
     assert (newer.id, newer.duplicate) == (older.id, True)
-    await ground.until(moved)
-    async with ground.working():
+    await harness.until(moved)
+    async with harness.working():
         assert await newer.result(WAIT) == "newer"
-        await ground.clean()
+        await harness.clean()
 
 
 # -- unique jobs ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["cancelled", "promoted", "moved"])
-async def test_a_delayed_unique_job_holds_its_key_until_it_has_ended(ground: Ground, end: str) -> None:
-    ground.dooms.add("first")
-    async with ground.working():
-        first = await ground.to("doomed", "first", unique="u", delay=FAR)
-        assert (await ground.to("doomed", "second", unique="u")).id == first.id
+async def test_a_delayed_unique_job_holds_its_key_until_it_has_ended(harness: Harness, end: str) -> None:
+    harness.dooms.add("first")
+    async with harness.working():
+        first = await harness.to("doomed", "first", unique="u", delay=FAR)
+        assert (await harness.to("doomed", "second", unique="u")).id == first.id
         if end == "cancelled":
             await first.cancel()
         elif end == "promoted":
             await first.promote()
         else:
             await first.reschedule(delay=0.5)
-            assert (await ground.to("doomed", "second", unique="u")).id == first.id
+            assert (await harness.to("doomed", "second", unique="u")).id == first.id
         await first.wait(WAIT)
-        other = await ground.to("doomed", "third", unique="u")
+        other = await harness.to("doomed", "third", unique="u")
         assert (other.id != first.id, other.duplicate) == (True, False)
         await other.result(WAIT)
-        await ground.clean()
+        await harness.clean()
 
 
 @pytest.mark.parametrize("how", ["retry", "snooze", "rate limited"])
 async def test_a_unique_job_holds_its_key_while_it_waits_for_its_next_attempt(
-    ground: Ground, how: str
+    harness: Harness, how: str
 ) -> None:
     signals = {"retry": Retry(delay=FAR), "snooze": Snooze(FAR), "rate limited": RateLimited(FAR)}
 
-    @ground.app.task
+    @harness.app.task
     async def fails_once(ctx: Context, label: str) -> None:
-        ground.started.append(label)
-        if len(ground.started) == 1:
+        harness.started.append(label)
+        if len(harness.started) == 1:
             raise signals[how]
 
-    async with ground.working():
-        first = await ground.to("fails_once", "first", unique="u", key="k")
-        await ground.until_state(first, "retrying" if how == "retry" else "snoozed")
-        assert (await ground.to("fails_once", "second", unique="u", key="k")).id == first.id
-        await ground.client.queues.resume(QUEUE, key="k")
+    async with harness.working():
+        first = await harness.to("fails_once", "first", unique="u", key="k")
+        await harness.until_state(first, "retrying" if how == "retry" else "snoozed")
+        assert (await harness.to("fails_once", "second", unique="u", key="k")).id == first.id
+        await harness.client.queues.resume(QUEUE, key="k")
         await first.promote()
         await first.result(WAIT)
-        other = await ground.to("fails_once", "third", unique="u", key="k")
+        other = await harness.to("fails_once", "third", unique="u", key="k")
         assert not other.duplicate
         await other.result(WAIT)
-        await ground.clean()
+        await harness.clean()
 
 
 @pytest.mark.parametrize(
     ("way", "started"),
     [("return", "older"), ("replace", "newer"), ("keep_last", "newer"), ("debounce", "newer")],
 )
-async def test_a_paused_unique_job_counts_as_a_waiting_one(ground: Ground, way: Any, started: str) -> None:
+async def test_a_paused_unique_job_counts_as_a_waiting_one(harness: Harness, way: Any, started: str) -> None:
     options: dict[str, Any] = {"debounce": 0.1} if way == "debounce" else {"on_duplicate": way}
-    await ground.pause(task="note")
-    async with ground.working():
-        older = await ground.to("note", "older", unique="u", **options)
-        await ground.until_requeued(older)
-        newer = await ground.to("note", "newer", unique="u", **options)
+    await harness.pause(task="note")
+    async with harness.working():
+        older = await harness.to("note", "older", unique="u", **options)
+        await harness.until_requeued(older)
+        newer = await harness.to("note", "newer", unique="u", **options)
         assert (newer.id == older.id) == (way in ("return", "debounce"))
-        await ground.client.queues.resume(QUEUE, task="note")
+        await harness.client.queues.resume(QUEUE, task="note")
         await newer.result(WAIT)
-        await ground.clean()
-    assert ground.started == [started]
+        await harness.clean()
+    assert harness.started == [started]
 
 
-async def test_with_until_start_a_paused_job_holds_its_key(ground: Ground) -> None:
-    await ground.pause(task="wait")
-    async with ground.working():
-        first = await ground.to("wait", "first", unique="u", unique_until="start")
-        await ground.until_requeued(first)
-        assert (await ground.to("wait", "second", unique="u", unique_until="start")).id == first.id
-        await ground.client.queues.resume(QUEUE, task="wait")
-        await ground.until_started()
-        other = await ground.to("wait", "third", unique="u", unique_until="start")
+async def test_with_until_start_a_paused_job_holds_its_key(harness: Harness) -> None:
+    await harness.pause(task="wait")
+    async with harness.working():
+        first = await harness.to("wait", "first", unique="u", unique_until="start")
+        await harness.until_requeued(first)
+        assert (await harness.to("wait", "second", unique="u", unique_until="start")).id == first.id
+        await harness.client.queues.resume(QUEUE, task="wait")
+        await harness.until_started()
+        other = await harness.to("wait", "third", unique="u", unique_until="start")
         assert not other.duplicate
-        ground.gate.set()
+        harness.gate.set()
         await other.result(WAIT)
-        await ground.clean()
+        await harness.clean()
 
 
-async def test_options_that_do_not_combine_with_unique_are_refused_by_name(ground: Ground) -> None:
-    many = ground.client.task("note").options(unique="u")
+async def test_options_that_do_not_combine_with_unique_are_refused_by_name(harness: Harness) -> None:
+    many = harness.client.task("note").options(unique="u")
     with pytest.raises(BadOption) as caught:
         await many.submit_many([["a"]], all_or_nothing=True)
     assert caught.value.field == "all_or_nothing"
@@ -618,93 +620,93 @@ async def test_options_that_do_not_combine_with_unique_are_refused_by_name(groun
         await many.submit_many([["a"]], ids=["a"])
     assert caught.value.field == "unique"
     with pytest.raises(BadOption) as caught:
-        ground.client.task("any").options(unique="u", on_duplicate="keep_last", delay=5)
+        harness.client.task("any").options(unique="u", on_duplicate="keep_last", delay=5)
     assert caught.value.field == "delay"
 
-    @ground.app.task(unique=["label"])
+    @harness.app.task(unique=["label"])
     async def once(label: str) -> None: ...
 
     with pytest.raises(BadOption) as caught:
-        ground.app.schedule("ticks", once, ["a"], every=5)
+        harness.app.schedule("ticks", once, ["a"], every=5)
     assert (caught.value.field, "overlap" in caught.value.rule) == ("unique", True)
-    ground.app.schedule("ticks", once, ["a"], every=5, unique=False)
+    harness.app.schedule("ticks", once, ["a"], every=5, unique=False)
 
-    @ground.app.task(unique=["label"], debounce=5)
+    @harness.app.task(unique=["label"], debounce=5)
     async def late(label: str) -> None: ...
 
-    @ground.app.task(unique=["label"], unique_until="start", on_duplicate="raise")
+    @harness.app.task(unique=["label"], unique_until="start", on_duplicate="raise")
     async def first(label: str) -> None: ...
 
     for task in (late, first):
-        ground.app.schedule(f"ticks-{task.name}", task, ["a"], every=5, unique=False)
+        harness.app.schedule(f"ticks-{task.name}", task, ["a"], every=5, unique=False)
     with pytest.raises(BadOption, match=r"debounce must .*got 5"):
-        ground.app.schedule("more", once, ["a"], every=5, unique=False, debounce=5)  # type: ignore[call-arg]
+        harness.app.schedule("more", once, ["a"], every=5, unique=False, debounce=5)  # type: ignore[call-arg]
 
 
 # -- pauses --------------------------------------------------------------------------------------------------
 
 
 async def test_due_jobs_and_ticks_of_a_paused_queue_run_when_it_is_resumed(
-    ground: Ground,
+    harness: Harness,
 ) -> None:
-    await ground.pause()
+    await harness.pause()
 
     async def skipped() -> bool:
-        found = {one.name: one for one in await ground.client.schedules.list()}
+        found = {one.name: one for one in await harness.client.schedules.list()}
         return found["skips"].skipped >= 2 and found["all"].fired >= 2
 
-    async with ground.working():
-        due = await ground.to("note", "due", delay=0.3)
-        await ground.client.schedules.add("skips", "note", ["skips"], every=1, overlap="skip")
-        await ground.client.schedules.add("all", "note", ["all"], every=1)
-        await ground.until(skipped)
-        assert not ground.started
+    async with harness.working():
+        due = await harness.to("note", "due", delay=0.3)
+        await harness.client.schedules.add("skips", "note", ["skips"], every=1, overlap="skip")
+        await harness.client.schedules.add("all", "note", ["all"], every=1)
+        await harness.until(skipped)
+        assert not harness.started
         with pytest.raises(WrongState):
             await due.promote()
         for name in ("skips", "all"):
-            await ground.client.schedules.remove(name)
-        await ground.client.queues.resume(QUEUE)
+            await harness.client.schedules.remove(name)
+        await harness.client.queues.resume(QUEUE)
         await due.result(WAIT)
-        await ground.clean()
-    assert ground.started.count("skips") == 1
-    assert ground.started.count("all") >= 2
+        await harness.clean()
+    assert harness.started.count("skips") == 1
+    assert harness.started.count("all") >= 2
 
 
-async def test_a_promoted_job_of_a_paused_task_keeps_waiting_and_keeps_its_priority(ground: Ground) -> None:
-    @ground.app.task(retries=3, backoff=[FAR])
+async def test_a_promoted_job_of_a_paused_task_keeps_waiting_and_keeps_its_priority(harness: Harness) -> None:
+    @harness.app.task(retries=3, backoff=[FAR])
     async def later(ctx: Context, label: str) -> None:
         if ctx.attempt == 1:
             raise ValueError("once more")
 
-    job = await ground.to("later", "a", priority="low")
-    async with ground.working():
-        await ground.until_state(job, "retrying")
-    await ground.pause(task="later")
-    async with ground.working():
+    job = await harness.to("later", "a", priority="low")
+    async with harness.working():
+        await harness.until_state(job, "retrying")
+    await harness.pause(task="later")
+    async with harness.working():
         for _ in range(2):  # the second time it is promoted after it was requeued
             await job.promote()
-            await ground.until_requeued(job)
-        assert (await ground.later_message(job))["Jsq-Level"] == "low"
-        await ground.client.queues.resume(QUEUE, task="later")
+            await harness.until_requeued(job)
+        assert (await harness.later_message(job))["Jsq-Level"] == "low"
+        await harness.client.queues.resume(QUEUE, task="later")
         await job.result(WAIT)
-        await ground.clean()
+        await harness.clean()
 
 
 @pytest.mark.parametrize("overlap", ["skip", "cancel", "queue"])
-async def test_a_tick_while_the_previous_job_waits_for_its_retry(ground: Ground, overlap: Any) -> None:
-    @ground.app.task(retries=3, backoff=[FAR])
+async def test_a_tick_while_the_previous_job_waits_for_its_retry(harness: Harness, overlap: Any) -> None:
+    @harness.app.task(retries=3, backoff=[FAR])
     async def later(label: str) -> None:
         raise ValueError("once more")
 
     async def ticked() -> bool:
-        [found] = await ground.client.schedules.list()
+        [found] = await harness.client.schedules.list()
         return found.fired + found.skipped >= 3
 
-    async with ground.working():
-        await ground.client.schedules.add("ticks", "later", ["tick"], every=1, overlap=overlap)
-        await ground.until(ticked)
-        await ground.client.schedules.remove("ticks")
-        found = [one.state for one in await ground.client.jobs.list(task="later")]
+    async with harness.working():
+        await harness.client.schedules.add("ticks", "later", ["tick"], every=1, overlap=overlap)
+        await harness.until(ticked)
+        await harness.client.schedules.remove("ticks")
+        found = [one.state for one in await harness.client.jobs.list(task="later")]
         if overlap == "skip":
             assert len(found) == 1
         elif overlap == "cancel":
@@ -712,22 +714,22 @@ async def test_a_tick_while_the_previous_job_waits_for_its_retry(ground: Ground,
         else:
             assert "cancelled" not in found
             assert len(found) >= 3
-        await ground.client.jobs.cancel_many(task="later")
-        await ground.clean()
+        await harness.client.jobs.cancel_many(task="later")
+        await harness.clean()
 
 
 @pytest.mark.parametrize("how", ["asked", "declared", "run"])
-async def test_a_scheduled_job_expires_if_no_worker_starts_it(ground: Ground, how: str) -> None:
-    @ground.app.task(expires=1.5)
+async def test_a_scheduled_job_expires_if_no_worker_starts_it(harness: Harness, how: str) -> None:
+    @harness.app.task(expires=1.5)
     async def soon(label: str) -> None:
-        ground.started.append(label)
+        harness.started.append(label)
 
     async def two() -> bool:
-        return (await ground.client.schedules.list())[0].fired >= 2
+        return (await harness.client.schedules.list())[0].fired >= 2
 
-    schedules = ground.client.schedules
-    await ground.pause()
-    async with ground.working():
+    schedules = harness.client.schedules
+    await harness.pause()
+    async with harness.working():
         if how == "asked":
             await schedules.add("ticks", "note", ["a"], every=1, overlap="skip", expires=1.5)
         else:
@@ -735,16 +737,16 @@ async def test_a_scheduled_job_expires_if_no_worker_starts_it(ground: Ground, ho
         if how == "run":
             jobs = [await schedules.run("ticks")]
         else:
-            await ground.until(two)  # the second one is not admitted: by then the first one has expired
-            jobs = [ground.client.jobs.handle(one.id) for one in await ground.client.jobs.list()]
+            await harness.until(two)  # the second one is not admitted: by then the first one has expired
+            jobs = [harness.client.jobs.handle(one.id) for one in await harness.client.jobs.list()]
         await schedules.remove("ticks")
     for job in jobs:
-        await ground.expired(job)
+        await harness.expired(job)
         assert (await job.status()).expires is not None
-    await ground.client.queues.resume(QUEUE)
-    async with ground.working():
-        await ground.clean()
-    assert not ground.started
+    await harness.client.queues.resume(QUEUE)
+    async with harness.working():
+        await harness.clean()
+    assert not harness.started
 
 
 # -- many waiting jobs ---------------------------------------------------------------------------------------
@@ -752,51 +754,51 @@ async def test_a_scheduled_job_expires_if_no_worker_starts_it(ground: Ground, ho
 
 @pytest.mark.parametrize("waits", ["paused queue", "paused task", "paused key", "rate"])
 async def test_all_waiting_jobs_are_listed_as_queued_and_cancelled_by_that_state(
-    ground: Ground, waits: str
+    harness: Harness, waits: str
 ) -> None:
-    @ground.app.task(name="rare", rate="1/1h")
+    @harness.app.task(name="rare", rate="1/1h")
     async def rare(label: str) -> None:
-        ground.started.append(label)
+        harness.started.append(label)
 
     place = {"paused task": {"task": "note"}, "paused key": {"key": "k"}}.get(waits, {})
-    await ground.client.admin.provision()
+    await harness.client.admin.provision()
     if waits != "rate":
-        await ground.pause(**place)
+        await harness.pause(**place)
     task = "rare" if waits == "rate" else "note"
-    async with ground.working():
+    async with harness.working():
         if waits == "rate":
-            await (await ground.to("rare", "first")).result(WAIT)
-        jobs = [await ground.to(task, str(number), key="k", tags=["all"]) for number in range(10)]
+            await (await harness.to("rare", "first")).result(WAIT)
+        jobs = [await harness.to(task, str(number), key="k", tags=["all"]) for number in range(10)]
         if waits != "paused queue":
-            await ground.until_requeued(*jobs[:4])  # admitted to the queue; the others wait in their group
+            await harness.until_requeued(*jobs[:4])  # admitted to the queue; the others wait in their group
 
         async def listed() -> bool:
-            return len(await ground.client.jobs.list(tag="all", state="queued")) == 10
+            return len(await harness.client.jobs.list(tag="all", state="queued")) == 10
 
-        await ground.until(listed)  # lists read a view of the log, which is a moment behind
-        assert await ground.states(*jobs) == {"queued"}
-        assert (await ground.client.jobs.cancel_many(tag="all", state="queued")).cancelled == 10
+        await harness.until(listed)  # lists read a view of the log, which is a moment behind
+        assert await harness.states(*jobs) == {"queued"}
+        assert (await harness.client.jobs.cancel_many(tag="all", state="queued")).cancelled == 10
         if waits != "rate":
-            await ground.client.queues.resume(QUEUE, **place)
-        await ground.clean()
-    assert ground.started == (["first"] if waits == "rate" else [])
+            await harness.client.queues.resume(QUEUE, **place)
+        await harness.clean()
+    assert harness.started == (["first"] if waits == "rate" else [])
 
 
 # -- batches -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", ["10/2s", "10/2s burst 4"])
-async def test_a_batch_observes_the_rate_of_its_task(ground: Ground, rate: str) -> None:
+async def test_a_batch_observes_the_rate_of_its_task(harness: Harness, rate: str) -> None:
     starts: list[float] = []
 
-    @ground.app.batch_task(size=20, wait=0.2, rate=rate)
+    @harness.app.batch_task(size=20, wait=0.2, rate=rate)
     async def together(items: list[int]) -> None:
         starts.extend([time.time()] * len(items))
 
     jobs = await together.submit_many([(number,) for number in range(25)])
-    async with ground.working(), ground.working():
-        await ground.results(*jobs)
-        await ground.clean()
+    async with harness.working(), harness.working():
+        await harness.results(*jobs)
+        await harness.clean()
 
     assert len(starts) == 25
     assert most_in_a_window(starts, 2.0) <= (14 if "burst" in rate else 10)
@@ -804,24 +806,24 @@ async def test_a_batch_observes_the_rate_of_its_task(ground: Ground, rate: str) 
         assert most_in_a_window(starts, 0.19) <= 5  # one token is added while the four of the burst start
 
 
-async def test_jobs_of_one_key_fill_a_batch(ground: Ground) -> None:
+async def test_jobs_of_one_key_fill_a_batch(harness: Harness) -> None:
     sizes: list[int] = []
 
-    @ground.app.batch_task(size=20, wait=FAR)
+    @harness.app.batch_task(size=20, wait=FAR)
     async def together(items: list[int]) -> None:
         sizes.append(len(items))
 
     jobs = await together.options(key="k").submit_many([(number,) for number in range(40)])
-    async with ground.working():
-        await ground.results(*jobs)
-        await ground.clean()
+    async with harness.working():
+        await harness.results(*jobs)
+        await harness.clean()
     assert sizes == [20, 20]
 
 
-async def test_with_strict_order_a_batch_has_one_job_of_each_key(ground: Ground) -> None:
+async def test_with_strict_order_a_batch_has_one_job_of_each_key(harness: Harness) -> None:
     batches: list[list[str]] = []
 
-    @ground.app.batch_task(size=4, wait=0.5)
+    @harness.app.batch_task(size=4, wait=0.5)
     async def together(items: list[str]) -> None:
         batches.append(items)
 
@@ -830,9 +832,9 @@ async def test_with_strict_order_a_batch_has_one_job_of_each_key(ground: Ground)
         for number in range(4)
         for key in "abcd"
     ]
-    async with ground.working():
-        await ground.results(*jobs)
-        await ground.clean()
+    async with harness.working():
+        await harness.results(*jobs)
+        await harness.clean()
     for items in batches:
         assert len({one[0] for one in items}) == len(items)
     for key in "abcd":
@@ -840,128 +842,128 @@ async def test_with_strict_order_a_batch_has_one_job_of_each_key(ground: Ground)
         assert started == [f"{key}{number}" for number in range(4)]
 
 
-async def test_a_paused_batch_task_collects_jobs_when_it_is_resumed(ground: Ground) -> None:
+async def test_a_paused_batch_task_collects_jobs_when_it_is_resumed(harness: Harness) -> None:
     started: list[str] = []
 
-    @ground.app.batch_task(size=5, wait=0.2)
+    @harness.app.batch_task(size=5, wait=0.2)
     async def together(items: list[str]) -> None:
         started.extend(items)
 
-    await ground.pause(task="together")
-    async with ground.working():
+    await harness.pause(task="together")
+    async with harness.working():
         jobs = await together.submit_many([(str(number),) for number in range(10)])
-        await ground.until_requeued(*jobs)
+        await harness.until_requeued(*jobs)
         await jobs[3].cancel()
-        await ground.client.queues.resume(QUEUE, task="together")
+        await harness.client.queues.resume(QUEUE, task="together")
         await asyncio.gather(*(job.wait(WAIT) for job in jobs))
-        await ground.clean()
+        await harness.clean()
     assert sorted(started) == sorted({str(number) for number in range(10)} - {"3"})
 
 
-async def test_an_item_that_is_rate_limited_holds_its_own_key(ground: Ground) -> None:
+async def test_an_item_that_is_rate_limited_holds_its_own_key(harness: Harness) -> None:
     started: list[str] = []
 
-    @ground.app.batch_task(size=5, wait=0.2)
+    @harness.app.batch_task(size=5, wait=0.2)
     async def together(items: list[str]) -> list[Any]:
         first = "a" not in started
         started.extend(items)
         return [RateLimited(FAR) if one == "a" and first else None for one in items]
 
-    async with ground.working():
+    async with harness.working():
         limited = await together.options(key="a").submit("a")
-        await ground.until_state(limited, "snoozed")
+        await harness.until_state(limited, "snoozed")
         held = await together.options(key="a").submit("held")
         await (await together.options(key="b").submit("b")).result(WAIT)
-        await ground.until_requeued(held)
-        await ground.client.queues.resume(QUEUE, key="a")
+        await harness.until_requeued(held)
+        await harness.client.queues.resume(QUEUE, key="a")
         await limited.promote()
-        await ground.results(limited, held)
-        await ground.clean()
+        await harness.results(limited, held)
+        await harness.clean()
     assert sorted(started) == ["a", "a", "b", "held"]
 
 
-async def test_each_failed_item_has_its_callback_and_an_expired_job_joins_no_batch(ground: Ground) -> None:
+async def test_each_failed_item_has_its_callback_and_an_expired_job_joins_no_batch(harness: Harness) -> None:
     calls: list[tuple[str, str]] = []
 
-    @ground.app.task
+    @harness.app.task
     async def on_dead(failure: Failure) -> None:
         calls.append(("dead", failure.job))
 
-    @ground.app.task
+    @harness.app.task
     async def on_failure(failure: Failure) -> None:
         calls.append(("failure", failure.job))
 
-    @ground.app.task
+    @harness.app.task
     async def instead(item: str) -> str:
         return f"instead of {item}"
 
-    @ground.app.batch_task(
+    @harness.app.batch_task(
         size=10, wait=0.3, retries=1, backoff="none", on_dead=on_dead, on_failure=on_failure, fallback=instead
     )
     async def together(items: list[str]) -> list[Any]:
-        ground.started.extend(items)
+        harness.started.extend(items)
         errors = {"fails": ValueError("it fails"), "rejected": Reject("no")}
         return [errors.get(one) for one in items]
 
-    await ground.client.admin.provision()
+    await harness.client.admin.provision()
     late = await together.options(expires=0.2).submit("late")
-    await ground.expired(late)
+    await harness.expired(late)
     fails, rejected, fine = [await together.submit(label) for label in ("fails", "rejected", "fine")]
-    async with ground.working():
+    async with harness.working():
         await fine.result(WAIT)
         spares = []
         for job in (fails, rejected):
             with pytest.raises(JobFailed) as failed:
                 await job.result(WAIT)
             assert failed.value.fallback
-            spares.append(ground.client.jobs.handle(failed.value.fallback))
+            spares.append(harness.client.jobs.handle(failed.value.fallback))
         assert [await spare.result(WAIT) for spare in spares] == ["instead of fails", "instead of rejected"]
-        await ground.until(lambda: len(calls) == 5)
-        await ground.clean()
+        await harness.until(lambda: len(calls) == 5)
+        await harness.clean()
     dead = [("dead", fails.id), ("dead", rejected.id)]
     assert sorted(calls) == sorted([*dead, *[("failure", fails.id)] * 2, ("failure", rejected.id)])
-    assert "late" not in ground.started
+    assert "late" not in harness.started
 
 
-async def test_a_unique_item_holds_its_key_while_its_batch_is_collected(ground: Ground) -> None:
-    @ground.app.batch_task(size=10, wait=0.5)
+async def test_a_unique_item_holds_its_key_while_its_batch_is_collected(harness: Harness) -> None:
+    @harness.app.batch_task(size=10, wait=0.5)
     async def together(items: list[str]) -> list[str]:
         return items
 
-    async with ground.working():
+    async with harness.working():
         first = await together.options(unique="u").submit("first")
         assert (await together.options(unique="u").submit("second")).id == first.id
         assert await first.result(WAIT) == "first"
         third = await together.options(unique="u").submit("third")
         assert not third.duplicate
         assert await third.result(WAIT) == "third"
-        await ground.clean()
+        await harness.clean()
 
 
 # -- callbacks -----------------------------------------------------------------------------------------------
 
 
-async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(ground: Ground) -> None:
+async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(harness: Harness) -> None:
     starts: list[float] = []
 
-    @ground.app.task(rate="3/1s")
+    @harness.app.task(rate="3/1s")
     async def alarm(failure: Failure) -> None:
         starts.append(time.time())
 
-    @ground.app.task(retries=0, on_dead=alarm)
+    @harness.app.task(retries=0, on_dead=alarm)
     async def die(number: int) -> None:
         raise ValueError("for good")
 
-    await ground.pause(task="alarm")
-    async with ground.working():
+    await harness.pause(task="alarm")
+    async with harness.working():
         jobs = await die.submit_many([(number,) for number in range(5)])
         for job in jobs:
             with pytest.raises(JobFailed):
                 await job.result(WAIT)
         assert not starts
-        await ground.client.queues.resume(QUEUE, task="alarm")
-        await ground.until(lambda: len(starts) == 5)
-        await ground.clean()
+        await harness.client.queues.resume(QUEUE, task="alarm")
+        await harness.until(lambda: len(starts) == 5)
+        await harness.clean()
     assert most_in_a_window(starts, 1.0) <= 3
 
 
@@ -982,13 +984,13 @@ async def test_callbacks_wait_for_the_pause_and_the_rate_of_their_own_task(groun
     ],
     ids=lambda options: "-".join(options),
 )
-async def test_every_option_works_with_the_blocking_form(ground: Ground, options: dict[str, Any]) -> None:
-    task = ground.app.tasks["note"]
+async def test_every_option_works_with_the_blocking_form(harness: Harness, options: dict[str, Any]) -> None:
+    task = harness.app.tasks["note"]
     assert isinstance(task, Task)
-    async with ground.working():
+    async with harness.working():
         job = await asyncio.to_thread(lambda: task.options(**options).blocking.submit("a"))
         assert await asyncio.to_thread(job.result, WAIT) == "a"
-        await ground.clean()
+        await harness.clean()
 
 
 # -- a killed worker -----------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ async def test_a_server_that_stays_away_is_reported_in_time(
 
 
 @contextlib.asynccontextmanager
-async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
+async def answering(address: str, answer_bytes: bytes) -> AsyncIterator[list[str]]:
     """Another service at the address of a server; yields the peers that it has answered."""
     answered: list[str] = []
     writers: list[asyncio.StreamWriter] = []
@@ -227,7 +227,7 @@ async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
         writers.append(writer)
         answered.append(str(writer.get_extra_info("peername")))
         with contextlib.suppress(ConnectionError):
-            writer.write(said)
+            writer.write(answer_bytes)
             await writer.drain()
             await reader.read()
         writer.close()
@@ -239,7 +239,7 @@ async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "answer_bytes",
     [
         pytest.param(b"x" * 200_000, id="no end"),
         pytest.param(b"INFO {}\r\n-ERR\r\n", id="no reason"),
@@ -248,12 +248,12 @@ async def answering(address: str, said: bytes) -> AsyncIterator[list[str]]:
     ],
 )
 async def test_a_client_reconnects_after_something_else_answered_at_the_address(
-    own_server: EmbeddedServer, until: Until, said: bytes
+    own_server: EmbeddedServer, until: Until, answer_bytes: bytes
 ) -> None:
     async with Client(own_server.url) as client:
         await client.task("any").submit()
         own_server.kill()
-        async with answering(own_server.url, said) as answered:
+        async with answering(own_server.url, answer_bytes) as answered:
             await until(lambda: len(answered) >= 2)
         await asyncio.to_thread(own_server.restart)
         assert (await (await client.task("any").submit()).status()).state == "queued"
@@ -304,20 +304,20 @@ async def test_a_wait_for_a_result_survives_a_restart_of_the_server(own_server: 
 
 async def test_a_read_after_a_long_outage_gives_responders_their_full_time(client: Client) -> None:
     broker = await client.broker()
-    began, absences = time.monotonic(), 0
+    start_time, outages = time.monotonic(), 0
 
     async def read() -> str:
-        nonlocal absences
-        if time.monotonic() - began < 3 * ABSENT_SECONDS:
+        nonlocal outages
+        if time.monotonic() - start_time < 3 * ABSENT_SECONDS:
             raise NoReply("not connected", sent=False)
-        absences += 1
-        if absences < 4:
+        outages += 1
+        if outages < 4:
             raise NoResponders("the server has just learned of this connection")
         return "found"
 
     found = await with_retry(broker.wire, read, seconds=READ_SECONDS, absent=ABSENT_SECONDS)
 
-    assert (found, absences) == ("found", 4)
+    assert (found, outages) == ("found", 4)
 
 
 async def test_a_read_of_a_stream_that_does_not_exist_ends_soon(client: Client) -> None:

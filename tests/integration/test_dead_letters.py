@@ -33,10 +33,10 @@ async def test_a_replayed_job_runs_again_under_its_id_and_its_dead_letter_is_rem
         with pytest.raises(JobFailed):
             await job.result(60)
 
-        async def buried() -> bool:
+        async def is_dead_lettered() -> bool:
             return len(await client.dead_letters.list(queue="default")) == 1
 
-        await until(buried)
+        await until(is_dead_lettered)
         dead_letter = await client.dead_letters.get(job.id)
         assert 'raise RuntimeError("broken")' in dead_letter.traceback
         broken = False
@@ -96,12 +96,12 @@ async def test_a_replay_that_a_sweep_completes_meanwhile_succeeds(
         job = await repaired.submit()
         await job.wait(10)
 
-        async def buried_and_settled() -> bool:
+        async def is_dead_lettered_and_settled() -> bool:
             return (
                 bool(await client.dead_letters.list()) and await client.queues.count_waiting("default") == 0
             )
 
-        await until(buried_and_settled)
+        await until(is_dead_lettered_and_settled)
         broken = False
         records = (await client.broker()).records
         put_with = records.put_with
@@ -139,10 +139,10 @@ async def test_retry_of_a_job_equals_replay_of_its_dead_letter(
             with pytest.raises(JobFailed):
                 await job.result(60)
 
-            async def buried() -> bool:
+            async def is_dead_lettered() -> bool:
                 return len(await client.dead_letters.list()) == 1
 
-            await until(buried)
+            await until(is_dead_lettered)
             record = await job.retry()
             assert record.state in ("retrying", "running", "failed")
 
@@ -200,10 +200,10 @@ async def test_a_message_that_is_not_a_job_becomes_a_dead_letter_with_its_bytes(
     async with working():
         broker.wire.send(broker.subjects.ready("default", "normal", id), payload, headers)
 
-        async def buried() -> bool:
+        async def is_dead_lettered() -> bool:
             return len(await client.dead_letters.list()) == 1
 
-        await until(buried)
+        await until(is_dead_lettered)
         [dead_letter] = await client.dead_letters.list()
         assert (dead_letter.reason, dead_letter.payload, dead_letter.job) == ("bad_envelope", payload, None)
         with pytest.raises(WrongState):
@@ -261,10 +261,10 @@ async def test_a_purge_of_dead_letters_returns_their_number(
     async with working():
         jobs = [await fails.submit() for _ in range(3)]
 
-        async def buried() -> bool:
+        async def is_dead_lettered() -> bool:
             return len(await client.dead_letters.list()) == 3
 
-        await until(buried)
+        await until(is_dead_lettered)
     assert await client.dead_letters.purge(id=jobs[0].id) == 1
     assert await client.dead_letters.purge() == 2
     assert (await jobs[1].status()).state == "failed"
@@ -288,10 +288,10 @@ async def dying(app: App, client: Client, working: Working, until: Until) -> lis
         await (await times.options(timeout=0.05).submit()).wait(10)
         await (await breaks.submit(-2)).wait(10)
 
-        async def buried() -> bool:
+        async def is_dead_lettered() -> bool:
             return len(await client.dead_letters.list()) == 3
 
-        await until(buried)
+        await until(is_dead_lettered)
     return await client.dead_letters.list()
 
 
@@ -358,10 +358,10 @@ async def test_matching_dead_jobs_run_again_and_keep_their_history(
     assert await client.dead_letters.retry_many(error="ValueError") == 0
     async with working(queues=["default"]):
 
-        async def buried() -> bool:
+        async def is_dead_lettered() -> bool:
             return len(await client.dead_letters.list(task="breaks")) == 2
 
-        await until(buried)
+        await until(is_dead_lettered)
     dead_letter = (await client.dead_letters.list(task="breaks"))[0]
     states = [event.state async for event in client.jobs.handle(dead_letter.id).events()]
     assert Counter(states)["failed"] == 2
@@ -391,13 +391,13 @@ async def test_a_purged_job_keeps_its_own_id_unless_the_purge_releases_it(
             raise ValueError
         return x
 
-    async def buried() -> bool:
+    async def is_dead_lettered() -> bool:
         return len(await client.dead_letters.list()) == 1
 
     async with working():
         mine = breaks.options(id="mine")
         await (await mine.submit(-1)).wait(10)
-        await until(buried)
+        await until(is_dead_lettered)
         assert (await mine.submit(1)).duplicate
         assert await client.dead_letters.purge(id="mine", free_ids=True) == 1
         with pytest.raises(JobNotFound):

@@ -37,11 +37,11 @@ def test_a_temporary_server_ends_at_once_though_it_does_not_reply() -> None:
     """A clean shutdown took seconds to write the state of streams that nobody reads again."""
     server = EmbeddedServer().start()
     os.kill(server.pid, signal.SIGSTOP)
-    began = time.monotonic()
+    start_time = time.monotonic()
 
     server.stop()
 
-    assert time.monotonic() - began < SERVER_STOP_SECONDS / 2
+    assert time.monotonic() - start_time < SERVER_STOP_SECONDS / 2
 
 
 def test_an_invalid_folder_is_refused(tmp_path: Path) -> None:

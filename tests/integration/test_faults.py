@@ -38,14 +38,14 @@ async def test_jobs_of_a_killed_worker_start_again_when_their_lease_ends(
     doomed = await workers.start("--concurrency", "20", lease=lease)
     jobs = [await workers.client.task("nap_at_first").submit(300) for _ in range(20)]
     await until(lambda: len(workers.effects(pid=doomed.pid)) == 20)
-    heir = await workers.start("--concurrency", "20", lease=lease)
+    second_worker = await workers.start("--concurrency", "20", lease=lease)
 
     doomed.kill()
     killed = time.time()
     results = await asyncio.gather(*(job.result(60) for job in jobs))
 
-    assert all(str(heir.pid) in result for result in results)
-    starts = workers.effects(pid=heir.pid)
+    assert all(str(second_worker.pid) in result for result in results)
+    starts = workers.effects(pid=second_worker.pid)
     assert Counter(start.job for start in starts) == Counter(job.id for job in jobs)
     # Measured by the runs of `tests.chaos`: within the lease and a second. A sweep would take 30 seconds.
     assert max(start.at for start in starts) - killed < 4 * lease
@@ -62,7 +62,7 @@ async def test_a_worker_suspended_past_its_lease_cannot_record_its_outcome(
     job = await workers.client.task("nap").submit(0.5)
     await until(lambda: workers.effects(pid=stalled.pid))
     stalled.send_signal(signal.SIGSTOP)
-    heir = await workers.start("--concurrency", "1", lease=1.5)
+    second_worker = await workers.start("--concurrency", "1", lease=1.5)
     result = await job.result(60)
     first, second = [
         e.sequence
@@ -78,7 +78,7 @@ async def test_a_worker_suspended_past_its_lease_cannot_record_its_outcome(
     assert await exit_code(stalled) == 0
 
     # The outcome is that of the second worker; the first one stored and settled nothing.
-    assert str(heir.pid) in result
+    assert str(second_worker.pid) in result
     assert await job.result(1) == result
     assert await final_states(job) == ["succeeded"]
     assert second > first
@@ -95,11 +95,11 @@ async def test_a_job_of_a_killed_worker_continues_from_its_checkpoint(workers: W
     job = await workers.client.task("climb").submit(1)
     await until(lambda: workers.effects("kept-1"))
     doomed.kill()
-    heir = await workers.start(lease=1)
+    second_worker = await workers.start(lease=1)
 
     assert await job.result(60) == [2, 3]
     steps = [[one.pid for one in workers.effects(f"step-{step}")] for step in range(3)]
-    assert steps == [[doomed.pid], [doomed.pid], [heir.pid]]
+    assert steps == [[doomed.pid], [doomed.pid], [second_worker.pid]]
 
 
 async def test_a_worker_suspended_past_its_lease_stores_no_checkpoint(workers: Workers, until: Until) -> None:
@@ -140,13 +140,13 @@ async def test_a_worker_suspended_past_its_lease_runs_no_step(workers: Workers, 
     job = await workers.client.task("buy").submit(1, 0)
     await until(lambda: workers.effects("begin", stalled.pid))
     stalled.send_signal(signal.SIGSTOP)
-    heir = await workers.start("--concurrency", "1", lease=1.5)
-    assert str(heir.pid) in str(await job.result(60))
+    second_worker = await workers.start("--concurrency", "1", lease=1.5)
+    assert str(second_worker.pid) in str(await job.result(60))
 
     stalled.send_signal(signal.SIGCONT)
     stalled.send_signal(signal.SIGTERM)
     assert await exit_code(stalled) == 0
-    assert [one.pid for one in workers.effects("charge")] == [heir.pid]
+    assert [one.pid for one in workers.effects("charge")] == [second_worker.pid]
 
 
 async def test_a_killed_server_loses_and_repeats_no_job(
@@ -192,10 +192,10 @@ async def test_a_task_that_kills_its_process_is_dead_lettered_and_others_run(
     assert [await job.result(30) for job in others] == [2 * n for n in range(50)]
     assert len(workers.effects()) == 3
 
-    async def buried() -> bool:
+    async def is_dead_lettered() -> bool:
         return [dead_letter.id for dead_letter in await workers.client.dead_letters.list()] == [poison.id]
 
-    await until(buried)
+    await until(is_dead_lettered)
     record = await poison.status()
     assert (record.crashes, record.failures) == (3, 0)
     assert await final_states(poison) == ["failed"]

@@ -122,10 +122,10 @@ async def test_a_failed_job_has_a_reason_and_one_dead_letter(
         assert caught.value.reason == "error"
         assert "raise RuntimeError" in caught.value.traceback
 
-        async def buried() -> bool:
+        async def is_dead_lettered() -> bool:
             return len(await client.dead_letters.list()) == 1
 
-        await until(buried)
+        await until(is_dead_lettered)
         dead_letter = await client.dead_letters.get(job.id)
         assert (dead_letter.task, dead_letter.reason, dead_letter.payload) == ("broken", "error", b'{"x":7}')
 

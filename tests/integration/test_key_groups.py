@@ -47,7 +47,7 @@ async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> Asy
 
 
 @dataclass
-class Floor:
+class RunLog:
     """The runs of tasks in this process: the starts in order, and how many of a key ran at a time."""
 
     started: list[str]
@@ -60,30 +60,30 @@ class Floor:
 
 
 @pytest.fixture
-def floor(app: App) -> Floor:
+def run_log(app: App) -> RunLog:
     """Declares `visit`, which records its run, and `wait`, which also waits for the gate."""
-    floor = Floor([], Counter(), Counter(), asyncio.Event())
+    run_log = RunLog([], Counter(), Counter(), asyncio.Event())
 
-    def come(key: str, number: int) -> None:
-        floor.started.append(f"{key}:{number}")
-        floor.running[key] += 1
-        floor.peak[key] = max(floor.peak[key], floor.running[key])
+    def record_start(key: str, number: int) -> None:
+        run_log.started.append(f"{key}:{number}")
+        run_log.running[key] += 1
+        run_log.peak[key] = max(run_log.peak[key], run_log.running[key])
 
     @app.task
     async def visit(key: str, number: int) -> None:
-        come(key, number)
+        record_start(key, number)
         await asyncio.sleep(0)
-        floor.running[key] -= 1
+        run_log.running[key] -= 1
 
     @app.task
     async def wait(key: str, number: int) -> None:
-        come(key, number)
+        record_start(key, number)
         try:
-            await floor.gate.wait()
+            await run_log.gate.wait()
         finally:
-            floor.running[key] -= 1
+            run_log.running[key] -= 1
 
-    return floor
+    return run_log
 
 
 async def to(client: Client, key: str, number: int, task: str = "visit", **options: Any) -> JobHandle[Any]:
@@ -104,7 +104,7 @@ async def admit_jobs(broker: Broker, *keys: str) -> None:
 
 
 @dataclass(frozen=True)
-class Stay:
+class VisitRun:
     """One run of a task: its key, number, start, end and process."""
 
     key: str
@@ -114,7 +114,7 @@ class Stay:
     pid: int
 
 
-def stays(workers: Workers, killed: dict[int, float]) -> list[Stay]:
+def visit_runs(workers: Workers, killed: dict[int, float]) -> list[VisitRun]:
     """The runs of `visit`, in the order of their starts. The runs of a killed worker ended with it."""
     lines = [line.split() for line in workers.effects_file.read_text().splitlines()]
     ends = {(pid, word[4:], job, n): float(at) for at, pid, word, job, n in lines if word.startswith("out:")}
@@ -123,11 +123,11 @@ def stays(workers: Workers, killed: dict[int, float]) -> list[Stay]:
         if word.startswith("in:"):
             _, key, number = word.split(":")
             end = ends.get((pid, word[3:], job, n)) or killed[int(pid)]
-            found.append(Stay(key, int(number), float(at), end, int(pid)))
+            found.append(VisitRun(key, int(number), float(at), end, int(pid)))
     return sorted(found, key=lambda visit_run: visit_run.since)
 
 
-def most_at_once(some: list[Stay]) -> int:
+def most_at_once(some: list[VisitRun]) -> int:
     return max(sum(other.since <= one.since < other.until for other in some) for one in some)
 
 
@@ -144,7 +144,7 @@ async def visits(workers: Workers, keys: int, each: int, per_key: int) -> list[J
 
 async def run_and_kill(
     workers: Workers, until: Until, *shape: int
-) -> tuple[list[JobHandle[Any]], list[Stay]]:
+) -> tuple[list[JobHandle[Any]], list[VisitRun]]:
     """Let two workers run jobs, and kill one of them that runs some. Returns the jobs and the runs."""
     both = [await workers.start("--concurrency", "10", lease=1.5) for _ in range(2)]
     jobs = await visits(workers, *shape)
@@ -159,7 +159,7 @@ async def run_and_kill(
     doomed.kill()
     killed = {doomed.pid: time.time()}
     await asyncio.gather(*(job.wait(60) for job in jobs))
-    found = stays(workers, killed)
+    found = visit_runs(workers, killed)
     assert {visit_run.pid for visit_run in found} == {process.pid for process in both}
     return jobs, found
 
@@ -169,7 +169,7 @@ async def test_with_one_job_at_a_time_each_key_keeps_its_order_over_a_killed_wor
 ) -> None:
     jobs, found = await run_and_kill(workers, until, 10, 15, 1)
 
-    by_key: dict[str, list[Stay]] = defaultdict(list)
+    by_key: dict[str, list[VisitRun]] = defaultdict(list)
     for visit_run in found:
         by_key[visit_run.key].append(visit_run)
     for some in by_key.values():
@@ -212,7 +212,7 @@ async def test_a_server_killed_repeatedly_loses_no_slot_and_no_order(
                 own_server.restart()
         await asyncio.gather(*(job.wait(60) for job in jobs))
 
-        found = [visit_run for visit_run in stays(workers, {}) if visit_run.key == "k0"]
+        found = [visit_run for visit_run in visit_runs(workers, {}) if visit_run.key == "k0"]
         assert [visit_run.number for visit_run in found] == sorted(visit_run.number for visit_run in found)
         assert most_at_once(found) == 1
         assert [await final_states(job) for job in jobs] == [["succeeded"]] * len(jobs)
@@ -224,15 +224,15 @@ async def test_a_server_killed_repeatedly_loses_no_slot_and_no_order(
 
 
 async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
-    client: Client, broker: Broker, working: Working, floor: Floor, until: Until
+    client: Client, broker: Broker, working: Working, run_log: RunLog, until: Until
 ) -> None:
     await client.task("visit").options(key="many").submit_many([("many", number) for number in range(500)])
     async with working(concurrency=5):
-        await until(lambda: len(floor.started) > 50)
-        before = len(floor.started)
+        await until(lambda: len(run_log.started) > 50)
+        before = len(run_log.started)
         few = [await to(client, "few", number) for number in range(10)]
         await asyncio.gather(*(job.wait(10) for job in few))
-        started = floor.started[before:]
+        started = run_log.started[before:]
         last = max(place for place, one in enumerate(started) if one.startswith("few:"))
         others = sum(one.startswith("many:") for one in started[:last])
 
@@ -240,13 +240,13 @@ async def test_ten_jobs_of_one_key_do_not_wait_for_hundreds_of_another(
         first = min(place for place, one in enumerate(started) if one.startswith("few:"))
         assert others - first <= 30
         assert [one for one in started if one.startswith("few:")] == [f"few:{number}" for number in range(10)]
-        assert floor.count("many") < 500
+        assert run_log.count("many") < 500
         assert await client.queues.purge(QUEUE) > 0
         await until(lambda: nothing_is_left(broker))
 
 
 async def test_a_key_with_a_weight_of_three_starts_three_jobs_for_each_of_another(
-    app: App, client: Client, working: Working, floor: Floor, until: Until
+    app: App, client: Client, working: Working, run_log: RunLog, until: Until
 ) -> None:
     app.queue(QUEUE, weights={"gold": 3})
     await client.admin.provision(app.declared)
@@ -254,11 +254,11 @@ async def test_a_key_with_a_weight_of_three_starts_three_jobs_for_each_of_anothe
         await client.task("visit").options(key=key).submit_many([(key, number) for number in range(120)])
 
     async with working(concurrency=1):
-        await until(lambda: floor.count("gold") and floor.count("tin"))
-        before = len(floor.started)
-        await until(lambda: len(floor.started) >= before + 80, 30)
+        await until(lambda: run_log.count("gold") and run_log.count("tin"))
+        before = len(run_log.started)
+        await until(lambda: len(run_log.started) >= before + 80, 30)
 
-    started = [one.partition(":")[0] for one in floor.started[before : before + 80]]
+    started = [one.partition(":")[0] for one in run_log.started[before : before + 80]]
     assert 56 <= started.count("gold") <= 64
     # The keys alternate; no key starts a dozen jobs in a row.
     assert all(2 <= started[start : start + 8].count("gold") <= 8 for start in range(0, 72, 8))
@@ -266,16 +266,22 @@ async def test_a_key_with_a_weight_of_three_starts_three_jobs_for_each_of_anothe
 
 @pytest.mark.parametrize("way", ["set", "provision"])
 async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jobs(
-    way: str, app: App, server: EmbeddedServer, client: Client, working: Working, floor: Floor, until: Until
+    way: str,
+    app: App,
+    server: EmbeddedServer,
+    client: Client,
+    working: Working,
+    run_log: RunLog,
+    until: Until,
 ) -> None:
     """The caller admits waiting jobs at once; the worker uses the new limit for its next admissions."""
     app.queue(QUEUE, per_key=1)
-    let_go = asyncio.Event()
+    first_gate = asyncio.Event()
 
     @app.task
     async def go(key: str, number: int) -> None:
-        floor.started.append(f"{key}:{number}")
-        await (let_go if number == 0 else floor.gate).wait()
+        run_log.started.append(f"{key}:{number}")
+        await (first_gate if number == 0 else run_log.gate).wait()
 
     async with (
         working(concurrency=20) as worker,
@@ -283,22 +289,22 @@ async def test_a_changed_key_group_limit_reaches_a_running_worker_and_waiting_jo
     ):
         jobs = [await to(client, "k", number, "go") for number in range(6)]
         others = [await to(client, "o", number + 1, "go") for number in range(2)]
-        await until(lambda: (floor.count("k"), floor.count("o")) == (1, 1))
+        await until(lambda: (run_log.count("k"), run_log.count("o")) == (1, 1))
         if way == "set":
             await other.queues.update(QUEUE, per_key=3)
         else:
             await other.admin.provision({QUEUE: QueueSettings(per_key=3)})
-        await until(lambda: (floor.count("k"), floor.count("o")) == (3, 2))  # and no job has ended
+        await until(lambda: (run_log.count("k"), run_log.count("o")) == (3, 2))  # and no job has ended
 
         async def has_learned() -> bool:
             return (await worker.resources.broker.key_groups._limits(QUEUE)).per_key == 3
 
         await until(has_learned, 5)  # the worker is notified at once, before its next refresh
-        let_go.set()
+        first_gate.set()
         await jobs[0].wait(10)
-        await until(lambda: floor.count("k") == 4)
+        await until(lambda: run_log.count("k") == 4)
         assert (await client.queues.stats(QUEUE))[0].waiting_for_key == 2
-        floor.gate.set()
+        run_log.gate.set()
         await asyncio.gather(*(job.wait(10) for job in (*jobs, *others)))
 
 
@@ -378,7 +384,7 @@ async def test_a_plain_queue_has_no_key_group_streams(
 
 @pytest.mark.parametrize("key", ["tenant-7", "a b.c > *", "ü 漢字 🙂", '"quoted" \\', "x" * 256])
 async def test_any_printable_text_is_a_key_and_the_record_shows_it(
-    key: str, client: Client, working: Working, floor: Floor, broker: Broker
+    key: str, client: Client, working: Working, run_log: RunLog, broker: Broker
 ) -> None:
     waits = await to(client, key, 1, per_key=2, priority="high")
     assert (await waits.status()).key == key
@@ -404,32 +410,32 @@ async def test_jobs_that_wait_in_a_key_group_are_found_without_a_record(
 
 
 async def test_jobs_that_wait_in_key_groups_are_counted(
-    client: Client, broker: Broker, working: Working, floor: Floor, until: Until
+    client: Client, broker: Broker, working: Working, run_log: RunLog, until: Until
 ) -> None:
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(5)]
     async with working():
-        await until(lambda: floor.count("k") == 1)
+        await until(lambda: run_log.count("k") == 1)
         [stats] = await client.queues.stats(QUEUE)
         assert (stats.waiting_for_key, sum(stats.waiting.values()), stats.running) == (4, 0, 1)
         assert await client.queues.count_waiting(QUEUE) == 4
         assert await broker.records.history(jobs[1].id) == []
-        floor.gate.set()
+        run_log.gate.set()
         await asyncio.gather(*(job.wait(10) for job in jobs))
-        assert floor.peak["k"] == 1
-        assert floor.started == [f"k:{number}" for number in range(5)]
+        assert run_log.peak["k"] == 1
+        assert run_log.started == [f"k:{number}" for number in range(5)]
 
 
 async def test_a_queue_sets_the_limit_of_keys_that_a_submit_does_not_set(
-    app: App, client: Client, working: Working, floor: Floor, until: Until
+    app: App, client: Client, working: Working, run_log: RunLog, until: Until
 ) -> None:
     app.queue(QUEUE, per_key=2)
     async with working():
         jobs = [await to(client, "k", number, "wait") for number in range(6)]
         one = [await to(client, "one", number, "wait", per_key=1) for number in range(3)]
-        await until(lambda: (floor.count("k"), floor.count("one")) == (2, 1))
-        floor.gate.set()
+        await until(lambda: (run_log.count("k"), run_log.count("one")) == (2, 1))
+        run_log.gate.set()
         await asyncio.gather(*(job.wait(10) for job in [*jobs, *one]))
-    assert (floor.peak["k"], floor.peak["one"]) == (2, 1)
+    assert (run_log.peak["k"], run_log.peak["one"]) == (2, 1)
 
 
 async def test_a_retrying_job_keeps_its_slot_where_order_matters(
@@ -471,32 +477,32 @@ async def test_a_retrying_job_releases_its_slot_where_several_may_run(
 
 
 async def test_a_delayed_job_joins_the_end_of_its_key_group_when_it_is_due(
-    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+    client: Client, working: Working, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     later = await to(client, "k", 1, delay=0.5, per_key=1)
     assert (await later.status()).state == "scheduled"
     first = await to(client, "k", 0, "wait", per_key=1)
     async with working():
-        await until(lambda: floor.started == ["k:0"])
+        await until(lambda: run_log.started == ["k:0"])
         await until(lambda: waiting_for_key(broker))
         behind = await to(client, "k", 2, per_key=1)
-        floor.gate.set()
+        run_log.gate.set()
         await asyncio.gather(*(job.wait(10) for job in (later, first, behind)))
-    assert floor.started == ["k:0", "k:1", "k:2"]
+    assert run_log.started == ["k:0", "k:1", "k:2"]
 
 
 async def test_a_requeued_job_keeps_its_slot(
-    client: Client, app: App, floor: Floor, broker: Broker, until: Until
+    client: Client, app: App, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(3)]
     async with running_worker(Worker(app, settings=WorkerSettings(grace=0.0))):
-        await until(lambda: floor.count("k") == 1)
+        await until(lambda: run_log.count("k") == 1)
     assert (await jobs[0].status()).state == "interrupted"
     assert [one.id for one in (await group_state(broker, "k")).slots] == [jobs[0].id]
-    floor.gate.set()
+    run_log.gate.set()
     async with running_worker(Worker(app, settings=WorkerSettings())):
         await asyncio.gather(*(job.wait(10) for job in jobs))
-    assert floor.started == ["k:0", "k:0", "k:1", "k:2"]
+    assert run_log.started == ["k:0", "k:0", "k:1", "k:2"]
 
 
 async def test_a_failed_job_releases_its_slot_and_its_replay_waits_in_the_key_group(
@@ -531,20 +537,20 @@ async def test_a_failed_job_releases_its_slot_and_its_replay_waits_in_the_key_gr
 
 
 async def test_a_deadline_passes_while_a_job_waits_in_its_key_group(
-    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+    client: Client, working: Working, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     first = await to(client, "k", 0, "wait", per_key=1)
     late = await to(client, "k", 1, per_key=1, deadline=0.3)
     last = await to(client, "k", 2, per_key=1)
     async with working():
-        await until(lambda: floor.count("k") == 1)
+        await until(lambda: run_log.count("k") == 1)
         await asyncio.sleep(0.3)  # the test waits for the deadline itself
-        floor.gate.set()
+        run_log.gate.set()
         assert (await late.wait(10)).state == "expired"
         assert (await last.wait(10)).state == "succeeded"
         assert (await first.wait(10)).state == "succeeded"
         await until(lambda: nothing_is_left(broker))
-    assert floor.started == ["k:0", "k:2"]
+    assert run_log.started == ["k:0", "k:2"]
 
 
 async def test_a_job_in_quarantine_has_left_its_key_group(
@@ -571,7 +577,7 @@ async def test_a_job_in_quarantine_has_left_its_key_group(
 
 
 async def test_a_message_that_is_not_a_job_becomes_a_dead_letter(
-    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+    client: Client, working: Working, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     await to(client, "k", 0, per_key=1)
     headers = {"Jsq-Job": "nonsense", "Jsq-Key": 'normal 1 "k"'}
@@ -598,7 +604,7 @@ async def test_a_message_that_is_not_a_job_becomes_a_dead_letter(
 async def test_invalid_numbers_in_a_group_state_stop_no_worker_and_no_key(
     client: Client,
     working: Working,
-    floor: Floor,
+    run_log: RunLog,
     broker: Broker,
     until: Until,
     where: str,
@@ -626,7 +632,7 @@ async def test_an_unreadable_key_group_ends_no_worker(
     app: App,
     client: Client,
     working: Working,
-    floor: Floor,
+    run_log: RunLog,
     broker: Broker,
     until: Until,
     monkeypatch: pytest.MonkeyPatch,
@@ -644,14 +650,14 @@ async def test_an_unreadable_key_group_ends_no_worker(
     async with working():
         await asyncio.wait_for(met.wait(), 10)
         await (await to(client, "k", 1)).wait(10)
-    assert floor.started == ["k:1"]
+    assert run_log.started == ["k:1"]
 
 
 # -- cancel --------------------------------------------------------------------------------------------------
 
 
 async def test_a_job_of_a_key_group_is_cancelled_while_it_waits_and_while_it_runs(
-    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+    client: Client, working: Working, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     jobs = [await to(client, "k", number, "wait", per_key=1) for number in range(4)]
     await admit_jobs(broker, "k")
@@ -663,10 +669,10 @@ async def test_a_job_of_a_key_group_is_cancelled_while_it_waits_and_while_it_run
     assert await on_queue(broker) == [jobs[2].id]
     assert (await group_state(broker, "k")).slots == ((jobs[2].id, "job", 0),)
     async with working():
-        await until(lambda: floor.started == ["k:2"])
+        await until(lambda: run_log.started == ["k:2"])
         assert (await jobs[2].cancel()).state == "cancelled"  # running
-        await until(lambda: floor.started == ["k:2", "k:3"])
-        floor.gate.set()
+        await until(lambda: run_log.started == ["k:2", "k:3"])
+        run_log.gate.set()
         assert (await jobs[3].wait(10)).state == "succeeded"
         await until(lambda: nothing_is_left(broker))
 
@@ -706,17 +712,17 @@ async def test_a_purge_of_a_queue_empties_its_key_groups(client: Client, broker:
 # -- bulks and full queues -----------------------------------------------------------------------------------
 
 
-async def test_a_bulk_of_one_key_runs_in_its_order(client: Client, working: Working, floor: Floor) -> None:
+async def test_a_bulk_of_one_key_runs_in_its_order(client: Client, working: Working, run_log: RunLog) -> None:
     calls = [("k", number) for number in range(150)]
     jobs = await client.task("visit").options(key="k", per_key=1).submit_many(calls)
     async with working():
         await asyncio.gather(*(job.wait(30) for job in jobs))
-    assert floor.started == [f"k:{number}" for number in range(150)]
-    assert floor.peak["k"] == 1
+    assert run_log.started == [f"k:{number}" for number in range(150)]
+    assert run_log.peak["k"] == 1
 
 
 async def test_key_groups_have_the_limits_of_their_queue_and_full_ones_still_progress(
-    app: App, client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+    app: App, client: Client, working: Working, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     app.queue(QUEUE, max_jobs=3, per_key=1)
     await client.admin.provision(app.declared)
@@ -734,7 +740,7 @@ async def test_key_groups_have_the_limits_of_their_queue_and_full_ones_still_pro
 
 
 async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
-    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+    client: Client, working: Working, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     waits = await to(client, "k", 0, "wait", per_key=1)
     astray = await to(client, "k", 1, per_key=1)
@@ -746,7 +752,7 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
         if one.headers["Nats-Subject"].endswith(astray.id)
     ]
     async with working():
-        await until(lambda: floor.started == ["k:0"])
+        await until(lambda: run_log.started == ["k:0"])
         last = await to(client, "k", 2, per_key=1)
         await broker.jetstream.delete_message(
             broker.subjects.streams.groups(QUEUE), int(message.headers["Nats-Sequence"])
@@ -758,13 +764,13 @@ async def test_a_queued_job_without_a_slot_joins_the_end_of_its_key_group(
             return await waiting_for_key(broker) == [last.id, astray.id]
 
         await until(is_in_key_group)
-        floor.gate.set()
+        run_log.gate.set()
         await asyncio.gather(*(job.wait(10) for job in (waits, astray, last)))
-    assert floor.started == ["k:0", "k:2", "k:1"]
+    assert run_log.started == ["k:0", "k:2", "k:1"]
 
 
 async def test_a_message_without_a_slot_is_replaced_at_admission(
-    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+    client: Client, working: Working, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     """A delivery that moved to the key group and is not settled yet does not count for the admitted job."""
     job = await to(client, "k", 0, per_key=1)
@@ -781,11 +787,11 @@ async def test_a_message_without_a_slot_is_replaced_at_admission(
     async with working():
         await job.wait(10)
         await until(lambda: nothing_is_left(broker))
-    assert floor.started == ["k:0"]
+    assert run_log.started == ["k:0"]
 
 
 async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
-    client: Client, working: Working, floor: Floor, broker: Broker, until: Until
+    client: Client, working: Working, run_log: RunLog, broker: Broker, until: Until
 ) -> None:
     """The message is stored until its worker settles it; an admitted job is stored beside it."""
     job = await to(client, "k", 0, per_key=2)
@@ -850,7 +856,7 @@ async def test_an_interrupted_change_of_a_key_group_is_completed_by_the_next_rea
     place: str,
     client: Client,
     working: Working,
-    floor: Floor,
+    run_log: RunLog,
     broker: Broker,
     until: Until,
     monkeypatch: pytest.MonkeyPatch,
@@ -871,7 +877,7 @@ async def test_an_interrupted_change_of_a_key_group_is_completed_by_the_next_rea
     async with working():
         await asyncio.gather(*(job.wait(10) for job in jobs))
         await until(lambda: nothing_is_left(broker))
-    assert floor.started == ["k:0", "k:1", "k:2"]
+    assert run_log.started == ["k:0", "k:1", "k:2"]
 
 
 async def test_a_slot_released_twice_at_the_same_time_is_free(
@@ -952,7 +958,7 @@ async def test_concurrent_admissions_to_one_key_admit_no_more_than_its_limit(
 
 
 async def test_key_group_streams_that_were_removed_are_created_again(
-    client: Client, working: Working, floor: Floor, broker: Broker
+    client: Client, working: Working, run_log: RunLog, broker: Broker
 ) -> None:
     async with working():
         await (await to(client, "k", 0, per_key=1)).wait(10)
@@ -960,11 +966,11 @@ async def test_key_group_streams_that_were_removed_are_created_again(
         job = await to(client, "k", 1, per_key=1)
         await client.admin.sweep(age=0)  # the server retries to find the stream only after a while
         await job.wait(10)
-    assert floor.started == ["k:0", "k:1"]
+    assert run_log.started == ["k:0", "k:1"]
 
 
 async def test_the_state_of_an_empty_key_group_expires(
-    client: Client, broker: Broker, working: Working, floor: Floor
+    client: Client, broker: Broker, working: Working, run_log: RunLog
 ) -> None:
     async with working():
         await (await to(client, "k", 0, per_key=1)).wait(10)
@@ -987,16 +993,16 @@ def summary(swept: list[Any]) -> list[tuple[Inconsistency, str, bool]]:
 
 
 async def test_waiting_jobs_and_slot_holders_are_not_reported_as_inconsistent(
-    client: Client, broker: Broker, working: Working, floor: Floor, until: Until
+    client: Client, broker: Broker, working: Working, run_log: RunLog, until: Until
 ) -> None:
     for number in range(3):
         await to(client, "k", number, "wait", per_key=1)
     await to(client, "k", 9, delay=60)
     async with working():
-        await until(lambda: floor.count("k") == 1)
+        await until(lambda: run_log.count("k") == 1)
         assert [one.state for one in await broker.records.list_last()] == ["running"]
         assert summary(await client.admin.sweep(age=0)) == []
-        floor.gate.set()
+        run_log.gate.set()
 
 
 async def test_a_sweep_finds_a_key_group_whose_wake_up_was_lost(client: Client, broker: Broker) -> None:

@@ -23,10 +23,10 @@ async def works(url: str | Login) -> None:
 
 async def refusal(url: str | Login) -> str:
     """The error of a refused login: one line, soon."""
-    began = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises((BrokerError, UsageError)) as caught:
         await Client(url).connect()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - start_time < 10
     message = str(caught.value)
     assert "\n" not in message
     return f"{type(caught.value).__name__}: {message}"

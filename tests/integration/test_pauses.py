@@ -207,14 +207,14 @@ async def test_an_interrupted_resume_continues_where_it_stopped(
         await until(lambda: is_known(worker))
         jobs = [await call.submit() for _ in range(4)]
         await until(lambda: later(client, 4), WAIT)
-        publish, hastened = broker.wire.publish, 0
+        publish, early_resumes = broker.wire.publish, 0
 
         async def publish_some(subject: str, *rest: Any, **how: Any) -> int:
-            nonlocal hastened
+            nonlocal early_resumes
             if subject in scheduled:
-                if hastened == 2:
+                if early_resumes == 2:
                     raise ConnectionAbortedError
-                hastened += 1
+                early_resumes += 1
             return await publish(subject, *rest, **how)
 
         scheduled = {broker.subjects.scheduled("default", job.id) for job in jobs}
@@ -395,12 +395,12 @@ async def test_a_pause_by_rate_limited_is_written_again_after_a_crash(
     async with working() as worker:
         hold, tries = worker.dispatcher.limits.rules.pause, 0
 
-        async def dies(*about: Any) -> None:
+        async def dies(*arguments: Any) -> None:
             nonlocal tries
             tries += 1
             if tries == 1:
                 raise ConnectionAbortedError  # as if the worker had died between the record and the pause
-            await hold(*about)
+            await hold(*arguments)
 
         monkeypatch.setattr(worker.dispatcher.limits.rules, "pause", dies)
         job = await call.submit()

@@ -166,11 +166,11 @@ async def test_a_task_is_killed_at_its_hard_timeout(
 
     async with working():
         await ran(app, "pid")
-        began = time.monotonic()
+        start_time = time.monotonic()
         with pytest.raises(JobFailed) as caught:
             await ran(app, "stubborn", str(file))
         assert caught.value.reason == "timeout"
-        assert time.monotonic() - began < 4  # less than a task without a hard timeout gets
+        assert time.monotonic() - start_time < 4  # less than a task without a hard timeout gets
         await until(lambda: not is_alive(int(file.read_text())))
         assert await ran(app, "add", 1, 2) == 3
 

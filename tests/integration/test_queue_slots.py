@@ -252,10 +252,10 @@ async def test_idle_slots_move_to_a_worker_with_waiting_jobs(
         assert await slots_held(client, "narrow") == [2]
         busy = [await occupy.submit() for _ in range(2)]
         async with working(queues=["narrow"]):
-            began = time.monotonic()
+            start_time = time.monotonic()
             jobs = [await work.submit(0.1) for _ in range(2)]
             await until(lambda: running.now == 2)
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - start_time < 1.0
             await asyncio.gather(*(job.result(WAIT) for job in jobs))
         go_on.set()
         await asyncio.gather(*(job.result(WAIT) for job in busy))

@@ -135,8 +135,8 @@ async def test_a_replay_removes_only_the_dead_letter_it_replays(
 
     async def fail(error: str, expect: int) -> None:
         failed = Revision("failed", "any", reason="error", error=error, token=expect)
-        letter = broker.dead_letters.message(order, failed)
-        await broker.records.put_with(job.queue, job.id, encode(failed), [letter], expect=expect)
+        dead_letter = broker.dead_letters.message(order, failed)
+        await broker.records.put_with(job.queue, job.id, encode(failed), [dead_letter], expect=expect)
 
     await fail("old", 0)
     schedule = broker.job_writer.schedule
@@ -148,25 +148,25 @@ async def test_a_replay_removes_only_the_dead_letter_it_replays(
 
     monkeypatch.setattr(broker.job_writer, "schedule", and_fail_again)  # a job that is faster than the test
     await client.dead_letters.retry(job.id)
-    assert [letter.error for letter in await client.dead_letters.list()] == ["new"]
+    assert [dead_letter.error for dead_letter in await client.dead_letters.list()] == ["new"]
 
 
 async def test_a_running_job_with_a_second_message_is_still_listed(
     app: App, client: Client, working: Working, until: Until
 ) -> None:
-    began = asyncio.Event()
+    has_started = asyncio.Event()
     runs: list[str] = []
 
     @app.task
     async def long(ctx: Context) -> None:
         runs.append(ctx.id)
-        began.set()
+        has_started.set()
         await asyncio.sleep(60)
 
     broker = await client.broker()
     async with working() as worker:
         job = await long.submit()
-        await asyncio.wait_for(began.wait(), 5)
+        await asyncio.wait_for(has_started.wait(), 5)
         again = broker.subjects.ready("default", "normal", job.id)
         await broker.wire.publish(again, b"{}", {"Jsq-Job": '{"v":1,"task":"long"}'})
         await until(lambda: worker.dispatcher.done == 1)

@@ -194,7 +194,7 @@ async def test_a_reschedule_keeps_the_expiry_and_deadline_of_a_job(app: App, wor
         assert isinstance(ctx.job.deadline, datetime)
         seen.append(ctx.job.deadline)
 
-    began = datetime.now(UTC)
+    start_time = datetime.now(UTC)
     job = await note.options(delay=100, deadline=200, expires=150).submit()
     with pytest.raises(BadOption, match="must be before the expiry"):
         await job.reschedule(delay=160)
@@ -204,7 +204,7 @@ async def test_a_reschedule_keeps_the_expiry_and_deadline_of_a_job(app: App, wor
     async with working():
         await job.promote()
         await job.result(WAIT)
-    assert 199 < (seen[0] - began).total_seconds() < 220
+    assert 199 < (seen[0] - start_time).total_seconds() < 220
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -89,10 +89,10 @@ async def test_a_client_gets_the_result_it_waits_for_though_server_and_worker_ar
         jobs = [await workers.client.task("nap").submit(2) for _ in range(20)]
         waiting = asyncio.gather(*(job.result(60) for job in jobs))
 
-        async def listened() -> bool:
+        async def is_subscribed() -> bool:
             return await subscriptions(own_server) >= before + len(jobs)
 
-        await until(listened)
+        await until(is_subscribed)
         worker = await workers.start("--concurrency", "20", lease=10)
         await until(lambda: len(workers.effects()) == len(jobs))
         await restarted(own_server)

@@ -163,18 +163,18 @@ async def test_a_submit_by_name_sets_a_jitter_only_with_a_backoff(client: Client
 
 
 async def test_a_job_is_retried_as_often_as_fits_into_its_window(app: App, working: Working) -> None:
-    began: list[float] = []
+    start_times: list[float] = []
 
     @app.task(retries=None, retry_for=1.5, backoff=[0.3])
     async def often() -> None:
-        began.append(time.monotonic())
+        start_times.append(time.monotonic())
         raise Down("down")
 
     async with working():
         error = await failed(job := await often.submit())
     assert (error.reason, error.error) == ("error", "Down: down")
-    assert 2 <= len(began) == await attempts(job) <= 6
-    assert began[-1] - began[0] < 3
+    assert 2 <= len(start_times) == await attempts(job) <= 6
+    assert start_times[-1] - start_times[0] < 3
 
 
 async def test_the_first_limit_of_retries_and_their_window_applies(app: App, working: Working) -> None:

@@ -94,7 +94,7 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def read_only_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A server for roles that may change nothing there. Each queue has a waiting job and a finished one."""
 
     async def fill() -> None:
@@ -258,9 +258,9 @@ async def test_a_submitter_cancels_waiting_scheduled_and_running_jobs(place: Pla
                 return (await runs.status()).state == "running"
 
             await until(is_running)
-            began = time.monotonic()
+            start_time = time.monotonic()
             assert (await runs.cancel()).state == "cancelled"
-            assert time.monotonic() - began < PROMPT
+            assert time.monotonic() - start_time < PROMPT
 
             # The message of the first job, which it may not remove, was settled without a run.
             async def is_empty() -> bool:
@@ -564,14 +564,14 @@ async def dead(client: Client, id: str, queue: str) -> object:
 
 
 @pytest.mark.parametrize("act", DENIED)
-async def test_a_denied_request_is_not_allowed_at_once(quiet: Place, act: str) -> None:
+async def test_a_denied_request_is_not_allowed_at_once(read_only_place: Place, act: str) -> None:
     user, do = DENIED[act]
     ids = {"mail": "mail-1", "pay": "pay-1", "dead": "x"}
-    async with quiet.client(user) as client:
-        began = time.monotonic()
+    async with read_only_place.client(user) as client:
+        start_time = time.monotonic()
         with pytest.raises(NotAllowed, match=rf"not allowed to (publish|subscribe) to \S+ as {user}"):
             await asyncio.wait_for(do(client, ids), 30)
-        assert time.monotonic() - began < PROMPT
+        assert time.monotonic() - start_time < PROMPT
 
 
 async def dead_letter(admin: Client, queue: str, id: str) -> None:
@@ -585,13 +585,13 @@ async def dead_letter(admin: Client, queue: str, id: str) -> None:
     [("hands", "pay"), ("web", "mail"), ("shop-1", "mail"), ("eyes", "mail"), ("tower", "pay")],
 )
 async def test_a_worker_does_not_start_on_a_queue_it_may_not_serve(
-    quiet: Place, user: str, queue: str
+    read_only_place: Place, user: str, queue: str
 ) -> None:
-    began = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(NotAllowed, match=f"not allowed to publish to .* as {user}"):
-        async with working(quiet.login(user), queue):
+        async with working(read_only_place.login(user), queue):
             pass
-    assert time.monotonic() - began < PROMPT
+    assert time.monotonic() - start_time < PROMPT
 
 
 # -- an intruder with the password of a user, and without jsq ------------------------------------------------

@@ -134,10 +134,10 @@ async def test_a_schedule_is_added_at_run_time_by_the_name_of_its_task(
         with pytest.raises(BadArguments, match="missing a required argument"):
             await client.schedules.add("sums", add, [1], every=1)
 
-    [known] = await client.schedules.list()
+    [found_schedule] = await client.schedules.list()
     assert (added.task, added.fired, added.declared) == ("add", 0, "")
-    assert known.fired >= 1
-    assert await client.jobs.handle(known.last).result(60) == 3
+    assert found_schedule.fired >= 1
+    assert await client.jobs.handle(found_schedule.last).result(60) == 3
 
 
 async def ended(client: Client, name: str, state: str = "succeeded") -> bool:
@@ -193,7 +193,7 @@ async def test_a_worker_without_its_lease_writes_no_tick(
         await other.schedules.add("beat", "any", every=60)
         broker = await other.broker()
         await reset(other, "beat", PAST)
-        known = await entry(other, "beat")
+        found_schedule = await entry(other, "beat")
         own_server.kill()
         lost = asyncio.Event()
         tick = asyncio.create_task(broker.ticks.run("default", "beat", 0, lost.is_set))
@@ -201,7 +201,7 @@ async def test_a_worker_without_its_lease_writes_no_tick(
         with pytest.raises(BrokerUnavailable):
             await tick
         own_server.restart()
-        assert await entry(other, "beat") == known
+        assert await entry(other, "beat") == found_schedule
         assert await broker.job_reader.waiting_ids("default") == []
 
 
@@ -358,8 +358,8 @@ async def test_a_paused_schedule_submits_nothing_and_catches_up_nothing(
     await client.schedules.add("beat", note, every=1, catch_up="all")
     assert (await client.schedules.pause("beat")).paused
     await reset(client, "beat", PAST, paused=True)
-    [known] = await client.schedules.list()
-    assert (known.paused, known.next) == (True, None)
+    [found_schedule] = await client.schedules.list()
+    assert (found_schedule.paused, found_schedule.next) == (True, None)
 
     async with working():
         assert await (await client.schedules.run("beat")).result(60) is None
@@ -382,8 +382,8 @@ async def test_a_changed_schedule_replaces_its_stored_tick(client: Client) -> No
 
     assert await stored_tick(client, "report") == first.replace("T03", "T04")
     assert changed.cron == "0 4 1 1 *"
-    [known] = await client.schedules.list()
-    assert known == changed
+    [found_schedule] = await client.schedules.list()
+    assert found_schedule == changed
     before = (await entry(client, "report")).revision
     await client.schedules.add("report", "any", cron="0 4 1 1 *")
     assert (await entry(client, "report")).revision == before

@@ -299,8 +299,8 @@ async def test_jobs_without_a_record_wait_and_are_left_alone(
 
     assert [one.kind for one in swept] == [Inconsistency.STALLED_KEY_GROUP]  # no worker has admitted it yet
     assert [await broker.records.last(job.id) for job in (now, later, keyed)] == [None, None, None]
-    known_of = [await job.status() for job in (now, later)]
-    assert [(one.state, tuple(one.tags)) for one in known_of] == [("queued", ("x",)), ("scheduled", ())]
+    listed = [await job.status() for job in (now, later)]
+    assert [(one.state, tuple(one.tags)) for one in listed] == [("queued", ("x",)), ("scheduled", ())]
     assert (await later.status()).due is not None
     async with working():
         assert [await job.result(60) for job in (now, keyed)] == [1, 1]
@@ -558,11 +558,11 @@ async def test_a_sweep_whose_lease_was_reclaimed_stops(
 async def test_workers_alternate_sweeps_and_wait_between_them(client: Client) -> None:
     await make_inconsistencies(client)
     broker = await client.broker()
-    turns = await asyncio.gather(
+    results = await asyncio.gather(
         *(broker.sweeper.sweep_slice(f"w{number}", interval=60, age=0) for number in range(5))
     )
 
-    assert sorted(len(turn) for turn in turns if turn is not None) == [40]
+    assert sorted(len(found) for found in results if found is not None) == [40]
     last = await broker.sweeper.last()
     assert last is not None
     assert (last.found, last.repaired) == (
@@ -611,13 +611,13 @@ async def test_a_sweep_does_not_block_the_event_loop(client: Client) -> None:
     await task.submit_many([(number,) for number in range(5_000)])
     await task.options(delay=600).submit_many([(number,) for number in range(1_000)])
     broker = await client.broker()
-    turns: list[float] = []
+    durations: list[float] = []
 
     async def measure() -> None:
         while True:
-            began = time.thread_time()
+            start_time = time.thread_time()
             await asyncio.sleep(0)
-            turns.append(time.thread_time() - began)
+            durations.append(time.thread_time() - start_time)
 
     measuring = asyncio.create_task(measure())
     try:
@@ -625,7 +625,7 @@ async def test_a_sweep_does_not_block_the_event_loop(client: Client) -> None:
     finally:
         measuring.cancel()
 
-    assert max(turns) < 0.07
+    assert max(durations) < 0.07
 
 
 async def test_a_worker_sweeps_automatically(

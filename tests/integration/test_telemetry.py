@@ -22,19 +22,19 @@ from tests.helpers.conditions import Until
 ROOT = Path(__file__).parents[2]
 
 
-class Shown:
+class WorkerOutput:
     """A worker process, its output on stderr, and what it serves."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], stderr_file: Path) -> None:
         self.process = process
-        self.said = said
+        self.stderr_file = stderr_file
 
     def lines(self) -> list[str]:
-        return self.said.read_text().splitlines()
+        return self.stderr_file.read_text().splitlines()
 
     @property
     def address(self) -> str:
-        return str(re.findall(r"probes at (http://\S+)", self.said.read_text())[0])
+        return str(re.findall(r"probes at (http://\S+)", self.stderr_file.read_text())[0])
 
     async def get(self, path: str) -> tuple[int, str]:
         def ask() -> tuple[int, str]:
@@ -56,8 +56,8 @@ class Shown:
 @contextlib.asynccontextmanager
 async def worker(
     server: EmbeddedServer, namespace: str, folder: Path, *args: str, app: str = "tests.apps.faults:app"
-) -> AsyncIterator[Shown]:
-    said = folder / "said"
+) -> AsyncIterator[WorkerOutput]:
+    stderr_file = folder / "stderr"
     env = {
         **os.environ,
         "JSQ_URL": server.url,
@@ -65,7 +65,7 @@ async def worker(
         "EFFECTS": str(folder / "effects"),
         "PYTHONPATH": str(ROOT),
     }
-    with said.open("wb") as file:
+    with stderr_file.open("wb") as file:
         process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
             [sys.executable, "-m", "jsq", "worker", app, *args],
             cwd=folder,
@@ -74,7 +74,7 @@ async def worker(
             start_new_session=True,
         )
     try:
-        yield Shown(process, said)
+        yield WorkerOutput(process, stderr_file)
     finally:
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 30) == 0
@@ -89,8 +89,8 @@ async def client(server: EmbeddedServer, namespace: str) -> AsyncIterator[Client
 async def test_metrics_count_attempts(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
 ) -> None:
-    async with worker(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--concurrency", "7") as shown:
-        await until(lambda: "worker ready" in shown.said.read_text())
+    async with worker(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--concurrency", "7") as output:
+        await until(lambda: "worker ready" in output.stderr_file.read_text())
         for n in range(3):
             await (await client.task("add").submit(n, 1)).result(60)
         await (await client.task("add").submit("x", 1)).wait(5)
@@ -98,19 +98,19 @@ async def test_metrics_count_attempts(
         finished = r'jsq_jobs_finished_total\{outcome="%s",queue="default",task="add"\}'
 
         async def counted() -> bool:
-            return await shown.metric(finished % "failed") == 1
+            return await output.metric(finished % "failed") == 1
 
         await until(counted)
-        assert await shown.metric(finished % "succeeded") == 3
-        assert await shown.metric(r'jsq_job_run_seconds_count\{queue="default",task="add"\}') == 4
-        assert await shown.metric(r'jsq_job_queue_seconds_count\{queue="default"\}') == 4
-        assert await shown.metric("jsq_reconnects_total") == 0
+        assert await output.metric(finished % "succeeded") == 3
+        assert await output.metric(r'jsq_job_run_seconds_count\{queue="default",task="add"\}') == 4
+        assert await output.metric(r'jsq_job_queue_seconds_count\{queue="default"\}') == 4
+        assert await output.metric("jsq_reconnects_total") == 0
 
         async def measured() -> bool:
-            return await shown.metric("jsq_worker_slots") == 7
+            return await output.metric("jsq_worker_slots") == 7
 
         await until(measured)
-        assert await shown.metric("jsq_event_loop_lag_seconds") < 1
+        assert await output.metric("jsq_event_loop_lag_seconds") < 1
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -124,46 +124,46 @@ async def test_metrics_show_the_size_of_queues(
     await client.queues.pause("mail")
     async with worker(
         *(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--queues", "mail", "--processes", processes)
-    ) as shown:
-        await until(lambda: "probes at" in shown.said.read_text(), 20)
+    ) as output:
+        await until(lambda: "probes at" in output.stderr_file.read_text(), 20)
 
         async def measured() -> bool:
-            return await shown.metric(r'jsq_queue_depth\{priority="normal",queue="mail"\}') == 1
+            return await output.metric(r'jsq_queue_depth\{priority="normal",queue="mail"\}') == 1
 
         await until(measured, 20)
-        assert await shown.metric(r'jsq_queue_depth\{priority="high",queue="mail"\}') == 1
-        assert await shown.metric(r'jsq_queue_scheduled\{queue="mail"\}') == 1
-        assert await shown.metric(r'jsq_queue_running\{queue="mail"\}') == 0
-        assert await shown.metric(r'jsq_queue_waiting_for_key\{queue="mail"\}') == 0
-        assert 0 < await shown.metric(r'jsq_queue_oldest_job_age_seconds\{queue="mail"\}') < 60
-        assert await shown.metric(r'jsq_queue_dead_letters\{queue="mail"\}') == 0
-        assert 'jsq_queue_revisions{queue="mail"}' in (await shown.get("/metrics"))[1]
+        assert await output.metric(r'jsq_queue_depth\{priority="high",queue="mail"\}') == 1
+        assert await output.metric(r'jsq_queue_scheduled\{queue="mail"\}') == 1
+        assert await output.metric(r'jsq_queue_running\{queue="mail"\}') == 0
+        assert await output.metric(r'jsq_queue_waiting_for_key\{queue="mail"\}') == 0
+        assert 0 < await output.metric(r'jsq_queue_oldest_job_age_seconds\{queue="mail"\}') < 60
+        assert await output.metric(r'jsq_queue_dead_letters\{queue="mail"\}') == 0
+        assert 'jsq_queue_revisions{queue="mail"}' in (await output.get("/metrics"))[1]
 
 
 async def test_a_lost_server_makes_a_worker_unready_but_not_dead(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
-    async with worker(own_server, namespace, tmp_path, "--http", "127.0.0.1:0") as shown:
-        await until(lambda: "worker ready" in shown.said.read_text())
-        assert await shown.get("/readyz") == (200, "ok\n")
-        assert await shown.get("/livez") == (200, "ok\n")
-        assert (await shown.get("/other"))[0] == 404
+    async with worker(own_server, namespace, tmp_path, "--http", "127.0.0.1:0") as output:
+        await until(lambda: "worker ready" in output.stderr_file.read_text())
+        assert await output.get("/readyz") == (200, "ok\n")
+        assert await output.get("/livez") == (200, "ok\n")
+        assert (await output.get("/other"))[0] == 404
         own_server.kill()
 
         async def unready() -> bool:
-            return await shown.get("/readyz") == (503, "no\n")
+            return await output.get("/readyz") == (503, "no\n")
 
         await until(unready)
-        assert await shown.get("/livez") == (200, "ok\n")
+        assert await output.get("/livez") == (200, "ok\n")
         await asyncio.to_thread(own_server.restart)
 
         async def ready() -> bool:
-            return await shown.get("/readyz") == (200, "ok\n")
+            return await output.get("/readyz") == (200, "ok\n")
 
         await until(ready)
 
         async def noticed() -> bool:
-            return await shown.metric("jsq_reconnects_total") == 1
+            return await output.metric("jsq_reconnects_total") == 1
 
         await until(noticed)
 
@@ -172,16 +172,16 @@ async def test_a_worker_that_starts_before_its_server_waits_for_it(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
     own_server.kill()
-    async with worker(own_server, namespace, tmp_path, "--http", "127.0.0.1:0") as shown:
-        await until(lambda: "start delayed" in shown.said.read_text(), 20)
-        assert await shown.get("/readyz") == (503, "no\n")
-        assert await shown.get("/livez") == (200, "ok\n")
+    async with worker(own_server, namespace, tmp_path, "--http", "127.0.0.1:0") as output:
+        await until(lambda: "start delayed" in output.stderr_file.read_text(), 20)
+        assert await output.get("/readyz") == (503, "no\n")
+        assert await output.get("/livez") == (200, "ok\n")
         await asyncio.to_thread(own_server.restart)
-        await until(lambda: "worker ready" in shown.said.read_text(), 20)
-        assert await shown.get("/readyz") == (200, "ok\n")
+        await until(lambda: "worker ready" in output.stderr_file.read_text(), 20)
+        assert await output.get("/readyz") == (200, "ok\n")
         async with Client(own_server.url, namespace=namespace) as client:
             assert await (await client.task("add").submit(1, 1)).result(20) == 2
-        assert shown.said.read_text().count("start delayed") == 1
+        assert output.stderr_file.read_text().count("start delayed") == 1
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -189,11 +189,11 @@ async def test_a_worker_that_waits_for_its_server_ends_at_once_when_stopped(
     own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until, processes: str
 ) -> None:
     own_server.kill()
-    async with worker(own_server, namespace, tmp_path, "--processes", processes) as shown:
-        await until(lambda: shown.said.read_text().count("start delayed") == int(processes), 20)
-        shown.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(shown.process.wait, 3) == 0
-        assert shown.lines()[-1].endswith("jobs=0")
+    async with worker(own_server, namespace, tmp_path, "--processes", processes) as output:
+        await until(lambda: output.stderr_file.read_text().count("start delayed") == int(processes), 20)
+        output.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(output.process.wait, 3) == 0
+        assert output.lines()[-1].endswith("jobs=0")
 
 
 async def test_the_metrics_of_all_processes_are_merged(
@@ -201,24 +201,24 @@ async def test_the_metrics_of_all_processes_are_merged(
 ) -> None:
     async with worker(
         server, namespace, tmp_path, "--http", "127.0.0.1:0", "--processes", "2", "--concurrency", "3"
-    ) as shown:
+    ) as output:
 
         async def ready() -> bool:
-            return len(await client.admin.workers()) == 2 and await shown.metric("jsq_worker_slots") == 6
+            return len(await client.admin.workers()) == 2 and await output.metric("jsq_worker_slots") == 6
 
-        await until(lambda: "probes at" in shown.said.read_text())
+        await until(lambda: "probes at" in output.stderr_file.read_text())
         await until(ready)
         jobs = await asyncio.gather(*(client.task("add").submit(n, 1) for n in range(30)))
         await asyncio.gather(*(job.result(60) for job in jobs))
 
         async def counted() -> bool:
-            return await shown.metric(r'jsq_jobs_finished_total\{outcome="succeeded".*\}') == 30
+            return await output.metric(r'jsq_jobs_finished_total\{outcome="succeeded".*\}') == 30
 
         await until(counted)
-        assert await shown.get("/livez") == (200, "ok\n")
+        assert await output.get("/livez") == (200, "ok\n")
 
         async def takes_jobs() -> bool:
-            return await shown.get("/readyz") == (200, "ok\n")
+            return await output.get("/readyz") == (200, "ok\n")
 
         await until(takes_jobs)
 
@@ -226,11 +226,11 @@ async def test_the_metrics_of_all_processes_are_merged(
 async def test_each_event_of_a_job_is_one_json_log_entry_without_its_arguments(
     server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
 ) -> None:
-    async with worker(server, namespace, tmp_path, "--log-format", "json", "--log-level", "debug") as shown:
+    async with worker(server, namespace, tmp_path, "--log-format", "json", "--log-level", "debug") as output:
         job = await client.task("add").submit("s3cret", 1)
         await job.wait(10)
-        await until(lambda: "job failed" in shown.said.read_text())
-        lines = [json.loads(line) for line in shown.lines()]
+        await until(lambda: "job failed" in output.stderr_file.read_text())
+        lines = [json.loads(line) for line in output.lines()]
     entries = [line for line in lines if line.get("job") == job.id]
     assert [line["message"] for line in entries] == ["job started", "job failed"]
     assert entries[0] | {"time": "", "token": 0} == {
@@ -244,7 +244,7 @@ async def test_each_event_of_a_job_is_one_json_log_entry_without_its_arguments(
         "attempt": 1,
         "token": 0,
     }
-    assert (entries[1]["reason"], "s3cret" in shown.said.read_text()) == ("bad_arguments", False)
+    assert (entries[1]["reason"], "s3cret" in output.stderr_file.read_text()) == ("bad_arguments", False)
 
 
 async def test_a_worker_that_reloads_runs_the_new_code(
@@ -254,13 +254,13 @@ async def test_a_worker_that_reloads_runs_the_new_code(
     text = f"from jsq import App\napp = App(namespace={namespace!r})\n"
     text += "@app.task\ndef say() -> str:\n    return %r\n"
     code.write_text(text % "old")
-    async with worker(server, namespace, tmp_path, "--reload", app="changing:app") as shown:
+    async with worker(server, namespace, tmp_path, "--reload", app="changing:app") as output:
         assert await (await client.task("say").submit()).result(60) == "old"
         code.write_text(text % "new!")
-        await until(lambda: shown.said.read_text().count("worker ready") == 2, 20)
+        await until(lambda: output.stderr_file.read_text().count("worker ready") == 2, 20)
         assert await (await client.task("say").submit()).result(60) == "new!"
         code.write_text("def broken(:\n")
-        await until(lambda: "waiting for a code change" in shown.said.read_text(), 20)
+        await until(lambda: "waiting for a code change" in output.stderr_file.read_text(), 20)
         code.write_text(text % "mended")
         assert await (await client.task("say").submit()).result(60) == "mended"
 

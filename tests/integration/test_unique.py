@@ -102,7 +102,7 @@ async def test_with_a_window_the_key_is_held_after_the_end_of_its_job(
     gate.open.set()
     async with working():
         first = await work.options(unique="k", unique_for=1.5).submit(1)
-        began = time.monotonic()
+        start_time = time.monotonic()
         await first.result(WAIT)
         assert (await work.options(unique="k", unique_for=1.5).submit(2)).id == first.id
         assert (await work.options(unique="k", throttle=1.5).submit(2)).id == first.id
@@ -111,7 +111,7 @@ async def test_with_a_window_the_key_is_held_after_the_end_of_its_job(
             return not (await work.options(unique="k", unique_for=1.5).submit(3)).duplicate
 
         await until(is_free)
-        assert time.monotonic() - began >= 1.4
+        assert time.monotonic() - start_time >= 1.4
         await until(runs(gate, 1, 3))
 
 

@@ -74,7 +74,7 @@ class Race:
                     raise
                 self.again += 1
 
-    def judge(self, waiting: Iterable[str]) -> None:
+    def check_each_key(self, waiting: Iterable[str]) -> None:
         """All submits of a key returned one job, and that job is stored."""
         wrong = [ids for ids in self.got.values() if len(ids) != 1]
         assert (len(self.got), self.answers, wrong) == (KEYS, KEYS * SUBMITTERS, [])
@@ -113,7 +113,7 @@ async def raced(race: Race, break_something: Callable[[], Awaitable[None]] | Non
     finally:
         race.over = True
     async with Client(race.url) as client:
-        race.judge(await (await client.broker()).job_reader.waiting_ids("default"))
+        race.check_each_key(await (await client.broker()).job_reader.waiting_ids("default"))
     await run_all(race.url, until)
 
 

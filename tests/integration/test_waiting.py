@@ -154,7 +154,7 @@ async def test_a_limited_wait_ends_with_the_last_error() -> None:
     async def attempt() -> None:
         raise BrokerUnavailable(f"at {time.monotonic()}")
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(BrokerError):
         await wait_for_server(attempt, lambda _: None, seconds=0.3)
-    assert 0.3 <= time.monotonic() - began < 2
+    assert 0.3 <= time.monotonic() - start_time < 2
