@@ -1,4 +1,4 @@
-"""The accounts and users of roles, as nats-server.conf and as JWTs have them."""
+"""The accounts and users of roles, in the format of nats-server.conf and as the claims of JWTs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +16,13 @@ from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadOption
 
 DEFAULT_USERS = ("jsq=admin", "submitter=submitter", "worker=worker", "observer=observer")
-"""The users where none are named."""
+"""The users to configure if the caller names none."""
 
 RESPONSE_SECONDS = 15
-"""Seconds without a word after which a request of many answers is over. Idle pulls are told of each 5 s."""
+"""Seconds without a reply after which the server ends a request that has several replies.
+
+The reply to an idle pull is a heartbeat, every 5 s.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Export:
 
 
 class Roles:
-    """The accounts and users of a namespace, to be written down for the server."""
+    """The accounts and users of a namespace, to be written into the configuration of a server."""
 
     def __init__(self, subjects: Subjects, users: Sequence[User]) -> None:
         if len({user.name for user in users}) != len(users):
@@ -47,7 +50,7 @@ class Roles:
     def read(
         cls, subjects: Subjects, users: Sequence[str], queues: Sequence[str], nkeys: Mapping[str, str]
     ) -> "Roles":
-        """Roles from `NAME=ROLE` of each user; without any, an admin and one of each other role."""
+        """Roles from the `NAME=ROLE` of each user; without users, those of `DEFAULT_USERS`."""
         found = cls(subjects, [read_user(text, queues, nkeys) for text in users or DEFAULT_USERS])
         unknown = set(nkeys) - {user.name for user in found.users}
         if unknown:
@@ -61,7 +64,7 @@ class Roles:
         return user_permissions(self._subjects, user)
 
     def imports(self, user: User) -> list[Export]:
-        """What a user's account takes from that of the namespace."""
+        """The exports of the namespace's account that the account of a user imports."""
         found = self.permissions(user)
         return [
             *(Export("service", subject) for subject in found.requests),
@@ -74,8 +77,11 @@ class Roles:
         ]
 
     def exports(self) -> list[Export]:
-        """What the account of the namespace gives away, and to whom; none within another."""
-        wanted = [(one, user) for user in self.guests for one in self.imports(user)]
+        """The exports of the namespace's account, each with the accounts that may import it.
+
+        No export covers another one.
+        """
+        wanted = [(one, user) for user in self.restricted_users for one in self.imports(user)]
         found: list[Export] = []
         for kind in ("service", "stream"):
             for subject in drop_covered(one.subject for one, _ in wanted if one.kind == kind):
@@ -87,18 +93,18 @@ class Roles:
         return found
 
     @property
-    def guests(self) -> list[User]:
-        """The users with an account of their own."""
+    def restricted_users(self) -> list[User]:
+        """The users that are not admins. Each has an account of its own."""
         return [user for user in self.users if not user.is_admin]
 
-    # -- as nats-server.conf has them --------------------------------------------------------------------
+    # -- nats-server.conf --------------------------------------------------------------------------------
 
     def conf(self) -> str:
         """The block `accounts` of nats-server.conf."""
         lines = ["accounts {", f"  {self.main_account} {{", "    jetstream: enabled"]
         lines += [
             "    users: [",
-            *(line for user in self.users if user.is_admin for line in self._user(user)),
+            *(line for user in self.users if user.is_admin for line in self._user_lines(user)),
         ]
         lines += [
             "    ]",
@@ -107,9 +113,9 @@ class Roles:
             "    ]",
             "  }",
         ]
-        for user in self.guests:
+        for user in self.restricted_users:
             lines += [f"  # {user.name}: {user.description}", f"  {self.account(user)} {{"]
-            lines += ["    users: [", *self._user(user), "    ]", "    imports: ["]
+            lines += ["    users: [", *self._user_lines(user), "    ]", "    imports: ["]
             lines += [
                 f'      {{ {one.kind}: {{ account: {self.main_account}, subject: "{one.subject}" }} }}'
                 for one in self.imports(user)
@@ -117,12 +123,12 @@ class Roles:
             lines += ["    ]", "  }"]
         return "\n".join([*lines, "}", ""])
 
-    def _user(self, user: User) -> list[str]:
+    def _user_lines(self, user: User) -> list[str]:
         found = self.permissions(user)
-        who = f"nkey: {user.nkey}" if user.nkey else f"user: {user.name}, password: ${user.variable}"
+        login = f"nkey: {user.nkey}" if user.nkey else f"user: {user.name}, password: ${user.variable}"
         return [
             "      {",
-            f"        {who}",
+            f"        {login}",
             "        permissions {",
             *permission_lines("publish", found.requests + found.streamed_requests),
             *permission_lines("subscribe", found.subscriptions),
@@ -131,21 +137,22 @@ class Roles:
             "      }",
         ]
 
-    # -- as JWTs have them -------------------------------------------------------------------------------
+    # -- JWTs --------------------------------------------------------------------------------------------
 
     def claims(self) -> list[dict[str, Any]]:
-        """For each account its `name`, its claims under `nats`, and its users with theirs.
+        """For each account its `name`, its claims under `nats`, and its `users` with their claims.
 
-        Where a claim of an import names an `account`, that name stands for the account's public key.
+        The `account` of an import is the name of an account; a JWT needs the public key of that account
+        there.
         """
-        home = {
+        main = {
             "name": self.main_account,
             "nats": account_claims(exports=[export_claim(one) for one in self.exports()], jetstream=True),
             "users": [self._user_claims(user) for user in self.users if user.is_admin],
         }
-        return [home, *(self._guest_claims(user) for user in self.guests)]
+        return [main, *(self._restricted_claims(user) for user in self.restricted_users)]
 
-    def _guest_claims(self, user: User) -> dict[str, Any]:
+    def _restricted_claims(self, user: User) -> dict[str, Any]:
         imports = [
             {"name": one.subject, "subject": one.subject, "type": one.kind, "account": self.main_account}
             for one in self.imports(user)

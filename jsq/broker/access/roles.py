@@ -1,15 +1,19 @@
-"""Roles: what one who submits, works, looks on or administers may ask of the server, queue by queue.
+"""Roles: the permissions of submitters, workers, observers and admins on the server, queue by queue.
 
-NATS checks which subjects a user publishes to, but not where he has the answers sent. In one account this
-undoes every list of subjects: who may store a message and have it sent to him can have the server send it to
-another queue, or to the call that purges one. So each user but an admin has an account of his own. It
-holds nothing, and reaches into the account of the namespace by the imports of his roles alone; an answer ends
-where he is. The same subjects are his permissions, so that a refusal is told at once and by name.
+NATS checks the subject that a client publishes to, but not the reply subject. Within one account that defeats
+every list of subjects. A client that may store a message and request it can name another queue, or the API
+call that purges one, as the reply subject; the server then sends the stored message there.
 
-What a role cannot prevent: a submitter of a queue cancels a waiting job by writing its record, so it may
-write any record of that queue; by a header of NATS it may empty what is delayed there. A worker of a queue
-may write any record, result and dead letter of its jobs. Ids of the callers' own, the presence of workers,
-and what is left of the rates of tasks and keys are shared by the namespace.
+So each user that is not an admin has an account of its own. That account holds no streams. It reaches the
+account of the namespace only through the imports that its roles need, and a reply ends in the account of the
+user. The same subjects are the permissions of the user, so that the server refuses a request at once and
+names its subject.
+
+Roles do not prevent the following. A submitter of a queue cancels a waiting job by writing its record, so it
+may write any record of that queue. With a header of NATS (`Nats-Rollup`) it may delete the delayed jobs of
+the queue. A worker of a queue may write any record, result and dead letter of the queue's jobs. All users of
+the namespace share the ids that callers chose, the presence of workers, and the state of the rate limits of
+tasks and keys.
 """
 
 import re
@@ -28,17 +32,20 @@ from jsq.model.job import check_queue
 Role = Literal["submitter", "worker", "observer", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-ALL = "*"
-"""In the place of a queue: all of them, those that are not made yet too."""
+ALL_QUEUES = "*"
+"""In place of the name of a queue: all queues, including those that are created later."""
 
 USER_RULE = "1 to 32 letters, digits, _ or -, starting with a letter"
-_user = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
-_nkey = re.compile(r"U[A-Z2-7]{55}", re.ASCII)
+_user_pattern = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
+_nkey_pattern = re.compile(r"U[A-Z2-7]{55}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class SubjectPermissions:
-    """Subjects: those that are asked, by whether one answer comes or many, and those that are heard."""
+    """The subjects that a user may publish to and subscribe to.
+
+    `requests` have one reply at most, `streamed_requests` have several.
+    """
 
     requests: tuple[str, ...] = ()
     streamed_requests: tuple[str, ...] = ()
@@ -52,7 +59,7 @@ class SubjectPermissions:
         )
 
     def pruned(self) -> "SubjectPermissions":
-        """The same without what stands twice, or within something wider."""
+        """The same permissions without the subjects that another subject of the same kind covers."""
         return SubjectPermissions(
             drop_covered(self.requests),
             drop_covered(self.streamed_requests),
@@ -62,7 +69,7 @@ class SubjectPermissions:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A role for some queues. An admin's is for all. Raises `BadOption`, `BadName`."""
+    """A role for some queues. The role `admin` is for all queues. Raises `BadOption` and `BadName`."""
 
     role: Role
     queues: tuple[str, ...] = ()
@@ -71,21 +78,23 @@ class Grant:
         if self.role not in ROLES:
             raise BadOption("role", self.role, f"must be one of {', '.join(ROLES)}")
         for queue in self.queues:
-            if queue != ALL:
+            if queue != ALL_QUEUES:
                 check_queue(queue)
         if not self.queues and self.role != "admin":
             raise BadOption("queues", self.queues, f"must name at least one queue for a {self.role}")
-        if self.role == "worker" and ALL in self.queues:
+        if self.role == "worker" and ALL_QUEUES in self.queues:
             raise BadOption(
-                "queue", ALL, "must be named for a worker, which may purge the delayed jobs of its queues"
+                "queue",
+                ALL_QUEUES,
+                "must be named for a worker, because a worker may purge the delayed jobs of its queues",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who logs in: by the public `nkey` if it has one, else by a password from the environment.
+    """A user. It logs in with the nkey whose public key is `nkey`, or else with a password.
 
-    Raises `BadName`, `BadOption`.
+    Raises `BadName` and `BadOption`.
     """
 
     name: str
@@ -93,11 +102,11 @@ class User:
     nkey: str = ""
 
     def __post_init__(self) -> None:
-        if not _user.fullmatch(self.name):
+        if not _user_pattern.fullmatch(self.name):
             raise BadName("user", self.name, USER_RULE)
         if not self.grants:
             raise BadOption("user", self.name, "must have a role")
-        if self.nkey and not _nkey.fullmatch(self.nkey):
+        if self.nkey and not _nkey_pattern.fullmatch(self.nkey):
             raise BadOption(
                 "nkey", f"{self.nkey[:1]}...", "must be the public key of a user: U and 55 characters"
             )
@@ -108,26 +117,31 @@ class User:
 
     @property
     def inbox(self) -> str:
-        """What the subjects of his answers begin with; see `Login.inbox_prefix`."""
+        """The prefix of the subjects of its replies; see `Login.inbox_prefix`."""
         return f"_INBOX_{self.name}"
 
     @property
     def variable(self) -> str:
-        """The environment variable that holds his password where the server starts."""
+        """The environment variable of the server that holds the password of the user."""
         return f"{self.name.replace('-', '_').upper()}_PASSWORD"
 
     @property
     def description(self) -> str:
         return "; ".join(
-            f"{grant.role} of {', '.join('all queues' if queue == ALL else queue for queue in grant.queues)}"
+            f"{grant.role} of {', '.join(queue_text(queue) for queue in grant.queues)}"
             if grant.queues
             else grant.role
             for grant in self.grants
         )
 
 
+def queue_text(queue: str) -> str:
+    """The queue of a grant as text for people."""
+    return "all queues" if queue == ALL_QUEUES else queue
+
+
 def read_user(text: str, queues: Sequence[str], nkeys: Mapping[str, str]) -> User:
-    """A user from `NAME=ROLE[:QUEUE,...][+ROLE...]`; `queues` are those of a role that names none."""
+    """A user from `NAME=ROLE[:QUEUE,...][+ROLE...]`. A role that names no queue gets `queues`."""
     name, equals, grants = text.partition("=")
     if not equals:
         raise BadOption(
@@ -145,22 +159,22 @@ def read_grant(text: str, queues: Sequence[str]) -> Grant:
     return Grant(role, tuple(named.split(",")) if named else tuple(queues))
 
 
-# -- what each role reaches ------------------------------------------------------------------------------
+# -- the permissions of each role ------------------------------------------------------------------------
 
 
 def user_permissions(subjects: Subjects, user: User) -> SubjectPermissions:
-    """All that a user's roles reach."""
+    """The permissions that the roles of a user need."""
     found = SubjectPermissions(subscriptions=(f"{user.inbox}.>",))
     for grant in user.grants:
         if grant.role == "admin":
             found += admin_permissions(subjects)
         for queue in grant.queues:
-            found += _of_queue[grant.role](subjects, queue)
+            found += _permissions_by_role[grant.role](subjects, queue)
     return found.pruned()
 
 
 def submitter_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """Submits, looks at a job by its id, waits for it, and cancels it."""
+    """The permissions to submit a job, to read it by its id, to wait for it, and to cancel it."""
     ids, keys = subjects.own_id(ANY), subjects.key("ids", "u.*")
     return reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
@@ -180,10 +194,11 @@ def submitter_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 
 
 def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """Takes jobs and settles them, writes what happens to them and what they keep, writes dead letters.
+    """The permissions to run the jobs of a queue.
 
-    Their callbacks it submits to these queues; to another, it needs to be a submitter of that. It takes the
-    ticks of schedules too, submits their jobs, and has the next ones held.
+    A worker pulls and settles jobs, and writes their records, checkpoints, results and dead letters. It
+    submits callbacks to the same queue; for callbacks of other queues it must also be a submitter of these.
+    It receives the ticks of schedules, submits their jobs, and stores the next ticks.
     """
     ready, keys = subjects.streams.ready(queue), subjects.key("ids", "u.*")
     return (
@@ -219,7 +234,7 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 
 
 def worker_subscriptions(subjects: Subjects, queue: str) -> tuple[str, ...]:
-    """Hears of cancels, of changes of its queue, and of streams that are deleted under it."""
+    """The subscriptions of a worker: cancels, changes of its queue, and advisories of its streams."""
     names = subjects.streams
     shared = [config["name"] for config in shared_configs(subjects, 1)]
     own = (names.ready(queue), names.scheduled(queue), names.groups(queue), names.group_state(queue))
@@ -234,23 +249,23 @@ def worker_subscriptions(subjects: Subjects, queue: str) -> tuple[str, ...]:
 
 
 def tick_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """Takes the ticks of schedules, submits their jobs, cancels what overlaps, has the next ones held."""
-    later, schedule = subjects.streams.scheduled(queue), subjects.schedule(queue, ANY)
+    """The permissions to receive ticks, to cancel jobs that overlap, and to store the next ticks."""
+    scheduled, schedule = subjects.streams.scheduled(queue), subjects.schedule(queue, ANY)
     return SubjectPermissions(
         requests=(
-            f"$JS.ACK.{later}.{TICKS_CONSUMER}.>",
+            f"$JS.ACK.{scheduled}.{TICKS_CONSUMER}.>",
             subjects.cancel(queue),
             subjects.next_tick(queue, ANY),
-            last_message_request(later, subjects.next_tick(queue, ANY)),
+            last_message_request(scheduled, subjects.next_tick(queue, ANY)),
             schedule,
             last_message_request(subjects.streams.bucket("schedules"), schedule),
         ),
-        streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{later}.{TICKS_CONSUMER}",),
+        streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{scheduled}.{TICKS_CONSUMER}",),
     )
 
 
 def limit_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """Keeps to rates, to pauses and to the slots of a queue, and follows what changes of them."""
+    """The permissions to use the rate limits, pauses and slots of a queue, and to learn of changes."""
     changed = subjects.limits.slots_changed(queue)
     records = (*rate_limit_keys(subjects, queue), subjects.limits.slots(queue))
     reads = (last_message_request(subjects.streams.bucket("limits"), record) for record in records)
@@ -261,30 +276,30 @@ def limit_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 
 
 def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """Lets keyed jobs onto their queue in turn."""
-    line, turn = subjects.streams.groups(queue), subjects.streams.group_state(queue)
+    """The permissions to admit the jobs of key groups to their queue."""
+    groups, group_state = subjects.streams.groups(queue), subjects.streams.group_state(queue)
     return SubjectPermissions(
         requests=(
-            f"$JS.ACK.{turn}.>",
-            f"$JS.API.STREAM.MSG.GET.{line}",
-            f"$JS.API.STREAM.MSG.GET.{turn}",
-            f"$JS.API.STREAM.MSG.DELETE.{line}",
+            f"$JS.ACK.{group_state}.>",
+            f"$JS.API.STREAM.MSG.GET.{groups}",
+            f"$JS.API.STREAM.MSG.GET.{group_state}",
+            f"$JS.API.STREAM.MSG.DELETE.{groups}",
             subjects.groups.state(queue, "*"),
             subjects.groups.job(queue, "*", ANY),
             subjects.groups.created(queue),
         ),
         streamed_requests=(
-            f"$JS.API.CONSUMER.MSG.NEXT.{turn}.{WAKEUPS}",
-            f"$JS.API.DIRECT.GET.{line}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{group_state}.{WAKEUPS}",
+            f"$JS.API.DIRECT.GET.{groups}",
         ),
     )
 
 
 def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """Reads jobs, the messages that wait, and dead letters. Of all queues: lists of them too.
+    """The permissions to read jobs, waiting messages and dead letters. For all queues, also to list them.
 
-    An observer of all queues reads the whole event log, if there is one. An observer of one queue reads the
-    last revision that the log has of a job: a request for more can name any queue.
+    An observer of all queues reads the whole event log, if there is one. An observer of one queue reads only
+    the last revision of a job from the log, because a request for more can name any queue.
     """
     found = reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
@@ -294,37 +309,37 @@ def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
         ),
         streamed_requests=tuple(f"$JS.API.DIRECT.GET.{stream}" for stream in job_streams(subjects, queue)),
     )
-    if queue == ALL:
+    if queue == ALL_QUEUES:
         found += SubjectPermissions(requests=("$JS.API.INFO", "$JS.API.DIRECT.GET.*.>"))
     return found
 
 
 def reader_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """Sees a job by its id, what happens to it, and a queue's numbers."""
-    ready, later, line = job_streams(subjects, queue)
-    turn = ALL if queue == ALL else subjects.streams.group_state(queue)
-    asks = (
+    """The permissions to read a job by its id, to follow its events, and to read the numbers of a queue."""
+    ready, scheduled, groups = job_streams(subjects, queue)
+    group_state = ALL_QUEUES if queue == ALL_QUEUES else subjects.streams.group_state(queue)
+    requests = (
         last_message_request(subjects.streams.records, subjects.record(queue, ANY)),
         last_message_request(subjects.streams.records, f"{subjects.record(queue, ANY)}.{PROGRESS}"),
         last_message_request(subjects.streams.records, f"{subjects.record(queue, ANY)}.{RESULT}"),
         last_message_request(subjects.streams.records, subjects.checkpoint(queue, ANY, CHECKPOINT)),
         last_message_request(ready, subjects.ready(queue, "*", ANY)),
-        last_message_request(later, subjects.scheduled(queue, ANY)),
-        last_message_request(later, subjects.due(queue, "*", ANY)),
-        last_message_request(line, subjects.groups.job(queue, "*", ANY)),
-        last_message_request(later, subjects.groups.due(queue, "*", ANY)),
-        f"$JS.API.STREAM.INFO.{line}",
-        f"$JS.API.STREAM.INFO.{turn}",
-        f"$JS.API.CONSUMER.INFO.{turn}.*",
+        last_message_request(scheduled, subjects.scheduled(queue, ANY)),
+        last_message_request(scheduled, subjects.due(queue, "*", ANY)),
+        last_message_request(groups, subjects.groups.job(queue, "*", ANY)),
+        last_message_request(scheduled, subjects.groups.due(queue, "*", ANY)),
+        f"$JS.API.STREAM.INFO.{groups}",
+        f"$JS.API.STREAM.INFO.{group_state}",
+        f"$JS.API.CONSUMER.INFO.{group_state}.*",
         last_message_request(subjects.streams.bucket("limits"), subjects.limits.pauses(queue)),
         f"$JS.API.STREAM.INFO.{ready}",
-        f"$JS.API.STREAM.INFO.{later}",
+        f"$JS.API.STREAM.INFO.{scheduled}",
         f"$JS.API.CONSUMER.INFO.{ready}.*",
-        f"$JS.API.CONSUMER.INFO.{later}.*",
+        f"$JS.API.CONSUMER.INFO.{scheduled}.*",
     )
-    everywhere = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL else ()
+    lists = ("$JS.API.STREAM.LIST", "$JS.API.STREAM.NAMES") if queue == ALL_QUEUES else ()
     return SubjectPermissions(
-        requests=asks + everywhere,
+        requests=requests + lists,
         subscriptions=(
             subjects.stored_record(queue, ANY),
             f"{subjects.stored_record(queue, ANY)}.{PROGRESS}",
@@ -333,14 +348,14 @@ def reader_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 
 
 def admin_permissions(subjects: Subjects) -> SubjectPermissions:
-    """Everything in the account of the namespace, but for the others' inboxes."""
-    ours = f"{subjects.namespace}.>"
+    """The permissions for all of the account of the namespace, except for the inboxes of other users."""
+    own = f"{subjects.namespace}.>"
     return SubjectPermissions(
-        requests=(ours, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), subscriptions=(ours, "$JS.EVENT.>")
+        requests=(own, "$JS.API.>", "$JS.ACK.>", "$KV.>", "$O.>"), subscriptions=(own, "$JS.EVENT.>")
     )
 
 
-_of_queue = {
+_permissions_by_role = {
     "submitter": submitter_permissions,
     "worker": worker_permissions,
     "observer": observer_permissions,
@@ -348,14 +363,14 @@ _of_queue = {
 
 
 def job_streams(subjects: Subjects, queue: str) -> tuple[str, str, str]:
-    """Where the jobs of a queue stand; for all queues, what stands for any stream."""
-    if queue == ALL:
-        return ALL, ALL, ALL
+    """The READY, SCHEDULED and GROUPS streams of a queue; for all queues, a wildcard for each of them."""
+    if queue == ALL_QUEUES:
+        return ALL_QUEUES, ALL_QUEUES, ALL_QUEUES
     return subjects.streams.ready(queue), subjects.streams.scheduled(queue), subjects.streams.groups(queue)
 
 
 def rate_limit_keys(subjects: Subjects, queue: str) -> tuple[str, ...]:
-    """The records of the limiters that a queue's worker writes: of the queue, of any task and any key."""
+    """The keys of the rate limits that a worker of a queue writes: of the queue, of any task and any key."""
     return (
         subjects.limits.queue_rate(queue),
         subjects.limits.task_rate("*"),
@@ -369,17 +384,19 @@ def last_message_request(stream: str, subject: str) -> str:
 
 
 def drop_covered(subjects: Iterable[str]) -> tuple[str, ...]:
-    """Subjects without those that another one covers, in their order."""
-    once = list(dict.fromkeys(subjects))
-    return tuple(one for one in once if not any(other != one and covers(other, one) for other in once))
+    """Subjects without duplicates and without those that another one covers, in their order."""
+    distinct = list(dict.fromkeys(subjects))
+    return tuple(
+        one for one in distinct if not any(other != one and covers(other, one) for other in distinct)
+    )
 
 
 def covers(wide: str, narrow: str) -> bool:
-    """Whether a subject with wildcards holds all of another."""
-    theirs = narrow.split(".")
-    for place, token in enumerate(wide.split(".")):
+    """Whether each subject that `narrow` matches is also matched by `wide`."""
+    tokens = narrow.split(".")
+    for index, token in enumerate(wide.split(".")):
         if token == ">":
-            return len(theirs) > place
-        if place >= len(theirs) or theirs[place] == ">" or (token not in ("*", theirs[place])):
+            return len(tokens) > index
+        if index >= len(tokens) or tokens[index] == ">" or (token not in ("*", tokens[index])):
             return False
-    return len(theirs) == wide.count(".") + 1
+    return len(tokens) == wide.count(".") + 1
