@@ -151,7 +151,9 @@ async def test_a_full_disk_leaves_a_submit_unknown_and_the_error_names_the_check
     conf = f"jetstream {{ store_dir: '{tiny_disk}/js', max_file_store: 1GB }}\n# %s"
     stored: list[str] = []
     async with small(tmp_path, conf) as app:
-        with pytest.raises(SubmitUnknown, match=r"/healthz whether the disk is full.*submit again") as caught:
+        with pytest.raises(
+            SubmitUnknown, match=r"/healthz whether the disk is full.*Submitting again"
+        ) as caught:
             await submit_on(app.client.task("any").options(), 50_000, stored)
         assert caught.value.retryable
     subprocess.run(["mount", "-o", "remount,size=64m", tiny_disk], check=True)  # noqa: ASYNC221 -- short

@@ -1,1 +1,1 @@
-"""jobs."""
+"""Stores and finds jobs: their messages, their records, their history."""

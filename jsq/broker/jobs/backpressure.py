@@ -1,8 +1,9 @@
-"""Room on a full queue, or a full server: who waits for it, and how often it is asked for.
+"""Backpressure: makes submits wait while a queue, or the server, is full.
 
-Those of one connection stand in line, and only the first of them asks: a hundred who wait burden the server
-no more than one does. While there is no room the pauses grow, with jitter, so that many connections do not
-ask at the same moment; once there was some, it is asked for at once.
+The waiting submits of one connection take turns, and only the first of them sends requests: a hundred waiting
+submits burden the server no more than one. While there is no room, the pauses between its tries grow. They
+have jitter, so that many connections do not try at the same moment. After a try that succeeded, the next one
+follows at once.
 """
 
 import asyncio
@@ -20,14 +21,14 @@ T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 2.0
-"""Seconds of the first pause between two tries, and of the longest."""
+"""Seconds of the first and of the longest pause between two tries."""
 
 QUEUE_LIMITS = {"max_jobs": "max_msgs", "max_bytes": "max_bytes"}
-"""A queue's limits, and what the server calls them."""
+"""The limits of a queue, each with its name in the configuration of a stream."""
 
 
 class WaitForRoom:
-    """How long someone waits for room: so many seconds, counted anew whenever some was found."""
+    """The time for which a caller waits for room. It starts again each time that there was room."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -37,35 +38,35 @@ class WaitForRoom:
         self._end = time.monotonic() + self._seconds
 
     @property
-    def left(self) -> float:
-        """Seconds that are left, never less than none."""
+    def seconds_left(self) -> float:
+        """The remaining seconds, at least 0."""
         return max(0.0, self._end - time.monotonic())
 
 
 class WaitingSubmits:
-    """Those who wait for room on one queue; `full` is how the last try ended."""
+    """The submits that wait for room on one queue. `full` is the error of the last try."""
 
     def __init__(self, full: QueueFull | BrokerFull) -> None:
         self.full = full
         self.length = 0
-        self.turn = asyncio.Lock()
+        self.lock = asyncio.Lock()
         self._pause = FIRST_PAUSE_SECONDS
 
     def pause(self, *, pick: Callable[[float, float], float] = random.uniform) -> float:
-        """Seconds until the next try, each time more."""
+        """The seconds until the next try. They grow with each call."""
         pause, self._pause = (
             self._pause,
             max(FIRST_PAUSE_SECONDS, min(LONGEST_PAUSE_SECONDS, self._pause * 2)),
         )
         return pick(pause / 2, pause)
 
-    def moves(self) -> None:
-        """There was room, so there may be more."""
+    def reset_pause(self) -> None:
+        """Try again at once: there was room, so there may be more."""
         self._pause = 0.0
 
 
 class Backpressure:
-    """The lines of one connection."""
+    """The waiting submits of one connection, by queue."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._jetstream = namespace.jetstream
@@ -73,9 +74,9 @@ class Backpressure:
         self._waiting: dict[str, WaitingSubmits] = {}
 
     async def wait(self, queue: str, store: Callable[[], Awaitable[T]], room: WaitForRoom | None) -> T:
-        """Store something for which there may be no room; with `room`, try again until there is.
+        """Call `store`; with `room`, call it again while it raises that there is no room.
 
-        Raises `QueueFull` or `BrokerFull`, as the last try did, when the wait has ended.
+        When the time of `room` has passed, raises the `QueueFull` or `BrokerFull` of the last try.
         """
         if room is None:
             return await store()
@@ -87,7 +88,7 @@ class Backpressure:
         waiting = self._waiting[queue]
         waiting.length += 1
         try:
-            found = await self._wait_for_turn(waiting, store, room)
+            found = await self._store_in_turn(waiting, store, room)
         finally:
             waiting.length -= 1
             if not waiting.length:
@@ -96,44 +97,44 @@ class Backpressure:
         return found
 
     async def with_limit(self, full: QueueFull) -> QueueFull:
-        """The same error, with the value that the limit has now."""
+        """The same error, with the present value of the limit."""
         value = None
         with contextlib.suppress(BrokerError):
             stream = await self._jetstream.stream_info(self._subjects.streams.ready(full.queue))
             value = stream["config"][QUEUE_LIMITS[full.limit]] if stream is not None else None
         return QueueFull(full.queue, full.limit, value)
 
-    async def _wait_for_turn(
+    async def _store_in_turn(
         self, waiting: WaitingSubmits, store: Callable[[], Awaitable[T]], room: WaitForRoom
     ) -> T:
         try:
-            async with asyncio.timeout(room.left):
-                await waiting.turn.acquire()
+            async with asyncio.timeout(room.seconds_left):
+                await waiting.lock.acquire()
         except TimeoutError:
             raise copy_full_error(waiting.full) from None
         try:
             return await self._retry_until_room(waiting, store, room)
         finally:
-            waiting.turn.release()
+            waiting.lock.release()
 
     async def _retry_until_room(
         self, waiting: WaitingSubmits, store: Callable[[], Awaitable[T]], room: WaitForRoom
     ) -> T:
         while True:
-            await asyncio.sleep(min(waiting.pause(), room.left))
+            await asyncio.sleep(min(waiting.pause(), room.seconds_left))
             try:
                 found = await store()
             except FULL as full:
                 waiting.full = full
-                if not room.left:
+                if not room.seconds_left:
                     raise
             else:
-                waiting.moves()
+                waiting.reset_pause()
                 return found
 
 
 def copy_full_error(full: QueueFull | BrokerFull) -> QueueFull | BrokerFull:
-    """A copy of the error for another caller: each raised error has one owner."""
+    """A copy of the error for another caller: two callers must not raise the same exception object."""
     if isinstance(full, QueueFull):
         return QueueFull(full.queue, full.limit, full.value)
     return BrokerFull(str(full))

@@ -1,14 +1,16 @@
 """The event log that a namespace may have: a stream that copies every revision of every record.
 
-It has a retention of its own, so it keeps what the bucket does not: the revisions of records that have
-expired, and more than the last 64 of a record. The time of a copy is when it was copied. So a revision that
-the bucket holds too is read from there.
+The log has a retention of its own. So it keeps revisions that the bucket does not: those of records that have
+expired, and those before the last 64 of a record. The timestamp of a copy is the time of copying. For this
+reason, a revision that the bucket holds too is read from the bucket.
 
-The log sources the bucket, and the server resumes such a source by itself: within 0.07 s after a kill of a
-single server (12 restarts), within 0.3 s after a kill of all three of a cluster, but only 5 to 10 s after the
-leader of the log alone has died. So workers do not resume it as they resume the sources of a queue
-(`jsq.broker.flow.due_jobs`): no job waits for the log, it catches up by itself, and `follow` and `history`
-read the bucket meanwhile. Only a record that is removed within these seconds is missing in the log.
+The log sources the bucket, and the server resumes a source by itself. It does so within 0.07 s after a kill
+of a single server (12 restarts), and within 0.3 s after a kill of all three servers of a cluster. If only the
+leader of the log has died, it takes 5 to 10 s.
+
+Workers resume the sources of a queue (`jsq.broker.flow.due_jobs`), but not the source of the log. No job
+waits for the log, it catches up by itself, and `follow` and `history` read the bucket meanwhile. Only a
+record that is deleted within these seconds is missing in the log.
 """
 
 from dataclasses import replace
@@ -22,11 +24,11 @@ from jsq.model.revision import StoredRevision
 from jsq.transport.replies import NoResponders, Reply
 
 ORIGIN = "Nats-Stream-Source"
-"""The header of a copy: the stream and the sequence of the original, and more."""
+"""The header of a copy. It begins with the stream and the sequence of the original."""
 
 
 class EventLog:
-    """Reads the history of jobs, from the event log too if there is one."""
+    """Reads the history of jobs, also from the event log if there is one."""
 
     def __init__(self, namespace: Namespace, records: RecordStore) -> None:
         self._reads = namespace.reads
@@ -35,8 +37,8 @@ class EventLog:
         self._records = records
 
     async def history(self, id: str, queue: str, *, since: datetime | None = None) -> list[StoredRevision]:
-        """The revisions of records and the progress reported, in their order; see `RecordStore.history`."""
-        # The log first: a revision that the bucket drops meanwhile has been copied.
+        """The revisions of a job's record and its reported progress, in order; see `RecordStore.history`."""
+        # Reads the log first: a revision that the server deletes from the bucket meanwhile has been copied.
         copies = await self._copies(id, queue, since)
         held = await self._records.history(id, queue, since=since)
         known = {one.sequence for one in held}
@@ -56,7 +58,7 @@ class EventLog:
 
 
 def read_copy(reply: Reply) -> StoredRevision | None:
-    """A revision from its copy, with the sequence of the original."""
+    """The revision in a copy, with the sequence of the original."""
     origin = reply.headers.get(ORIGIN, "").split()
     if len(origin) < 2 or not origin[1].isdecimal():
         return None

@@ -1,7 +1,8 @@
-"""Expiries: jobs that nobody began in time, told and recorded by the server's clock.
+"""Expiry: decides by the server's clock which jobs did not start in time, and records it.
 
-Nothing on the server removes such a job by itself: a message with a life of its own would be taken from under
-a worker that has begun it. Who reads judges; who meets the message, a worker or a sweep, records it.
+The server does not delete such a job by itself: it would delete a message with a TTL also while a worker runs
+the job. So each reader decides whether a job has expired. A worker or a sweep records the expiry when it
+finds the message.
 """
 
 import contextlib
@@ -18,14 +19,14 @@ from jsq.model.revision import Revision, StoredRevision
 from jsq.transport.replies import WrongSequence
 
 CLOCK_SECONDS = 60.0
-"""How long the server's clock is taken to go on as it was learned."""
+"""Seconds for which the last measured offset of the server's clock is used."""
 
-SOON = 0.02
-"""Seconds after which one who waits looks again where the moment has come."""
+MIN_WAIT_SECONDS = 0.02
+"""Seconds to wait at least for the next revision of a job whose expiry time has come."""
 
 
 class JobExpiry:
-    """Tells which jobs have expired, and records it."""
+    """Decides which jobs have expired, and records it."""
 
     def __init__(self, namespace: Namespace, records: RecordStore) -> None:
         self._wire = namespace.wire
@@ -35,13 +36,13 @@ class JobExpiry:
         self._records = records
 
     async def moment(self, expires: float | datetime, queue: str) -> datetime:
-        """When a job expires that is submitted now, by the server's clock. Raises `BadOption`."""
+        """The expiry time, by the server's clock, of a job that is submitted now. Raises `BadOption`."""
         return expiry_time(expires, None, await self.now(queue))
 
     async def now(self, queue: str) -> datetime:
-        """A moment that has passed by the server's clock, just now; makes the queue where it is missing.
+        """The time by the server's clock, minus the uncertainty; creates the queue if it is missing.
 
-        One request in a minute; where that is not allowed, our own clock has to do.
+        Sends at most one request a minute. If the user may not send it, the local clock is used.
         """
         clock = self._wire.clock
         if time.monotonic() - clock.learned > CLOCK_SECONDS:
@@ -51,27 +52,27 @@ class JobExpiry:
         return datetime.fromtimestamp(clock.now() - clock.doubt, UTC)
 
     async def apply_expiry(self, found: StoredRevision) -> StoredRevision:
-        """A job's last event as it reads now."""
+        """The last revision of a job, or its expiry if the job has expired by now."""
         return apply_expiry(found, await self.now(found.queue)) if has_not_started(found) else found
 
     async def apply_expiry_to_all(self, found: Sequence[StoredRevision]) -> Sequence[StoredRevision]:
-        """The last events of many jobs as they read now."""
+        """The last revisions of many jobs, with their expiries applied; see `apply_expiry`."""
         first = next((one for one in found if has_not_started(one)), None)
         if first is None:
             return found
         now = await self.now(first.queue)
         return [apply_expiry(one, now) for one in found]
 
-    def left(self, found: StoredRevision | None, most: float) -> float:
-        """Seconds that one waits for the next event of a job: until it expires, `most` of them."""
+    def seconds_to_wait(self, found: StoredRevision | None, limit: float) -> float:
+        """The seconds to wait for the next revision of a job: until it expires, but at most `limit`."""
         if found is None or found.revision.expires is None or not has_not_started(found):
-            return most
+            return limit
         clock = self._wire.clock
-        left = found.revision.expires.timestamp() - clock.now() + clock.doubt
-        return min(most, max(SOON, left))
+        until_expiry = found.revision.expires.timestamp() - clock.now() + clock.doubt
+        return min(limit, max(MIN_WAIT_SECONDS, until_expiry))
 
     async def record(self, found: StoredRevision) -> bool:
-        """Record a job that has expired as such; False if it has not, or its log has moved on."""
+        """Record that a job has expired. Returns False if it has not, or if its record has changed."""
         now = await self.now(found.queue)
         last = await self._records.last(found.job, found.queue, consistent=True)
         if not has_expired(last or found, now):
@@ -86,7 +87,7 @@ class JobExpiry:
         return True
 
     async def with_kept_arguments(self, queue: str, event: Revision) -> Revision:
-        """A final event of a job; without arguments if the job's submit or its queue says so."""
+        """A final revision of a job, without its arguments if the job's options or its queue drop them."""
         if not event.has_arguments and not event.arguments_size:
             return event
         kept = event.options.get("keep_arguments") is not False

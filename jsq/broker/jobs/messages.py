@@ -1,4 +1,4 @@
-"""The messages of jobs, as they are stored on the server, and what they tell."""
+"""The messages of jobs, as the server stores them, and the state of a job that its message shows."""
 
 import contextlib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ ROOM_FOR_HEADERS = 2_048
 """Bytes of a message reserved for the headers that the server and retries add."""
 
 SHORT_TOKEN = 64
-"""The longest token of an id for which that suffices: the headers hold a subject that ends with it."""
+"""The longest token of an id for which `ROOM_FOR_HEADERS` suffices: a header holds the token in a subject."""
 
 
 def job_message(
@@ -33,8 +33,8 @@ def job_message(
 ) -> OutgoingMessage:
     """The message of a job: for its queue or its key group, or with `due` for the SCHEDULED stream.
 
-    The server refuses it if a message with the id of the job exists in the same place; on a queue with
-    `expect`, unless the last one has that sequence.
+    The server refuses it if a message with the id of the job exists in the same place. On a queue with
+    `expect`, the server refuses it unless the last message with that id has this sequence.
     """
     envelope_lines = b"".join([header_line(name, value) for name, value in envelope.encode(job).items()])
     if due is None and job.waits_for_key:
@@ -50,10 +50,10 @@ def job_message(
 
 @dataclass(frozen=True, slots=True)
 class JobTemplate:
-    """What is equal in the messages of jobs that differ from `job` only in their id and their arguments.
+    """The common part of the messages of jobs that differ from `job` only in their id and their arguments.
 
-    The subject of a message is `subject` and the token of the id. Its headers are `headers`, that token, and
-    the end of the block.
+    The subject of a message is `subject` followed by the token of the id. Its headers are `headers` followed
+    by that token and the end of the block.
     """
 
     job: Job
@@ -62,13 +62,13 @@ class JobTemplate:
 
 
 def job_template(subjects: Subjects, job: Job) -> JobTemplate:
-    """The template of jobs like this one, which are due at once."""
+    """The template of the messages of jobs like this one, which are due at once."""
     message = job_message(subjects, replace(job, id=STEM))
     return JobTemplate(job, message.subject, (HEADERS_START + message.lines).decode().removesuffix("\r\n"))
 
 
 def check_size(job: Job, max_payload: int, place: int = 0) -> None:
-    """Raises `BadArguments` for a job that is larger than the server takes."""
+    """Raise `BadArguments` if a job is larger than the server accepts."""
     limit = max_payload - ROOM_FOR_HEADERS
     if len(job.arguments) < limit // 2:
         return
@@ -78,7 +78,7 @@ def check_size(job: Job, max_payload: int, place: int = 0) -> None:
     if len(job.arguments) + headers > limit:
         raise BadArguments(
             f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
-            f"the server takes {limit:,} in all, by its max_payload: store the content elsewhere "
+            f"the server takes {limit:,} in all (max_payload); store the content elsewhere "
             "and submit its address",
             place,
         )
@@ -92,12 +92,12 @@ def schedule_target(subjects: Subjects, job: Job) -> str:
 
 
 def id_of(stored: Reply) -> str:
-    """The id of the job of a stored message."""
+    """The id of the job whose message was stored."""
     return read_id(last_token(stored))
 
 
 def matches(found: Reply, headers: Mapping[str, str], payload: bytes) -> bool:
-    """Whether a stored schedule is the one that was written, apart from the sequence it expected."""
+    """Whether a stored schedule has these headers and this payload, apart from the expected sequence."""
     stored = found.headers
     expected_headers = {name: value for name, value in headers.items() if name != EXPECTED}
     return found.payload == payload and all(
@@ -106,7 +106,10 @@ def matches(found: Reply, headers: Mapping[str, str], payload: bytes) -> bool:
 
 
 def schedule_headers(due: datetime, target: str) -> dict[str, str]:
-    """The headers of a schedule that the server publishes to `target` when due, unless one exists already."""
+    """The headers of a schedule that the server publishes to `target` when due.
+
+    The server refuses it if a schedule exists on the same subject.
+    """
     return {EXPECTED: "0", SCHEDULE: f"@at {revisions.format_time(due)}", TARGET: target}
 
 
@@ -117,7 +120,7 @@ def seconds_until(due: datetime | None, now: datetime) -> float:
 def event_from_message(queue: str, id: str, message: Reply, state: str) -> StoredRevision:
     """The state of a job without a record, from its message. Its sequence is 0: no write can expect it.
 
-    A job that was due, and has to wait for a limit or for the end of a pause, is queued.
+    A requeued job, which was due and waits for a limit or for the end of a pause, has the state `queued`.
     """
     state = "queued" if REQUEUED in message.headers else state
     at = revisions.parse_time(message.headers["Nats-Time-Stamp"])
@@ -137,17 +140,17 @@ def event_from_message(queue: str, id: str, message: Reply, state: str) -> Store
 
 
 def message_priority(message: Reply) -> Priority:
-    """The priority of a message, from its subject, or from the target of its schedule."""
+    """The priority of a message, from its subject or from the target of its schedule."""
     headers = message.headers
     return envelope.header_priority(headers, headers.get(TARGET, headers["Nats-Subject"]))
 
 
 def submitted_priority(message: Reply) -> Priority:
-    """The priority that a job was submitted with; a job that was admitted may be ahead at another."""
+    """The priority that a job was submitted with. The message of a requeued job may have a higher one."""
     header = message.headers.get(SUBMITTED_PRIORITY, "")
     return header if header in PRIORITIES else message_priority(message)
 
 
 def scheduled_time(headers: Mapping[str, str]) -> datetime:
-    """The due time of a schedule with these headers; `PAST` for one that is due at once."""
+    """The due time of a schedule with these headers; `PAST` if it is due at once."""
     return revisions.parse_time(headers[SCHEDULE].removeprefix("@at "))

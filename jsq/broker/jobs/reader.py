@@ -1,4 +1,4 @@
-"""Finds jobs: by their records, or by their messages while they have none."""
+"""Finds jobs by their records, or by their messages while they have no record."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.messages import event_from_message, id_of
-from jsq.broker.jobs.records import MOST_KEYS, RecordStore, read_event
+from jsq.broker.jobs.records import MAX_RECORDS_READ, RecordStore, read_event
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec.subject_token import ANY
 from jsq.errors import BrokerUnavailable, JobNotFound, NotAllowed
@@ -17,11 +17,11 @@ from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 from jsq.transport.replies import NoReply, NoResponders, Reply, sequence_of
 
 RECHECK_SECONDS = 5.0
-"""Seconds after which a waiting caller reads the log again, in case an event was lost on its way."""
+"""Seconds after which a waiting caller reads the record again, in case a revision did not arrive."""
 
 FALLBACK_SECONDS = 2.0
 FALLBACK_POLL_SECONDS = 0.02
-"""Seconds for which a fallback is waited for that a record names, and between two looks."""
+"""Seconds to wait for a fallback that a record names, and seconds between two reads."""
 
 
 Place: TypeAlias = tuple[str, str, str]
@@ -29,7 +29,7 @@ Place: TypeAlias = tuple[str, str, str]
 
 
 class JobReader:
-    """Finds jobs, and follows what becomes of them."""
+    """Finds jobs, and follows their revisions."""
 
     def __init__(self, namespace: Namespace, records: RecordStore, expiry: JobExpiry) -> None:
         self._wire = namespace.wire
@@ -45,9 +45,9 @@ class JobReader:
     ) -> StoredRevision | None:
         """The state of a job by its record, or else by its message; with expiry and progress applied.
 
-        If no replica knows the job, or one says that it failed, the leaders are asked; with `consistent`,
-        only they are. A fallback that is about to be submitted is waited for; with `pending`, it is returned
-        as queued.
+        Reads from replicas first. If the replica does not know the job, or reports that it has failed, reads
+        from the leaders too; with `consistent`, reads only from the leaders. Waits for a fallback that a
+        worker is about to submit; with `pending`, returns it as queued at once.
         """
         try:
             found = None if consistent else await self._find(id, queue)
@@ -65,14 +65,17 @@ class JobReader:
         return await self._records.progress(await self._records.with_result(await self._as_of_now(found)))
 
     async def wait_for_outcome(self, id: str, queue: str) -> StoredRevision:
-        """Wait for a job's final event. Raises `JobNotFound`."""
+        """Wait for a job's final revision. Raises `JobNotFound`."""
         async for found in self.follow(id, queue, final_only=True):
             if found.revision.state in FINAL_STATES:
                 return await self._records.with_result(found) if found.revision.result_apart else found
         raise JobNotFound(id)
 
     async def follow(self, id: str, queue: str, *, final_only: bool = False) -> AsyncIterator[StoredRevision]:
-        """A job's last event, then each new one up to the final event, or only that. Raises `JobNotFound`."""
+        """Yield a job's last revision, then each new one up to the final revision.
+
+        With `final_only`, yields the final revision only after the last one. Raises `JobNotFound`.
+        """
         arrived: asyncio.Queue[StoredRevision] = asyncio.Queue()
         refusals, seen, consistent = self._wire.refusals, -1, False
         last: StoredRevision | None = None
@@ -85,12 +88,14 @@ class JobReader:
                     arrived.put_nowait(last)
                     if refusals.subscriptions:
                         refusals.check_subscription(subject)
-                    consistent = True  # no event arrived: the replica that answered may be far behind
+                    consistent = True  # if no revision arrives, the replica that answered may be far behind
                 with contextlib.suppress(TimeoutError):
                     while True:
                         expires = last is not None and last.revision.expires is not None
                         async with asyncio.timeout(
-                            self._expiry.left(last, RECHECK_SECONDS) if expires else RECHECK_SECONDS
+                            self._expiry.seconds_to_wait(last, RECHECK_SECONDS)
+                            if expires
+                            else RECHECK_SECONDS
                         ):
                             event = await arrived.get()
                         state = event.revision.state
@@ -103,13 +108,13 @@ class JobReader:
                     raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
 
     async def is_queued(self, queue: str, sequence: int) -> bool:
-        """Whether the message with a sequence is still on its queue."""
+        """Whether the message with this sequence is still on its queue."""
         return (
             await self._reads.get(self._subjects.streams.ready(queue), sequence, consistent=True) is not None
         )
 
     async def find_in_group(self, queue: str, id: str) -> Reply | None:
-        """The message of a job that waits in its key group, or is due there, from the leaders."""
+        """The message of a job that waits in its key group, or that is due there. Reads from the leaders."""
         if not await self._streams.has_groups(queue):
             return None
         subjects = self._subjects
@@ -126,30 +131,32 @@ class JobReader:
         """The ids whose message is on a queue; none if the user may not read it."""
         found: set[str] = set()
         with contextlib.suppress(NoResponders, NotAllowed):
-            for start in range(0, len(ids), MOST_KEYS):
-                subjects = [self._subjects.ready(queue, "*", id) for id in ids[start : start + MOST_KEYS]]
+            for start in range(0, len(ids), MAX_RECORDS_READ):
+                subjects = [
+                    self._subjects.ready(queue, "*", id) for id in ids[start : start + MAX_RECORDS_READ]
+                ]
                 replies = await self._reads.last_per_subject(self._subjects.streams.ready(queue), subjects)
                 found.update(id_of(reply) for reply in replies)
         return found
 
     async def known_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
         """The ids for which a job exists: on the queue, scheduled, running or ended."""
-        # In the order in which a job goes on.
+        # Reads the places in the order in which a job moves, so that it misses no job.
         known = await self._scheduled_ids(queue, ids)
         known |= await self.queued_ids(queue, [id for id in ids if id not in known])
         recorded = await self._records.last_each(queue, [id for id in ids if id not in known])
         return known | recorded.keys()
 
     async def _scheduled_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
-        """The ids with a message that is scheduled, or due and on its way to the queue."""
+        """The ids whose message is scheduled, or is due and on its way to the queue."""
         subjects, found = self._subjects, set[str]()
         stream = subjects.streams.scheduled(queue)
         with contextlib.suppress(NoResponders, NotAllowed):
-            for start in range(0, len(ids), MOST_KEYS // 2):
-                some = ids[start : start + MOST_KEYS // 2]
-                asked = [subjects.scheduled(queue, id) for id in some]
-                asked += [subjects.due(queue, "*", id) for id in some]
-                replies = await self._reads.last_per_subject(stream, asked)
+            for start in range(0, len(ids), MAX_RECORDS_READ // 2):
+                part = ids[start : start + MAX_RECORDS_READ // 2]
+                patterns = [subjects.scheduled(queue, id) for id in part]
+                patterns += [subjects.due(queue, "*", id) for id in part]
+                replies = await self._reads.last_per_subject(stream, patterns)
                 found.update(id_of(reply) for reply in replies)
         return found
 
@@ -170,34 +177,35 @@ class JobReader:
         return list(found.values())
 
     async def _may_have_gone_on(self, found: StoredRevision) -> bool:
-        """Whether the replica that answered may be behind a change that callers rely on.
+        """Whether the replica that answered may lack a change that callers rely on.
 
-        An expired job may have begun in time. A failed job may have been retried, also by this caller, who
-        is not to be given the failure of before.
+        An expired job may have started in time. A failed job may have been retried, perhaps by this caller,
+        which must not get the earlier failure.
         """
         return found.state == "failed" or (await self._as_of_now(found)).state != found.state
 
     async def _as_of_now(self, found: StoredRevision) -> StoredRevision:
-        """A job's last event as it reads now: the job may have expired."""
+        """The last revision of a job, or its expiry if the job has expired by now."""
         return found if found.revision.expires is None else await self._expiry.apply_expiry(found)
 
     async def _find(self, id: str, queue: str, *, consistent: bool = False) -> StoredRevision | None:
-        """A job by its record, by its message, or by a record that was written in between."""
+        """A job by its record, by its message, or by a record that was written between these two reads."""
         found = await self._records.last(id, queue, consistent=consistent) or await self.find_by_message(
             id, queue, consistent=consistent
         )
         return found or await self._records.last(id, queue, consistent=consistent)
 
     async def _find_fallback(self, id: str, queue: str, *, pending: bool) -> StoredRevision | None:
-        """A fallback that the record of another job names, and that its worker has not submitted yet.
+        """A fallback that the record of another job names, and that the worker has not submitted yet.
 
-        The worker submits it after it has recorded the failure, and before it settles that job's message.
+        The worker submits a fallback after it has recorded the failure, and before it settles the message of
+        the failed job.
         """
         failed, end = await self._owner_of_fallback(id), time.monotonic() + FALLBACK_SECONDS
         while failed is not None and await self.is_queued(failed.current_queue, failed.revision.message):
             if pending:
-                home = failed.queue if queue == "*" else queue
-                return StoredRevision(home, id, 0, failed.at, Revision("queued", submitted=failed.at))
+                origin = failed.queue if queue == "*" else queue
+                return StoredRevision(origin, id, 0, failed.at, Revision("queued", submitted=failed.at))
             if time.monotonic() > end:
                 return None
             await asyncio.sleep(FALLBACK_POLL_SECONDS)
@@ -207,14 +215,14 @@ class JobReader:
         return await self._find(id, queue, consistent=True) if failed is not None else None
 
     async def _owner_of_fallback(self, id: str) -> StoredRevision | None:
-        """The failed job that a fallback with an id replaces, if that may not be submitted yet."""
+        """The failed job whose fallback has this id, if the fallback may not be submitted yet."""
         named = parse_fallback_id(id)
         if named is None:
             return None
         job, token = named
         queue, start = "*", None
         with contextlib.suppress(NotAllowed):
-            # Its token is a revision of the job's record, so the job is found if its id is hashed, too.
+            # The token is a revision of the job's record. It identifies the job even if its id is hashed.
             start = (
                 await self._reads.get(self._subjects.streams.records, token, consistent=True)
                 if token
@@ -232,7 +240,7 @@ class JobReader:
         """A job without a record, by its message."""
         queues = [queue] if queue != "*" else await self._streams.queue_names()
         for name in queues:
-            # A queue may have been removed. A consistent read does not skip a queue without a leader.
+            # A queue may have been removed. But a consistent read must not skip a queue without a leader.
             with contextlib.suppress(*() if consistent else (NoResponders,)):
                 found = await self._find_at(
                     self._usual_places(name, id), name, id, consistent=consistent
@@ -253,24 +261,25 @@ class JobReader:
     async def places(self, queue: str) -> Sequence[Place]:
         """The places of the messages of a queue.
 
-        Read in this order, they show each job, also one that becomes due or is put off meanwhile. The first
-        place is also the last: of that, what is new since suffices.
+        A caller that reads them in this order finds each job, even if it becomes due or is requeued
+        meanwhile. The first place is also the last one; there, the caller may skip the messages that it has
+        read.
         """
         return (*self._usual_places(queue, ANY), *await self._other_places(queue, ANY))
 
     def _usual_places(self, queue: str, id: str) -> Sequence[Place]:
-        """The places of a job's message: its queue, where most are, and then where it is due later."""
+        """The places of a job's message: its queue, where most jobs are, and its SCHEDULED stream."""
         subjects = self._subjects
-        later = subjects.streams.scheduled(queue)
+        scheduled = subjects.streams.scheduled(queue)
         return (
             (subjects.streams.ready(queue), subjects.ready(queue, "*", id), "queued"),
-            (later, subjects.scheduled(queue, id), "scheduled"),
+            (scheduled, subjects.scheduled(queue, id), "scheduled"),
             # Due, but not yet sourced by the READY stream: after a restart of the server that takes seconds.
-            (later, subjects.due(queue, "*", id), "queued"),
+            (scheduled, subjects.due(queue, "*", id), "queued"),
         )
 
     async def _other_places(self, queue: str, id: str) -> Sequence[Place]:
-        """The places after those: the key group, and once more the queue, for a job that moved meanwhile."""
+        """The other places: the key group, and once more the queue, in case the job has moved meanwhile."""
         subjects = self._subjects
         ready = (subjects.streams.ready(queue), subjects.ready(queue, "*", id), "queued")
         if not await self._streams.has_groups(queue):

@@ -1,12 +1,12 @@
-"""The records of jobs: one key of the KV bucket `jobs` for each job that a worker or an operator has touched.
+"""The records of jobs: one key of the KV bucket `jobs` for each job that a worker or an operator has changed.
 
-The last revision of a key is the state of its job, the earlier ones are its history, and the sequence of a
+The last revision of a key is the state of its job, and the earlier ones are its history. The sequence of a
 revision is the fencing token. A write expects the revision that its writer last read. The server refuses a
-stale write, and nobody who reads or watches the bucket ever sees it. A job that only waits has no record: its
-message tells its state.
+stale write, and no reader or subscriber ever receives it. A job that only waits has no record: its message
+shows its state.
 
-Values that belong to a job beside its record (progress, checkpoints, large results) have keys below that of
-the record. Their writes expect the record's revision, so a worker that lost its lease can store none.
+The other values of a job (progress, checkpoints, large results) have keys below that of the record. Their
+writes expect the revision of the record, so a worker that lost its lease cannot store any of them.
 """
 
 import asyncio
@@ -45,21 +45,21 @@ TTL = "Nats-TTL"
 DELETED = {"KV-Operation": "DEL"}
 """The header of a revision that deletes its key, as KV clients write it."""
 
-MOST_KEYS = 500
-"""Records that one request asks for: the server finds so many in some 20 ms."""
+MAX_RECORDS_READ = 500
+"""Records that one request reads at most: the server finds so many in about 20 ms."""
 
 RECORD_SECONDS = 7 * 86_400
-"""Seconds for which a record of a job stays that ended in its first attempt.
+"""Seconds for which the server keeps the record of a job that ended in its first attempt.
 
-All revisions of such a job have this TTL. The last is the youngest, so no earlier one outlives it. The record
-of a job that went on after its first attempt stays as long as the bucket's `max_age`.
+All revisions of such a job have this TTL. The last one is the youngest, so no earlier one outlives it. The
+record of a job with further attempts stays for the `max_age` of the bucket.
 """
 
 MAX_RECORD_RESULT = 64 * 1024
-"""Bytes of a result that a record holds. A larger one has a key of its own."""
+"""Bytes of a result that a record holds at most. A larger result has a key of its own."""
 
 PROGRESS_SECONDS = 86_400
-"""Seconds for which a reported progress stays."""
+"""Seconds for which the server keeps reported progress."""
 
 
 class RecordStore:
@@ -74,12 +74,12 @@ class RecordStore:
         self._commits = GroupCommit(namespace.wire)
 
     def group_writes(self, way: WriteGrouping) -> None:
-        """Whether writes go in groups where many are under way: where that is faster, always, or never."""
+        """Choose whether concurrent writes are grouped: always, never, or when that is faster."""
         self._commits = GroupCommit(self._wire, way)
 
     @property
     def direct(self) -> bool:
-        """Whether a write may be published by itself, without `put`: nothing is grouped or measured now."""
+        """Whether a caller may publish a write itself, without `put`: no write is grouped or measured now."""
         return self._commits.pace.direct
 
     # -- write -------------------------------------------------------------------------------------------
@@ -94,11 +94,11 @@ class RecordStore:
         ttl: float | None = None,
         while_: Callable[[], bool] | None = None,
     ) -> int:
-        """Write a revision on top of the revision `expect`, 0 for the first; returns its sequence.
+        """Write a revision after the revision `expect`, 0 for the first; returns its sequence.
 
-        `ttl` is how many seconds it stays, None for as long as the bucket keeps it. Raises `WrongSequence`
-        if the record has another revision, and what `publish_with_retry` raises after `while_` has returned
-        False.
+        The server keeps it for `ttl` seconds, or for the `max_age` of the bucket if that is None. Raises
+        `WrongSequence` if the last revision is not `expect`, and the errors of `publish_with_retry` once
+        `while_` has returned False.
         """
         return await self.put(queue, id, revisions.encode(event), expect=expect, ttl=ttl, while_=while_)
 
@@ -112,9 +112,9 @@ class RecordStore:
         ttl: float | None = None,
         while_: Callable[[], bool] | None = None,
     ) -> int:
-        """Write a revision that is encoded already; see `write`."""
+        """Write an encoded revision; see `write`."""
         commits = self._commits
-        token = id if id.isalnum() and id.isascii() else token_of(id)  # without a call for most
+        token = id if id.isalnum() and id.isascii() else token_of(id)  # saves a call for most ids
         subject, lines = f"{self._prefix}{queue}.{token}", expected_here(expect, ttl)
         headers = b"".join((HEADERS_START, lines, HEADERS_END))
         try:
@@ -143,7 +143,8 @@ class RecordStore:
     ) -> int:
         """Write a revision and other messages of the bucket in one atomic batch; see `write`.
 
-        All are stored or none. The record alone has an expectation, so the others must have none.
+        The server stores all of them or none. Only the record has an expected revision: the other messages
+        must not have one.
         """
         record = OutgoingMessage(self._subjects.record(queue, id), body, expected_here(expect, ttl))
         messages = (*others, record)
@@ -156,7 +157,10 @@ class RecordStore:
             return await with_retry(self._wire, once, while_=while_, failed=failed)
 
     def write_progress(self, queue: str, id: str, event: Revision, *, token: int) -> None:
-        """Publish how far a running attempt is. The server refuses it if the attempt's token is stale."""
+        """Publish the progress of a running attempt.
+
+        The server refuses it if the attempt's token is stale.
+        """
         record = self._subjects.record(queue, id)
         headers = expecting(token, record) | {TTL: str(PROGRESS_SECONDS)}
         self._wire.send(f"{record}.{PROGRESS}", revisions.encode(event), headers)
@@ -164,24 +168,24 @@ class RecordStore:
     async def delete(
         self, queue: str, id: str, found: StoredRevision, letter: OutgoingMessage | None
     ) -> None:
-        """Delete a record, and the dead letter that `letter` overwrites, by one atomic batch.
+        """Delete a record, and the dead letter that `letter` overwrites, in one atomic batch.
 
-        The history stays until it is purged: `deleted` finds it. Raises `WrongSequence` if the record has
-        another revision than the `found` one.
+        The history stays until a caller purges it; `deleted` finds it. Raises `WrongSequence` if `found` is
+        not the last revision.
         """
         record = self._subjects.record(queue, id)
         others = (letter,) if letter is not None else ()
-        # Without a TTL: an earlier revision must not appear again if the purge does not come about.
+        # Without a TTL: if the purge fails, no earlier revision may become the last one again.
         lines = expected_here(found.sequence, None) + header_line("KV-Operation", "DEL")
         messages = (*others, OutgoingMessage(record, b"", lines))
         try:
             await with_retry(self._wire, functools.partial(commit, self._wire, messages))
-        except WrongSequence:  # perhaps by an earlier try, whose answer was lost
+        except WrongSequence:  # perhaps because of an earlier try whose answer was lost
             if await self.last(id, queue, consistent=True) is not None:
                 raise
 
     async def deleted(self, id: str, queue: str = "*") -> tuple[str, int] | None:
-        """The queue of a job whose record is deleted and has yet to be purged, and the sequence of that."""
+        """The queue of a job whose record is deleted but not purged yet, and the sequence of the deletion."""
         reply = await self._reads.last(self._stream, self._subjects.record(queue, id), consistent=True)
         if reply is None or reply.headers.get("KV-Operation") != DELETED["KV-Operation"]:
             return None
@@ -190,18 +194,18 @@ class RecordStore:
     # -- read --------------------------------------------------------------------------------------------
 
     async def last(self, id: str, queue: str = "*", *, consistent: bool = False) -> StoredRevision | None:
-        """The last revision of a job's record; None for a job without one.
+        """The last revision of a job's record; None if the job has no record.
 
-        A replica may not have it yet. With `consistent`, the leader is asked.
+        A replica may not have it yet. With `consistent`, reads from the leader.
         """
         reply = await self._reads.last(self._stream, self._subjects.record(queue, id), consistent=consistent)
         return read_event(reply) if reply is not None else None
 
     async def last_at_least(self, queue: str, id: str, least: int) -> StoredRevision | None:
-        """The last revision of a record that is known to have come to the sequence `least`.
+        """The last revision of a record whose sequence is known to be at least `least`.
 
-        The replica that answers may be behind: then it is asked again. Raises `NoReply` if none has come to
-        `least` within 5 s.
+        The replica that answers may be behind; if so, reads again. Raises `NoReply` if no replica has reached
+        `least` within `READ_SECONDS`.
         """
         subject, end = self._subjects.record(queue, id), time.monotonic() + READ_SECONDS
         while True:
@@ -210,49 +214,51 @@ class RecordStore:
                 if (int(reply.headers["Nats-Sequence"]) if reply is not None else 0) >= least:
                     return read_event(reply) if reply is not None else None
             if time.monotonic() > end:
-                raise NoReply(f"no replica that was asked has come to revision {least} of job {id}")
+                raise NoReply(f"no replica has reached revision {least} of job {id} in {READ_SECONDS:g} s")
             await asyncio.sleep(0.1)
 
     async def last_of_state(self, queue: str, id: str, state: str) -> StoredRevision | None:
-        """The last revision with a state, among those that the history holds."""
+        """The last revision with this state, among those that the history holds."""
         found = await self.history(id, queue)
         return next((one for one in reversed(found) if one.state == state), None)
 
     async def last_each(self, queue: str, ids: Sequence[str]) -> dict[str, StoredRevision]:
         """The last revisions of some jobs of a queue, by their ids; without the jobs that have no record."""
         found: list[Reply] = []
-        for start in range(0, len(ids), MOST_KEYS):
-            keys = [self._subjects.record(queue, id) for id in ids[start : start + MOST_KEYS]]
+        for start in range(0, len(ids), MAX_RECORDS_READ):
+            keys = [self._subjects.record(queue, id) for id in ids[start : start + MAX_RECORDS_READ]]
             try:
                 found += await self._reads.last_per_subject(self._stream, keys)
             except NoResponders:
                 await self._jetstream.check_absent(self._stream)
                 return {}  # no job was submitted yet
-            except NotAllowed:  # a user of one queue may only read the key of each job
-                asked = (self._reads.last(self._stream, key) for key in keys)
-                found += [reply for reply in await asyncio.gather(*asked) if reply is not None]
+            except NotAllowed:  # a user of one queue may only read one key per request
+                reads = (self._reads.last(self._stream, key) for key in keys)
+                found += [reply for reply in await asyncio.gather(*reads) if reply is not None]
         return {event.job: event for reply in found if (event := read_event(reply)) is not None}
 
     async def list_last(self, queue: str = "*") -> list[StoredRevision]:
-        """The last revision of each record, the one that changed last at the end."""
+        """The last revision of each record, in the order of the changes."""
         replies = await self._reads.fetch(self._stream, self._subjects.record(queue, ANY))
         return newest_each(replies)
 
     async def progress(self, found: StoredRevision) -> StoredRevision:
-        """A running job with the progress that its attempt reported last, if it did."""
+        """A running job, with the last progress that its attempt reported, if any."""
         if found.state != "running" or found.revision.delivery == 0:
             return found
         key = f"{self._subjects.record(found.queue, found.job)}.{PROGRESS}"
         with contextlib.suppress(NotAllowed):
             reply = await self._reads.last(self._stream, key)
-            told = read_event(reply) if reply is not None else None
-            if told is not None and told.revision.token in (found.sequence, found.revision.token):
-                event = replace(found.revision, progress=told.revision.progress, text=told.revision.text)
+            reported = read_event(reply) if reply is not None else None
+            if reported is not None and reported.revision.token in (found.sequence, found.revision.token):
+                event = replace(
+                    found.revision, progress=reported.revision.progress, text=reported.revision.text
+                )
                 return replace(found, revision=event)
         return found
 
     async def with_result(self, found: StoredRevision) -> StoredRevision:
-        """A job with its result, if that has a key of its own; without one if that has expired."""
+        """A job, with its result if that has a key of its own; without the result if it has expired."""
         if not found.revision.result_apart:
             return found
         key = f"{self._subjects.record(found.queue, found.job)}.{RESULT}"
@@ -265,9 +271,9 @@ class RecordStore:
     async def history(
         self, id: str = ANY, queue: str = "*", *, after: int = 0, since: datetime | None = None
     ) -> list[StoredRevision]:
-        """The revisions of a job's record (or of all), and the progress reported, in their order.
+        """The revisions of a job's record (or of all records), and the reported progress, in order.
 
-        The server holds the last 64 revisions of a record.
+        The server keeps the last 64 revisions of a record.
         """
         start = revisions.format_time(since) if since is not None else ""
         record = self._subjects.record(queue, id)
@@ -279,7 +285,7 @@ class RecordStore:
     # -- wait --------------------------------------------------------------------------------------------
 
     async def check_subscription(self, id: str, queue: str) -> None:
-        """Raise `NotAllowed` if the user may not subscribe to what `subscribe` listens for."""
+        """Raise `NotAllowed` if the user may not subscribe to the subject of `subscribe`."""
         await self._wire.flush()
         self._wire.refusals.check_subscription(self._subjects.stored_record(queue, id))
 
@@ -287,9 +293,10 @@ class RecordStore:
     async def subscribe(
         self, id: str, queue: str, arrived: asyncio.Queue[StoredRevision], *, final_only: bool = False
     ) -> AsyncIterator[str]:
-        """Put the revisions of a job into `arrived` as the server stores them; or only the final one.
+        """Put the revisions of a job into `arrived` as the server stores them.
 
-        Without `final_only`, reported progress too. Yields the subject of the subscription.
+        Includes reported progress. With `final_only`, puts only the final revision there. Yields the subject
+        of the subscription.
         """
         subject = self._subjects.stored_record(queue, id)
 
@@ -321,12 +328,12 @@ def is_final(body: bytes) -> bool:
 
 
 def result_message(record: str, result: bytes, keep: float) -> OutgoingMessage:
-    """A result with a key of its own, for `keep` seconds."""
+    """The message of a result with a key of its own, which the server keeps for `keep` seconds."""
     return OutgoingMessage(f"{record}.{RESULT}", result, _ttl_line(keep))
 
 
 def record_ttl(*, first: bool) -> float | None:
-    """The TTL of a revision: whether it belongs to the `first` attempt of its job, or what came in place."""
+    """The TTL of a revision; `first` if it belongs to the first attempt of its job, or replaces that."""
     return RECORD_SECONDS if first else None
 
 
@@ -336,23 +343,23 @@ def _ttl_line(seconds: float) -> bytes:
 
 
 def expected_here(sequence: int, ttl: float | None) -> bytes:
-    """The header lines of a write that expects a revision of its own key."""
+    """The header lines of a write that expects this sequence as the last one of its own key."""
     line = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % sequence
     return line if ttl is None else line + _ttl_line(ttl)
 
 
 def expecting(sequence: int, subject: str) -> dict[str, str]:
-    """The headers of a write that expects a sequence of another subject."""
+    """The headers of a write that expects this sequence as the last one of another subject."""
     return {EXPECTED: str(sequence), EXPECTED_ON: subject}
 
 
 def expected(sequence: int, subject: str) -> bytes:
-    """`expecting`, as header lines."""
+    """The headers of `expecting`, as header lines."""
     return f"{EXPECTED}: {sequence}\r\n{EXPECTED_ON}: {subject}\r\n".encode()
 
 
 def newest_each(replies: Sequence[Reply]) -> list[StoredRevision]:
-    """The newest revision of each record among some revisions, in the order of their sequences."""
+    """The last revision of each record among some revisions, in the order of their sequences."""
     newest: dict[str, Reply] = {}
     for reply in replies:
         subject = reply.headers["Nats-Subject"]
@@ -362,12 +369,12 @@ def newest_each(replies: Sequence[Reply]) -> list[StoredRevision]:
 
 
 def read_event(reply: Reply) -> StoredRevision | None:
-    """A revision of a record; None for a deleted record, and for what jsq did not write."""
+    """A revision of a record; None if the record is deleted, or if jsq did not write it."""
     headers = reply.headers
     tokens = headers.get("Nats-Subject", "").split(".")
     try:
         queue, id = tokens[2], tokens[3]
-        if not (id.isalnum() and id.isascii()):  # else it is its own token
+        if not (id.isalnum() and id.isascii()):  # other ids are their own tokens
             id = read_id(id)
         sequence, at = int(headers["Nats-Sequence"]), revisions.parse_time(headers["Nats-Time-Stamp"])
         return StoredRevision(queue, id, sequence, at, revisions.decode(reply.payload))

@@ -1,4 +1,4 @@
-"""The value that every class is given that reads or stores jobs."""
+"""The value that the constructor of every class takes that reads or stores jobs."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from jsq.broker.topology.namespace import Namespace
 
 @dataclass(frozen=True, slots=True)
 class JobStore:
-    """The jobs of one namespace: their records and expiry, and the ways to find and to store them."""
+    """The jobs of one namespace: their records and expiry, and the objects that find and store them."""
 
     records: RecordStore
     expiry: JobExpiry

@@ -47,7 +47,7 @@ Message: TypeAlias = tuple[str, bytes, Headers]
 
 @dataclass(frozen=True, slots=True)
 class IdClaim:
-    """The claim of an id that a caller chose: `new` if this call made it, `stored` if the job is stored."""
+    """The claim of an id that a caller chose: `new` if this call wrote it, `stored` if the job is stored."""
 
     new: bool
     queue: str
@@ -75,7 +75,7 @@ class JobWriter:
     async def submit(self, job: Job, due: datetime | None = None, wait: WaitForRoom | None = None) -> None:
         """Store a job with a generated id, to run at once or when due; with `wait`, wait for room.
 
-        Raises `QueueFull`, `BrokerFull`, `BadArguments` (too large), `SubmitUnknown`, `BrokerUnavailable`.
+        Raises `QueueFull`, `BrokerFull`, `BadArguments` (too large), `SubmitUnknown` and `BrokerUnavailable`.
         """
         self.check_size(job)
         if job.waits_for_key:
@@ -85,7 +85,7 @@ class JobWriter:
         await self._submit(job.queue, job.id, lambda: self._store(job.current_queue, message), wait)
 
     def dated(self, job: Job, due: datetime | None) -> Job:
-        """A job with the time of its submit, if the time of its first message will not be that one."""
+        """A job with the time of its submit, if the server will not store its first message at that time."""
         if due is None or job.submitted:
             return job
         return replace(job, submitted=round(1000 * self._wire.clock.now()))
@@ -95,9 +95,9 @@ class JobWriter:
         return job_template(self._subjects, job)
 
     async def submit_like(self, template: JobTemplate, id: str, arguments: bytes) -> None:
-        """Store a job that has its id and arguments, and all else from a template; see `submit`.
+        """Store a job with this id and these arguments, and everything else from a template; see `submit`.
 
-        The id is a generated one, and so its own token.
+        The id must be generated: a generated id is its own token.
         """
         job = template.job
         if 2 * len(arguments) >= self._wire.max_payload - ROOM_FOR_HEADERS:
@@ -110,9 +110,9 @@ class JobWriter:
     async def submit_if_absent(
         self, job: Job, due: datetime | None = None, wait: WaitForRoom | None = None, *, expect: int = 0
     ) -> bool:
-        """Store a job as `submit` does, unless a message with its id exists: then return False.
+        """Store a job as `submit` does. Returns False, and stores nothing, if a message with its id exists.
 
-        With `expect`, replace its schedule with that sequence; see `replace_scheduled`.
+        With `expect`, replaces the schedule that has this sequence; see `replace_scheduled`.
         """
         self.check_size(job)
         return await self._submit(job.queue, job.id, lambda: self._store_if_absent(job, due, expect), wait)
@@ -120,7 +120,7 @@ class JobWriter:
     async def _submit(
         self, queue: str, id: str, put: Callable[[], Awaitable[T]], wait: WaitForRoom | None
     ) -> T:
-        """Store a job, and say of an error what it means for the job."""
+        """Store a job; translates an error into what it means for the job."""
         try:
             return await (put() if wait is None else self._backpressure.wait(queue, put, wait))
         except NoReply as error:
@@ -128,35 +128,36 @@ class JobWriter:
                 raise
             raise SubmitUnknown(id, DEADLINE_SECONDS, str(error)) from error
         except NoResponders as error:
-            raise BrokerUnavailable(f"queue {queue} has had no leader for long: {error}") from error
+            raise no_leader_error(queue, error) from error
         except QueueFull as full:
             raise await self._backpressure.with_limit(full) from None
 
     async def submit_once(
         self, job: Job, due: datetime | None = None, wait: WaitForRoom | None = None
     ) -> tuple[str, bool]:
-        """Store a job under an id that the caller chose, once; returns its queue, and whether it existed."""
+        """Store a job with an id that the caller chose, once; returns its queue, and whether it existed."""
         self.check_size(job)
         keep = str(round(ID_SECONDS + seconds_until(due, self._wire.clock.moment())))
         claim = await self._backpressure.wait(job.queue, lambda: self._claim(job, keep), wait)
         if (not claim.new and claim.stored) or await self._records.last(
             job.id, claim.queue, consistent=True
         ) is not None:
-            # Of a new claim, too: a record may stay for longer than the claim of its id.
+            # Checked for a new claim, too: a record may outlive the claim of its id.
             return claim.queue, True
-        stood = (
+        existed = (
             not claim.new
             and await self._reader.find_by_message(job.id, claim.queue, consistent=False) is not None
         )
-        # New, or claimed by a client that may have died before storing it. If it exists, this stores nothing.
+        # The claim is new, or its client may have died before it stored the job. If the job exists, this
+        # stores nothing.
         await self.submit(replace(job, queue=claim.queue), due, wait)
         stored = json.dumps({"queue": claim.queue, "stored": True}).encode()
         key = self._subjects.own_id(job.id)
         self._wire.send(key, stored, {EXPECTED: str(claim.revision), TTL: keep})
-        return claim.queue, stood
+        return claim.queue, existed
 
     async def enqueue(self, job: Job, *, while_: Callable[[], bool] | None = None) -> bool:
-        """Store a job on its queue, or in its key group, unless it is there already.
+        """Store a job on its queue, or in its key group, unless its message exists there.
 
         Returns whether that took more than one try.
         """
@@ -165,7 +166,7 @@ class JobWriter:
     async def schedule(
         self, job: Job, due: datetime | None, *, while_: Callable[[], bool] | None = None
     ) -> bool:
-        """Schedule a job for its queue, unless it is scheduled already.
+        """Schedule a job for its queue, unless a schedule with its id exists.
 
         Returns whether that took more than one try.
         """
@@ -184,9 +185,9 @@ class JobWriter:
         return False
 
     async def replace_scheduled(self, job: Job, due: datetime, *, expect: int) -> bool:
-        """Replace the schedule of a job that has the sequence `expect`; 0 if it has none yet.
+        """Replace the schedule of a job that has the sequence `expect`; 0 if the job has no schedule yet.
 
-        Returns False if that schedule was published, or replaced by another.
+        Returns False if the server has published that schedule, or another client has replaced it.
         """
         subject = self._subjects.scheduled(job.current_queue, job.id)
         headers = {
@@ -196,7 +197,7 @@ class JobWriter:
         }
         try:
             await self._publish(job.current_queue, subject, job.arguments, headers, None)
-        except WrongSequence:  # perhaps by the first try of this call, whose answer was lost
+        except WrongSequence:  # perhaps because of the first try of this call, whose answer was lost
             found = await self._reads.last(
                 self._subjects.streams.scheduled(job.current_queue), subject, consistent=True
             )
@@ -206,13 +207,17 @@ class JobWriter:
     async def enqueue_once(self, job: Job, *, while_: Callable[[], bool]) -> None:
         """Store a job whose id is derived from its cause. Calling twice stores it once.
 
-        A stored job is not stored again, and its record refuses the start of a job that has run.
+        The server refuses the message while the first one exists. Once the job has run, its record prevents
+        another start.
         """
         self.check_size(job)
         await self.enqueue(job, while_=while_)
 
     async def publish_shared(self, subject: str, payload: bytes, headers: Headers) -> int:
-        """Store a value of no queue, such as a claim; returns its sequence. Raises `WrongSequence`."""
+        """Store a value that belongs to no queue, such as a claim; returns its sequence.
+
+        Raises `WrongSequence`.
+        """
         return (await self._publish(None, subject, payload, headers))[0]
 
     async def ensure_scheduled(
@@ -220,7 +225,7 @@ class JobWriter:
     ) -> None:
         """Schedule the next attempt of a job, which its record announces at `job.previous_sequence`.
 
-        If the job was cancelled meanwhile, the schedule is removed: its record may expire before it is due.
+        If the job was cancelled meanwhile, removes the schedule: the record may expire before it is due.
         """
         await self.schedule(job, due, while_=while_)
         last = await self._records.last(job.id, job.queue)
@@ -230,19 +235,20 @@ class JobWriter:
                 self._subjects.scheduled(job.current_queue, job.id),
             )
 
-    async def remove(self, lane: str, id: str, *, keyed: bool = True) -> None:
+    async def remove(self, queue: str, id: str, *, keyed: bool = True) -> None:
         """Remove a job's messages from a queue, its key group and its SCHEDULED stream.
 
         A job that is not `keyed` was never in a key group.
         """
-        subjects = self._subjects
-        await self._jetstream.purge(subjects.streams.scheduled(lane), subjects.scheduled(lane, id))
-        if keyed and await self._streams.has_groups(lane):
-            await self._jetstream.purge(subjects.streams.scheduled(lane), subjects.groups.due(lane, "*", id))
-            await self._jetstream.purge(subjects.streams.groups(lane), subjects.groups.job(lane, "*", id))
-        # A due message stays for a moment after the queue has taken it over.
-        await self._jetstream.purge(subjects.streams.scheduled(lane), subjects.due(lane, "*", id))
-        await self._jetstream.purge(subjects.streams.ready(lane), subjects.ready(lane, "*", id))
+        subjects, purge = self._subjects, self._jetstream.purge
+        ready, scheduled = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
+        await purge(scheduled, subjects.scheduled(queue, id))
+        if keyed and await self._streams.has_groups(queue):
+            await purge(scheduled, subjects.groups.due(queue, "*", id))
+            await purge(subjects.streams.groups(queue), subjects.groups.job(queue, "*", id))
+        # A due message stays for a moment after the READY stream has sourced it.
+        await purge(scheduled, subjects.due(queue, "*", id))
+        await purge(ready, subjects.ready(queue, "*", id))
 
     async def requeue(
         self,
@@ -252,9 +258,10 @@ class JobWriter:
         level: Priority | None = None,
         marks: Mapping[str, str] | None = None,
     ) -> None:
-        """Schedule a copy of a delivered message after some seconds, as it is or at another priority.
+        """Schedule a copy of a delivered message for its queue after `delay` seconds.
 
-        `marks` are headers to add or replace; an empty value removes the header.
+        It keeps its priority, or gets the one of `level`. `marks` are headers to add or replace; an empty
+        value removes the header.
         """
         target = self._subjects.due(delivery.queue, level or delivery.priority, delivery.id)
         headers = own_headers(delivery.headers) | dict(marks or {})
@@ -264,7 +271,7 @@ class JobWriter:
     async def requeue_message(
         self, target: str, payload: bytes, headers: Mapping[str, str], delay: float = 0.0
     ) -> None:
-        """Schedule a message for its queue after some seconds, unless its job is scheduled already."""
+        """Schedule a message for its queue after `delay` seconds, unless its job is scheduled."""
         _, _, queue, _, token = target.split(".")
         due = self._wire.clock.moment() + timedelta(seconds=delay)
         with contextlib.suppress(WrongSequence):
@@ -272,18 +279,18 @@ class JobWriter:
             await self._publish(queue, subject, payload, {**headers, **schedule_headers(due, target)}, None)
 
     def check_size(self, job: Job, place: int = 0) -> None:
-        """Raises `BadArguments` for a job that is larger than the server takes."""
+        """Raise `BadArguments` if a job is larger than the server accepts."""
         check_size(job, self._wire.max_payload, place)
 
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _store(self, queue: str, message: Message) -> None:
-        """Store a job, unless it is there already."""
+        """Store a job, unless its message exists."""
         with contextlib.suppress(WrongSequence):
             await self._publish(queue, *message)
 
     async def _store_if_absent(self, job: Job, due: datetime | None, expect: int) -> bool:
-        """Store a job; False if a message of it exists."""
+        """Store a job; returns False if its message exists."""
         if due is not None:
             return await self.replace_scheduled(self.dated(job, due), due, expect=expect)
         message = job_message(self._subjects, job)
@@ -303,8 +310,8 @@ class JobWriter:
     ) -> tuple[int, bool]:
         """Store a message; creates its queue, or the shared streams, if they are missing.
 
-        Returns its sequence, and whether that took a second try. Raises `NoReply` if it may have been stored,
-        `NoResponders` if it was not, and what the server says.
+        Returns its sequence, and whether that took a second try. Raises `NoReply` if the server may have
+        stored it, `NoResponders` if it has not, and the error of the server if it refuses the message.
         """
         try:
             return await self._wire.publish(subject, payload, headers), False
@@ -333,3 +340,8 @@ class JobWriter:
                 return await self._claim(job, keep)
             held = json.loads(reply.payload)
             return IdClaim(False, held["queue"], held["stored"], int(reply.headers["Nats-Sequence"]))
+
+
+def no_leader_error(queue: str, error: NoResponders) -> BrokerUnavailable:
+    """The error of a submit that no leader has answered until the deadline."""
+    return BrokerUnavailable(f"queue {queue} has had no leader for {DEADLINE_SECONDS:g} s: {error}")
