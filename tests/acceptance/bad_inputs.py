@@ -1,8 +1,9 @@
-"""The table of sixty bad inputs: what its rows have in common.
+"""The table of sixty bad inputs: the common parts of its rows.
 
-A row is a test, or several, whose id begins with the row's number: `07-nul`. The rows stand in the files
-`test_bad_inputs*.py` beside this one; `tests/unit/test_bad_inputs.py` counts them. A row about something that
-jsq does not have says `no-such-door`: it holds that the door is closed, and fails when somebody opens it.
+A row is one test or several tests, whose ids begin with the number of the row: `07-nul`. The rows are in the
+files `test_bad_inputs*.py` of this folder; `tests/unit/test_bad_inputs.py` counts them. The id of a row about
+a feature that jsq does not have contains `no-such-door`. The test checks that the feature is missing, and
+fails once it is added.
 """
 
 import re
@@ -18,17 +19,17 @@ _number = re.compile(r"(\d\d)-")
 
 
 def row(id: str) -> pytest.MarkDecorator:
-    """One row, which is one test."""
+    """Mark a test as one row."""
     return pytest.mark.parametrize((), [pytest.param(id=id)])
 
 
 def rows(given: Mapping[str, object]) -> pytest.MarkDecorator:
-    """Rows, or several inputs of one row, by their ids; each is `given` to the test."""
+    """Parametrize a test with rows, or with several inputs of one row, by their ids; the value is `given`."""
     return pytest.mark.parametrize("given", [pytest.param(value, id=id) for id, value in given.items()])
 
 
 def numbers(function: object) -> Iterator[int]:
-    """The numbers of the rows that a test has."""
+    """The numbers of the rows of a test."""
     for mark in getattr(function, "pytestmark", ()):
         if mark.name == "parametrize":
             ids = (str(getattr(case, "id", "")) for case in mark.args[1])
@@ -36,7 +37,7 @@ def numbers(function: object) -> Iterator[int]:
 
 
 async def stored(client: Client) -> int:
-    """How many messages the server holds for a client's namespace."""
+    """The number of messages that the server holds for the namespace of a client."""
     broker = await client.broker()
     answer = await broker.wire.api("STREAM.LIST", {"subject": f"{client.namespace}.>"})
     ids = await broker.jetstream.stream_info(broker.subjects.streams.bucket("ids"))
@@ -44,7 +45,7 @@ async def stored(client: Client) -> int:
     return sum(int(stream["state"]["messages"]) for stream in streams)
 
 
-def told(caught: pytest.ExceptionInfo[Exception], *parts: str) -> bool:
-    """Whether an error is one line that holds each of these: the field, the value, the limit."""
+def mentions(caught: pytest.ExceptionInfo[Exception], *parts: str) -> bool:
+    """Whether an error is one line that contains each of the parts: the field, the value, the limit."""
     message = str(caught.value)
     return message.isprintable() and all(part in message for part in parts)

@@ -1,7 +1,7 @@
-"""`jsq`, run as users run it: the command itself, in a process of its own.
+"""Runs `jsq` as users run it: the command itself, in a process of its own.
 
-Most commands run in a fork of a warm process, see `tests.helpers.forkserver`. A test of processes, signals
-or terminals, and one that runs code of its own, starts the interpreter.
+Most commands run in a fork of a process with the imports done, see `tests.helpers.forkserver`. Tests of
+processes, signals or terminals, and tests that run code of their own, start a new interpreter.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.helpers.forkserver import ForkServer
 SECONDS = 30.0
 
 AT_START = ("PYTHON", "LC_", "LANG")
-"""Variables that the interpreter reads when it starts."""
+"""The variables that the interpreter reads when it starts."""
 
 Dying = Callable[..., Awaitable[None]]
 Listed = Callable[..., Awaitable[None]]
@@ -35,7 +35,7 @@ Listed = Callable[..., Awaitable[None]]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended, and what it wrote."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -52,7 +52,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Command:
-    """Runs `jsq` against the test's server and namespace, in a folder of the test's own."""
+    """Runs `jsq` with the server and the namespace of the test, in a folder of the test."""
 
     environment: dict[str, str]
     folder: Path
@@ -64,7 +64,7 @@ class Command:
     async def __call__(
         self, *words: str, stdin: bytes = b"", code: str = "", environment: dict[str, str] | None = None
     ) -> Ended:
-        """Run `jsq` to its end; or some code of a test's own, in its stead."""
+        """Run `jsq`, or the code of a test in its place, until it ends."""
         if code or any(name.startswith(AT_START) for name in environment or {}):
             async with self.running(*words, code=code, environment=environment) as process:
                 out, err = await process.communicate(stdin)
@@ -109,7 +109,7 @@ class Command:
     async def on_terminal(
         self, *words: str, typed: bytes = b"", environment: dict[str, str] | None = None
     ) -> Ended:
-        """Run `jsq` on a terminal, where out and err are one."""
+        """Run `jsq` on a terminal, which receives both stdout and stderr."""
         ours, theirs = pty.openpty()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "jsq", *words),
@@ -128,7 +128,7 @@ class Command:
 
 @contextlib.asynccontextmanager
 async def ending(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
-    """See that a process ends, in time or by force."""
+    """Terminate a process at the end of the block, and kill it if it does not end in time."""
     late = asyncio.get_running_loop().call_later(SECONDS, process.kill)
     try:
         yield
@@ -167,7 +167,7 @@ def jsq(
 
 @pytest.fixture
 def listed(client: Client, until: Until) -> Listed:
-    """`await listed(2)` waits until so many jobs are listed, which is just after they were submitted."""
+    """`await listed(2)` waits until two jobs are listed, which is shortly after their submit."""
 
     async def listed(count: int = 1) -> None:
         async def complete() -> bool:
@@ -180,7 +180,7 @@ def listed(client: Client, until: Until) -> Listed:
 
 @pytest.fixture
 def dying(client: Client, until: Until) -> Dying:
-    """`await dying(2)` waits for so many dead letters: they are written just after the failure is."""
+    """`await dying(2)` waits for two dead letters, which are written shortly after the failures."""
 
     async def dying(count: int = 1) -> None:
         async def there() -> bool:

@@ -1,4 +1,4 @@
-"""Bad inputs 19 to 24, 28 and 29: what a job is to carry."""
+"""Bad inputs 19 to 24, 28 and 29: arguments and headers of jobs."""
 
 import enum
 import json
@@ -15,7 +15,7 @@ from jsq import App, BadArguments, BadName, BadOption, Client, Context
 from jsq.broker.jobs.messages import ROOM_FOR_HEADERS
 from jsq.model.job import Job
 from jsq.model.options import MAX_HEADER_BYTES
-from tests.acceptance.bad_inputs import row, rows, stored, told
+from tests.acceptance.bad_inputs import mentions, row, rows, stored
 from tests.acceptance.conftest import Command
 from tests.helpers.workers import Working
 
@@ -117,7 +117,7 @@ async def test_a_lone_surrogate_in_an_argument_is_refused(
     for submit in (client.task("loose").submit(*given), loose.submit(*given), loose.submit(value=given)):
         with pytest.raises(BadArguments) as caught:
             await submit
-        assert told(caught, "surrogates not allowed")
+        assert mentions(caught, "surrogates not allowed")
     ended = await jsq("submit", "loose", "--json", json.dumps(given))
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
     assert await stored(client) == 0
@@ -150,10 +150,10 @@ async def test_arguments_nested_too_deep_are_refused(
     for submit in (client.task("loose").submit(deep), loose.submit(deep), loose.submit(value=deep)):
         with pytest.raises(BadArguments) as caught:
             await submit
-        assert told(caught, "nested too deep: more than 198 levels")
+        assert mentions(caught, "nested too deep: more than 198 levels")
     with pytest.raises(BadArguments) as caught:
         await strict.submit([deep])
-    assert told(caught, "strict: nested too deep: more than 198 levels")
+    assert mentions(caught, "strict: nested too deep: more than 198 levels")
     ended = await jsq("submit", "loose", "-", stdin=b"[" * 100_000)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("jsq: error: standard input: line 1: nested too deep")
@@ -167,7 +167,7 @@ async def test_a_million_keys_are_refused_by_their_size(client: Client) -> None:
     limit = (await client.broker()).wire.max_payload - ROOM_FOR_HEADERS
     with pytest.raises(BadArguments) as caught:
         await client.task("loose").submit(many)
-    assert told(caught, "loose: the arguments take ", f"the server takes {limit:,} in all")
+    assert mentions(caught, "loose: the arguments take ", f"the server takes {limit:,} in all")
     assert await stored(client) == 0
 
 
@@ -200,7 +200,7 @@ async def test_the_largest_job_runs_and_one_byte_more_is_refused(
             with pytest.raises(BadArguments) as caught:
                 await submit
             took = f"the arguments take {length + around:,} bytes, the options {headers}"
-            assert told(caught, took, f"the server takes {limit:,} in all")
+            assert mentions(caught, took, f"the server takes {limit:,} in all")
     if given > 0:
         assert await stored(client) == 0
 
@@ -210,8 +210,8 @@ async def test_fifty_megabytes_are_refused_quickly_and_in_little_memory(client: 
     ended = await jsq(code=FIFTY)
 
     assert ended.err == ""
-    seconds, resident, told = ended.json
-    assert "the arguments take 50,000,00" in told
+    seconds, resident, message = ended.json
+    assert "the arguments take 50,000,00" in message
     assert seconds < 1
     assert resident < 200_000_000
     assert await stored(client) == 0
@@ -229,11 +229,11 @@ async def main():
         try:
             await client.task("any").submit(text)
         except BadArguments as error:
-            told = str(error)
+            message = str(error)
         seconds = time.process_time() - began
     # The most that this process held; the system's own count goes on from what its parent held.
     resident = int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-    print(json.dumps([seconds, resident, told]))
+    print(json.dumps([seconds, resident, message]))
 
 asyncio.run(main())
 """
@@ -265,6 +265,6 @@ async def test_an_invalid_header_is_refused(
     for options in (client.task("any").options, app.task(name="any")(lambda: None).options):
         with pytest.raises(kind) as caught:
             options(headers=headers)
-        assert told(caught, field, limit)
+        assert mentions(caught, field, limit)
         assert len(str(caught.value)) < 400
     assert await stored(client) == 0

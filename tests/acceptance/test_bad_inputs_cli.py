@@ -1,4 +1,4 @@
-"""Bad inputs 56 to 60: the command line, its streams and its signals, and what is shown of hostile jobs."""
+"""Bad inputs 56 to 60: the command line, its streams and signals, and the display of hostile jobs."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ def nap_apart(file: str) -> None:
 
 @contextlib.asynccontextmanager
 async def working(jsq: Command, client: Client, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker of the shop, ready for jobs."""
+    """Run a worker of the shop app that is ready for jobs."""
     jsq.write("shop.py", SHOP)
     async with jsq.running("worker", "shop:app", *words) as process:
         assert process.stderr is not None
@@ -56,7 +56,7 @@ async def working(jsq: Command, client: Client, *words: str) -> AsyncIterator[as
 
 
 async def pid_in(file: Path, until: Until) -> int:
-    """The process id that a task has written."""
+    """The process id that a task has written to a file."""
     found: list[str] = []
 
     def written() -> bool:
@@ -67,7 +67,7 @@ async def pid_in(file: Path, until: Until) -> int:
     return int(found[0])
 
 
-# -- what is typed --------------------------------------------------------------------------------------
+# -- input ----------------------------------------------------------------------------------------------
 
 
 @rows(
@@ -84,10 +84,10 @@ async def pid_in(file: Path, until: Until) -> int:
 async def test_wrong_arguments_submit_nothing(
     jsq: Command, client: Client, given: tuple[tuple[str, ...], str]
 ) -> None:
-    words, says = given
+    words, message = given
     ended = await jsq("submit", "any", *words)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
-    assert says in ended.err
+    assert message in ended.err
     assert await stored(client) == 0
 
 
@@ -101,10 +101,10 @@ async def test_wrong_arguments_submit_nothing(
 async def test_an_invalid_input_line_submits_nothing(
     jsq: Command, client: Client, given: tuple[bytes, str]
 ) -> None:
-    lines, says = given
+    lines, message = given
     ended = await jsq("submit", "any", "-", stdin=lines)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
-    assert says in ended.err
+    assert message in ended.err
     assert ended.err.endswith("(--check --rejects FILE lists all such lines)\n")
     assert await stored(client) == 0
 
@@ -134,7 +134,7 @@ async def test_words_after_two_dashes_are_arguments(jsq: Command, client: Client
     assert message.payload == b'[[-5,"--queue=slow"],{}]'
 
 
-# -- where it is shown ----------------------------------------------------------------------------------
+# -- output ---------------------------------------------------------------------------------------------
 
 
 PIPE = """
@@ -210,10 +210,12 @@ async def test_there_is_no_dashboard(jsq: Command, given: str) -> None:
 
 
 def listening(pid: int) -> list[str]:
-    """The ports at which a process listens."""
+    """The ports on which a process listens."""
     held: set[str] = set()
     for number in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile, as that of the listing itself
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # the file was closed meanwhile, such as that of the listing itself
             held.update(re.findall(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{number}")))
     lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     return [words[1] for words in lines if words[3] == "0A" and words[9] in held]
@@ -222,7 +224,7 @@ def listening(pid: int) -> list[str]:
 @row("59-no-port")
 async def test_a_worker_opens_no_port_without_the_http_option(jsq: Command, client: Client) -> None:
     with socket.create_server(("127.0.0.1", 0)):
-        assert len(listening(os.getpid())) >= 1  # so it is seen
+        assert len(listening(os.getpid())) >= 1  # the check itself works
     async with working(jsq, client) as process:
         assert listening(process.pid) == []
 
@@ -282,9 +284,9 @@ async def test_a_hangup_stops_the_worker_gracefully(jsq: Command, client: Client
     async with working(jsq, client) as process:
         process.send_signal(signal.SIGHUP)
         assert process.stderr is not None
-        said = (await process.stderr.read()).decode()
+        log = (await process.stderr.read()).decode()
         assert await process.wait() == 0
-    assert re.search(r"worker stopped .*jobs=0", said)
+    assert re.search(r"worker stopped .*jobs=0", log)
     assert await client.admin.workers() == []
 
 

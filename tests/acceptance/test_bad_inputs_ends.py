@@ -1,4 +1,4 @@
-"""Bad inputs 44 to 51: what a task's function gives, raises, and does to its process."""
+"""Bad inputs 44 to 51: tasks that return or raise bad values, or damage their process."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ import pytest
 from jsq import App, BadOption, Client, JobFailed
 from jsq.task import AnyTask
 from jsq.worker.timings import WorkerTimings
-from tests.acceptance.bad_inputs import row, rows, told
+from tests.acceptance.bad_inputs import mentions, row, rows
 from tests.acceptance.conftest import Command, Dying
 from tests.apps import hostile
 from tests.helpers.conditions import Until
@@ -26,7 +26,7 @@ EXECUTORS = ("async", "thread", "process")
 
 
 def declared(app: App, function: Callable[..., Any], executor: Any, **options: Any) -> AnyTask:
-    """A function as a task that runs there; without retries where nothing else is said."""
+    """Declare a function as a task with an executor; without retries unless an option sets them."""
     options = {"retries": 0, "executor": executor, "name": function.__name__} | options
 
     @functools.wraps(function)
@@ -38,13 +38,13 @@ def declared(app: App, function: Callable[..., Any], executor: Any, **options: A
 
 
 async def failure(task: AnyTask, *args: Any) -> JobFailed:
-    """How a job of a task fails."""
+    """Submit a job of a task and return its failure."""
     with pytest.raises(JobFailed) as caught:
         await (await task.submit(*args)).result(30)
     return caught.value
 
 
-# -- what it gives and raises ---------------------------------------------------------------------------
+# -- return values and errors ---------------------------------------------------------------------------
 
 
 @rows({f"44-{executor}": executor for executor in EXECUTORS})
@@ -56,7 +56,7 @@ async def test_a_result_that_cannot_be_stored_fails_the_job_once(
 
     async with working():
         failures = [await failure(give, kind) for kind in ("generator", "socket", "lambda", "bytes", "5 MB")]
-        assert await (await kept.submit()).result(30) == b"\xff\x00"  # annotated, bytes are kept
+        assert await (await kept.submit()).result(30) == b"\xff\x00"  # bytes can be stored with an annotation
         await dying(5)
 
     assert {one.reason for one in failures} == {"bad_result"}
@@ -68,7 +68,7 @@ async def test_a_result_that_cannot_be_stored_fails_the_job_once(
     assert large.startswith(
         "the result of give must be 1,032,192 bytes at most, got 5,000,013; store it elsewhere"
     )
-    assert [letter.attempt for letter in await client.dead_letters.list()] == [1] * 5
+    assert [dead_letter.attempt for dead_letter in await client.dead_letters.list()] == [1] * 5
 
 
 @rows({f"45-{executor}": executor for executor in EXECUTORS})
@@ -112,12 +112,12 @@ async def test_an_error_is_recorded_shortened_and_without_the_arguments(
         True,
     )
     events = [event async for event in client.jobs.events(follow=False)]
-    letters = await client.dead_letters.list()
-    assert "hunter2" not in f"{events}{[(one.error, one.reason) for one in letters]}"
+    dead_letters = await client.dead_letters.list()
+    assert "hunter2" not in f"{events}{[(one.error, one.reason) for one in dead_letters]}"
     assert not [line for line in caplog.records if "hunter2" in f"{vars(line)}"]
 
 
-# -- what it does to its process ------------------------------------------------------------------------
+# -- damage to the process ------------------------------------------------------------------------------
 
 
 @row("47-process")
@@ -151,7 +151,7 @@ async def test_processes_forked_by_a_task_do_not_block_the_worker(app: App, work
             assert await (await fine.submit()).result(30) not in forked
     finally:
         for pid in forked:
-            os.kill(pid, signal.SIGKILL)  # raises where one had not outlived its job
+            os.kill(pid, signal.SIGKILL)  # raises unless each process outlived its job
     assert len(forked) == 20
 
 
@@ -221,7 +221,7 @@ async def test_changes_made_in_a_thread_affect_the_whole_worker(
         assert await (await find.submit()).result(60) == "yes"
 
 
-# -- how it does not end --------------------------------------------------------------------------------
+# -- functions that do not end --------------------------------------------------------------------------
 
 
 @row("49-async")
@@ -256,7 +256,9 @@ async def test_a_function_that_swallows_its_interrupt_is_killed(
     stay = declared(app, hostile.stay, "process", timeout=2, hard_timeout=2.5)
     fine = declared(app, hostile.fine, "process")
     async with working(concurrency=1):
-        await (await fine.submit()).result(30)  # so there is a child, whose start takes time as well
+        await (await fine.submit()).result(
+            30
+        )  # start the child process before, because that takes time as well
         failed = await failure(stay, str(tmp_path / "pid"))
         assert (failed.reason, "timeout of 2 s" in failed.error) == ("timeout", True)
         pid = int((tmp_path / "pid").read_text())
@@ -302,7 +304,7 @@ async def test_the_task_decorator_refuses_an_executor_that_does_not_fit(app: App
     for executor, name, limit in wrong:
         with pytest.raises(BadOption) as caught:
             app.task(executor=executor, name="other")(app.find(name).function)
-        assert told(caught, "executor must ", f"got '{executor}'", limit)
+        assert mentions(caught, "executor must ", f"got '{executor}'", limit)
     async with working():
         assert await (await plain.submit()).result(60) == "plain"
         assert await (await coroutine.submit()).result(60) == "coroutine"

@@ -1,4 +1,4 @@
-"""Bad inputs 40 to 43 and 55: what is asked of a job that is not there, or of a queue that is full."""
+"""Bad inputs 40 to 43 and 55: operations on jobs that do not exist, and full queues."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from jsq import (
 )
 from jsq.errors import WrongState
 from jsq.server import EmbeddedServer
-from tests.acceptance.bad_inputs import row, rows, stored, told
+from tests.acceptance.bad_inputs import mentions, row, rows, stored
 from tests.helpers.conditions import Until
 from tests.helpers.servers import nats_server
 from tests.helpers.workers import Working
@@ -30,7 +30,7 @@ from tests.helpers.workers import Working
 
 @pytest.fixture
 def sleep(app: App) -> asyncio.Event:
-    """A task `sleep`, which runs until it is cancelled or this is set."""
+    """Declare a task `sleep` that runs until it is cancelled or the event is set."""
     wake = asyncio.Event()
 
     @app.task(name="sleep")
@@ -58,7 +58,7 @@ async def test_a_cancel_returns_the_resulting_state(
     await client.admin.provision()
     with pytest.raises(JobNotFound) as unknown:
         await client.jobs.handle("unknown").cancel()
-    assert told(unknown, "no job has the id 'unknown'")
+    assert mentions(unknown, "no job has the id 'unknown'")
 
     async with working():
         runs = await running(client, until)
@@ -69,7 +69,7 @@ async def test_a_cancel_returns_the_resulting_state(
         assert await done.result(60) == "awake"
     with pytest.raises(WrongState) as finished:
         await done.cancel()
-    assert told(finished, f"job {done.id} is succeeded: it cannot be cancelled")
+    assert mentions(finished, f"job {done.id} is succeeded: it cannot be cancelled")
     assert [one.state async for one in runs.events()].count("cancelled") == 1
 
 
@@ -89,7 +89,7 @@ async def test_a_wait_for_an_unknown_job_fails_at_once(
     async with asyncio.timeout(5):
         with pytest.raises(JobNotFound) as caught:
             await given(job)
-    assert told(caught, "'unknown'")
+    assert mentions(caught, "'unknown'")
 
 
 @rows({"42-zero": 0, "42-a-moment": 0.2})
@@ -99,7 +99,7 @@ async def test_a_wait_ends_in_time(client: Client, given: float) -> None:
     with pytest.raises(ResultTimeout) as caught:
         await job.wait(timeout=given)
     assert given <= time.monotonic() - began < given + 5
-    assert told(caught, job.id, f"did not end within {given:g} s; it continues")
+    assert mentions(caught, job.id, f"did not end within {given:g} s; it continues")
 
 
 @rows({"42-negative": -1, "42-no-number": float("nan"), "42-text": "soon", "42-infinite": float("inf")})
@@ -108,7 +108,7 @@ async def test_an_invalid_timeout_of_a_wait_is_refused(client: Client, given: An
     for wait in (job.wait, job.result):
         with pytest.raises(BadOption) as caught:
             await wait(timeout=given)
-        assert told(caught, "timeout must ", f"got {given!r}", "must be 0 to 31622400 seconds")
+        assert mentions(caught, "timeout must ", f"got {given!r}", "must be 0 to 31622400 seconds")
 
 
 @row("42-after-the-server-died")
@@ -122,7 +122,7 @@ async def test_a_wait_without_a_server_fails_in_time(own_server: EmbeddedServer,
             for wait in (job.wait, job.result):
                 with pytest.raises(BrokerUnavailable) as caught:
                     await wait(timeout=0.5)
-                assert told(caught, f"no NATS server answers at {own_server.url}", job.id)
+                assert mentions(caught, f"no NATS server answers at {own_server.url}", job.id)
                 assert caught.value.retryable
 
 
@@ -134,11 +134,11 @@ async def test_only_a_failed_job_can_be_retried(
         job = await running(client, until)
         with pytest.raises(WrongState) as caught:
             await job.retry()
-        assert told(caught, f"job {job.id} is running: it cannot be tried again")
+        assert mentions(caught, f"job {job.id} is running: it cannot be tried again")
         await job.cancel()
     with pytest.raises(WrongState) as caught:
         await job.retry()
-    assert told(caught, f"job {job.id} is cancelled: it cannot be tried again")
+    assert mentions(caught, f"job {job.id} is cancelled: it cannot be tried again")
     assert caught.value.state == "cancelled"
 
 
@@ -162,12 +162,12 @@ async def test_a_full_queue_refuses_and_stores_nothing(
         with pytest.raises(QueueFull) as caught:
             await options.submit("x" * 300)
         [(limit, value)] = given.items()
-        assert told(
+        assert mentions(
             caught, "queue small is full", f"its {limit}, {value:,}, is reached", "submit again later"
         )
         assert caught.value.retryable
     assert await client.queues.count_waiting("small") == 2
-    assert await there(3)  # the caller's own id, whose job may be submitted again
+    assert await there(3)  # the id of the caller is claimed; the job may be submitted again
 
     async with working(queues=["small"]):
         assert [await job.result(60) for job in taken] == [300, 300]
@@ -202,7 +202,7 @@ async def test_a_full_server_refuses_and_stores_nothing(tmp_path: Path, given: s
             ):
                 with pytest.raises(BrokerFull) as caught:
                     await options.submit("x" * 200_000)
-                assert told(caught, "no room for ", "free space, or raise the limits")
+                assert mentions(caught, "no room for ", "free space, or raise the limits")
                 assert caught.value.retryable
             assert await client.queues.count_waiting("default") == 0
             await wire.api("STREAM.DELETE.FILL")

@@ -1,4 +1,4 @@
-"""Bad inputs 25 to 27 and 30: messages that somebody else put on the server's subjects."""
+"""Bad inputs 25 to 27 and 30: messages that another program published on the subjects of jsq."""
 
 import bz2
 import gzip
@@ -23,7 +23,7 @@ JOB = {"Jsq-Job": '{"v":1,"task":"loose"}'}
 
 @pytest.fixture
 def runs(app: App) -> list[Any]:
-    """What the task `loose` was given, in each of its runs."""
+    """Declare a task `loose` and return the list of the values that its runs receive."""
     found: list[Any] = []
 
     @app.task(name="loose")
@@ -34,22 +34,22 @@ def runs(app: App) -> list[Any]:
     return found
 
 
-async def letter_of(
+async def dead_letter_of(
     app: App, client: Client, working: Working, dying: Dying, payload: bytes, headers: dict[str, str] | None
 ) -> DeadLetter:
-    """The dead letter that a message comes to; the worker goes on, and nothing is left of the message."""
+    """Publish a message and return its dead letter. The worker continues, and the message is removed."""
     broker = await client.broker()
     async with working():
         await broker.wire.publish(broker.subjects.ready("default", "normal", "raw"), payload, headers)
         await dying()
         assert await (await app.find("loose").submit()).result(60) == 1
-    [letter] = await client.dead_letters.list()
+    [dead_letter] = await client.dead_letters.list()
     [stats] = await client.queues.stats()
-    assert (letter.id, letter.payload) == ("raw", payload)
+    assert (dead_letter.id, dead_letter.payload) == ("raw", payload)
     assert (stats.waiting, stats.running, stats.scheduled) == ({"high": 0, "normal": 0, "low": 0}, 0, 0)
-    with pytest.raises(JobFailed, match=letter.reason):
+    with pytest.raises(JobFailed, match=dead_letter.reason):
         await client.jobs.handle("raw").result(60)
-    return letter
+    return dead_letter
 
 
 # -- bodies ---------------------------------------------------------------------------------------------
@@ -68,14 +68,14 @@ async def test_compressed_payloads_are_not_decompressed(
     assert len(packed) < 1_000_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    letter = await letter_of(app, client, working, dying, packed, JOB | {"Content-Encoding": kind})
+    dead_letter = await dead_letter_of(app, client, working, dying, packed, JOB | {"Content-Encoding": kind})
 
-    assert (letter.reason, runs) == ("bad_arguments", [None])
+    assert (dead_letter.reason, runs) == ("bad_arguments", [None])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
 class Trap:
-    """What leaves a trace where it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -99,12 +99,12 @@ async def test_a_pickle_is_never_loaded(
     if given == {"Jsq-Job": "pickle"}:
         given = {"Jsq-Job": pickle.dumps(Trap(trap), protocol=0).decode().replace("\n", " ")}
 
-    letter = await letter_of(app, client, working, dying, payload, given)
+    dead_letter = await dead_letter_of(app, client, working, dying, payload, given)
 
-    assert letter.reason == ("bad_arguments" if given == JOB else "bad_envelope")
+    assert dead_letter.reason == ("bad_arguments" if given == JOB else "bad_envelope")
     assert (trap.exists(), runs) == (False, [None])
     pickle.loads(payload)
-    assert trap.exists()  # it would have
+    assert trap.exists()  # unpickling creates the file
 
 
 # -- messages -------------------------------------------------------------------------------------------
@@ -148,9 +148,9 @@ async def test_a_message_that_is_not_a_job_becomes_one_dead_letter_with_its_byte
     given: tuple[bytes, dict[str, str] | None, str],
 ) -> None:
     payload, headers, reason = given
-    letter = await letter_of(app, client, working, dying, payload, headers)
-    assert (letter.reason, runs) == (reason, [None])
-    assert letter.error.isprintable()
+    dead_letter = await dead_letter_of(app, client, working, dying, payload, headers)
+    assert (dead_letter.reason, runs) == (reason, [None])
+    assert dead_letter.error.isprintable()
 
 
 @row("27-version-2")
@@ -160,7 +160,7 @@ async def test_a_job_of_a_later_release_is_snoozed_with_its_bytes(
     broker = await client.broker()
     order = '{"v":2,"work":"loose"}'
 
-    async def put_aside() -> bool:
+    async def is_snoozed() -> bool:
         [stats] = await client.queues.stats()
         return (stats.waiting["normal"], stats.running, stats.scheduled) == (0, 0, 1)
 
@@ -169,7 +169,7 @@ async def test_a_job_of_a_later_release_is_snoozed_with_its_bytes(
             broker.subjects.ready("default", "normal", "newer"), b"\xff", {"Jsq-Job": order}
         )
         assert await (await app.find("loose").submit()).result(60) == 1
-        await until(put_aside)
+        await until(is_snoozed)
     later = broker.subjects.streams.scheduled("default")
     message = await broker.reads.last(later, broker.subjects.scheduled("default", "newer"))
     assert message is not None

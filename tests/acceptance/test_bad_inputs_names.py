@@ -12,7 +12,7 @@ from jsq import App, Client, JobFailed
 from jsq.errors import BadName, TaskExists
 from jsq.model.job import MAX_ID_LENGTH, NAME_RULE, text_rule
 from jsq.worker import Worker
-from tests.acceptance.bad_inputs import row, rows, stored, told
+from tests.acceptance.bad_inputs import mentions, row, rows, stored
 from tests.acceptance.conftest import Command, Dying
 from tests.helpers.workers import Working
 
@@ -41,17 +41,17 @@ from tests.helpers.workers import Working
 async def test_an_invalid_queue_name_is_refused_by_every_entry_point(
     app: App, client: Client, given: str
 ) -> None:
-    doors: tuple[Callable[[], Any], ...] = (
+    entry_points: tuple[Callable[[], Any], ...] = (
         lambda: client.task("any").options(queue=given),
         lambda: app.queue(given),
         lambda: app.task(name="any", queue=given)(lambda: None),
         lambda: Worker(app, queues=[given]),
     )
     shown = repr(given) if len(given) < 120 else "(302 characters)"
-    for door in doors:
+    for entry_point in entry_points:
         with pytest.raises(BadName) as caught:
-            door()
-        assert told(caught, shown, "queue name must be", NAME_RULE)
+            entry_point()
+        assert mentions(caught, shown, "queue name must be", NAME_RULE)
     for ask in (client.queues.stats, client.queues.count_waiting, client.queues.purge):
         with pytest.raises(BadName):
             await ask(given)
@@ -64,7 +64,7 @@ async def test_an_invalid_queue_name_is_refused_by_every_entry_point(
     ):
         with pytest.raises(BadName):
             await choose(queue=given)
-    if given != "*":  # a handle may be of any queue
+    if given != "*":  # a handle may have any queue
         with pytest.raises(BadName):
             client.jobs.handle("some", given)
     with pytest.raises(BadName):
@@ -90,7 +90,7 @@ async def test_names_that_differ_in_case_are_two_queues(app: App, client: Client
 async def test_a_reserved_name_is_refused_as_a_queue(client: Client, given: str) -> None:
     with pytest.raises(BadName) as caught:
         client.task("any").options(queue=given)
-    assert told(caught, repr(given), "queue name must be none of the reserved names")
+    assert mentions(caught, repr(given), "queue name must be none of the reserved names")
     assert await stored(client) == 0
 
 
@@ -111,7 +111,7 @@ async def test_an_invalid_job_id_is_refused_by_every_entry_point(client: Client,
         client.task("any").options(id=given)
     shown = repr(given) if len(given) < 120 else "(1002 characters)"
     rule, fix = text_rule(MAX_ID_LENGTH).split("; ")
-    assert told(caught, shown, f"job id must be {rule}", fix)
+    assert mentions(caught, shown, f"job id must be {rule}", fix)
     for ask in (client.jobs.get, client.dead_letters.get, client.dead_letters.retry):
         with pytest.raises(BadName):
             await ask(given)
@@ -163,14 +163,14 @@ async def test_a_unique_key_of_any_size_and_bytes_is_hashed(app: App, client: Cl
 @row("16-declared-twice")
 async def test_a_task_name_can_be_declared_only_once(app: App) -> None:
     @app.task(aliases=["older"])
-    def twin() -> int:
+    def double() -> int:
         return 1
 
-    for name in ("twin", "older"):
+    for name in ("double", "older"):
         with pytest.raises(TaskExists) as caught:
             app.task(name=name)(lambda: 2)
-        assert told(caught, repr(name), "already declared", "name=")
-    assert (list(app.tasks), app.find("older").function()) == (["twin"], 1)
+        assert mentions(caught, repr(name), "already declared", "name=")
+    assert (list(app.tasks), app.find("older").function()) == (["double"], 1)
 
 
 @row("17-unknown")
@@ -187,7 +187,7 @@ async def test_an_unknown_task_becomes_a_dead_letter_without_a_crash(
     assert await stored(client) == 0
 
     async with working(unknown_task_for=0):
-        job = await client.task("unknown").submit()  # where no app is known, the worker tells
+        job = await client.task("unknown").submit()  # without an app, the worker reports it
         with pytest.raises(JobFailed, match="UnknownTask: no task is named 'unknown'") as caught:
             await job.result(60)
         assert await (await fine.submit()).result(60) == 1

@@ -1,4 +1,4 @@
-"""Bad inputs 31 to 39: when a job is to run, how often, and for how long."""
+"""Bad inputs 31 to 39: options that say when, how often and for how long a job runs."""
 
 import math
 import time
@@ -11,19 +11,19 @@ import pytest
 from jsq import App, BadOption, Client, Retry, Snooze
 from jsq.errors import display
 from jsq.model.retry import Backoff
-from tests.acceptance.bad_inputs import row, rows, stored, told
+from tests.acceptance.bad_inputs import mentions, row, rows, stored
 from tests.acceptance.conftest import Command
 from tests.helpers.workers import Working
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
 
-def asks(app: App, client: Client) -> list[Any]:
-    """The two ways to ask for options: of a task by its name, and of one that is here."""
+def option_functions(app: App, client: Client) -> list[Any]:
+    """The two functions that accept options of a submit: of a task by its name, and of a declared task."""
     return [client.task("any").options, app.task(name="any")(lambda: None).options]
 
 
-# -- when -----------------------------------------------------------------------------------------------
+# -- delays and due times -------------------------------------------------------------------------------
 
 
 @rows(
@@ -39,11 +39,11 @@ def asks(app: App, client: Client) -> list[Any]:
     }
 )
 async def test_an_invalid_delay_is_refused(app: App, client: Client, given: Any) -> None:
-    for call in (*asks(app, client), Retry, Snooze):
+    for call in (*option_functions(app, client), Retry, Snooze):
         with pytest.raises(BadOption) as caught:
             call(delay=given)
         assert caught.value.field == "delay"
-        assert told(caught, "must be 0 to 31622400 seconds, a timedelta, or text such as 30s")
+        assert mentions(caught, "must be 0 to 31622400 seconds, a timedelta, or text such as 30s")
     assert await stored(client) == 0
 
 
@@ -85,17 +85,19 @@ async def test_a_job_due_in_the_past_starts_at_once(app: App, working: Working, 
 )
 async def test_an_invalid_due_time_is_refused(app: App, client: Client, given: tuple[Any, str]) -> None:
     at, limit = given
-    for options in asks(app, client):
+    for options in option_functions(app, client):
         with pytest.raises(BadOption) as caught:
             options(at=at)
-        assert told(caught, "at must ", display(at)[:100], limit)
+        assert mentions(caught, "at must ", display(at)[:100], limit)
     with pytest.raises(BadOption, match="at must not be combined with delay"):
         client.task("any").options(delay=1, at=datetime.now(UTC))
     assert await stored(client) == 0
 
 
 def clock_change(month: int) -> datetime:
-    """Half past two in the next night in which Berlin's clocks are changed: never, or twice."""
+    """Half past two in the next night with a clock change in Berlin: a time that does not exist, or exists
+    twice.
+    """
     now = datetime.now(BERLIN)
     days = (
         datetime(year, month, day, 2, 30, tzinfo=BERLIN)
@@ -120,7 +122,7 @@ async def test_a_due_time_within_a_clock_change_is_read_as_python_reads_it(
     assert found.due == at.astimezone(UTC) == at.replace(tzinfo=UTC) - before
 
 
-# -- again and again ------------------------------------------------------------------------------------
+# -- schedules ------------------------------------------------------------------------------------------
 
 
 @rows(
@@ -150,14 +152,16 @@ async def test_a_due_time_within_a_clock_change_is_read_as_python_reads_it(
 async def test_an_invalid_schedule_is_refused(
     app: App, client: Client, given: tuple[dict[str, Any], str, str]
 ) -> None:
-    terms, field, says = given
+    terms, field, message = given
 
     async def declare(name: str, task: str, **terms: Any) -> None:
         app.schedule(name, task, **terms)
 
     async def decorate(name: str, task: str, **terms: Any) -> None:
         kind = "cron" if "cron" in terms else "every"
-        getattr(app, kind)(terms.pop(kind), name=name, **terms)  # refused before there is a function
+        getattr(app, kind)(
+            terms.pop(kind), name=name, **terms
+        )  # refused before the decorator receives a function
 
     for act in (declare, decorate, client.schedules.add):
         began = time.process_time()
@@ -165,7 +169,7 @@ async def test_an_invalid_schedule_is_refused(
             await act("nightly", "any", **terms)
         assert time.process_time() - began < 0.05
         assert caught.value.field == field
-        assert told(caught, f"{field} must ", f"got {repr(terms[field])[:100]}", says)
+        assert mentions(caught, f"{field} must ", f"got {repr(terms[field])[:100]}", message)
     assert app.schedules == {}
     assert await stored(client) == 0
 
@@ -186,25 +190,25 @@ async def test_an_invalid_schedule_is_refused(
 async def test_an_invalid_schedule_on_the_command_line_is_refused(
     client: Client, jsq: Command, given: tuple[tuple[str, ...], str]
 ) -> None:
-    words, says = given
+    words, message = given
     ended = await jsq("schedule", "add", "nightly", "any", *words)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
-    assert says in ended.err
+    assert message in ended.err
     assert await stored(client) == 0
 
 
-# -- how ------------------------------------------------------------------------------------------------
+# -- priority, timeout and retries ----------------------------------------------------------------------
 
 
 @rows(
     {"36-number": 99, "36-other-word": "urgent", "36-capitals": "HIGH", "36-true": True, "36-list": ["high"]}
 )
 async def test_an_invalid_priority_is_refused(app: App, client: Client, given: Any) -> None:
-    for options in (*asks(app, client), app.task):
+    for options in (*option_functions(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(priority=given)
         assert caught.value.field == "priority"
-        assert told(caught, "priority must ", f"got {given!r}", "must be one of high, normal, low")
+        assert mentions(caught, "priority must ", f"got {given!r}", "must be one of high, normal, low")
     assert await stored(client) == 0
 
 
@@ -217,11 +221,11 @@ async def test_a_priority_is_given_by_name(client: Client) -> None:
 
 @rows({"37-zero": 0, "37-negative": -1, "37-text": "soon", "37-a-nanosecond": 1e-9, "37-no-number": math.nan})
 async def test_an_invalid_timeout_is_refused(app: App, client: Client, given: Any) -> None:
-    for options in (*asks(app, client), app.task):
+    for options in (*option_functions(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(timeout=given)
         assert caught.value.field == "timeout"
-        assert told(caught, "timeout must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
+        assert mentions(caught, "timeout must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
     with pytest.raises(BadOption, match="hard_timeout must "):
         app.task(hard_timeout=given)
     assert await stored(client) == 0
@@ -238,11 +242,11 @@ async def test_a_timeout_on_the_command_line_may_have_a_unit(client: Client, jsq
 
 @rows({"38-negative": -1, "38-billion": 10**9, "38-true": True, "38-half": 1.5, "38-text": "3"})
 async def test_an_invalid_retry_count_is_refused(app: App, client: Client, given: Any) -> None:
-    for options in (*asks(app, client), app.task):
+    for options in (*option_functions(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(retries=given)
         assert caught.value.field == "retries"
-        assert told(caught, "retries must ", f"got {given!r}", "must be a whole number from 0 to 1000")
+        assert mentions(caught, "retries must ", f"got {given!r}", "must be a whole number from 0 to 1000")
     assert await stored(client) == 0
 
 
@@ -285,20 +289,20 @@ async def test_zero_retries_mean_one_attempt_and_crashes_have_their_own_limit(
     }
 )
 def test_an_invalid_backoff_is_refused(given: tuple[dict[str, Any], str]) -> None:
-    fields, says = given
+    fields, message = given
     with pytest.raises(BadOption) as caught:
         Backoff(**fields)
-    assert told(caught, says)
+    assert mentions(caught, message)
 
 
 @rows({"39-no-wait-given": [], "39-number": 5, "39-steps-of-text": ["soon"], "39-too-many": [1] * 1_001})
 async def test_an_invalid_backoff_on_the_command_line_is_refused(
     app: App, client: Client, given: Any
 ) -> None:
-    for options in (*asks(app, client), app.task):
+    for options in (*option_functions(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff=given)
-        assert told(caught, "backoff must ")
+        assert mentions(caught, "backoff must ")
     assert await stored(client) == 0
 
 
@@ -311,41 +315,41 @@ async def test_an_invalid_backoff_on_the_command_line_is_refused(
     }
 )
 async def test_an_invalid_jitter_is_refused(app: App, client: Client, given: Any) -> None:
-    says = "must be True, False or a number from 0 to 1"
+    message = "must be True, False or a number from 0 to 1"
     with pytest.raises(BadOption) as caught:
         Backoff(jitter=given)
-    assert told(caught, "jitter must ", f"got {given!r}", says)
-    for options in (*asks(app, client), app.task):
+    assert mentions(caught, "jitter must ", f"got {given!r}", message)
+    for options in (*option_functions(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff="linear", jitter=given)
-        assert told(caught, "jitter must ", f"got {given!r}", says)
+        assert mentions(caught, "jitter must ", f"got {given!r}", message)
     assert await stored(client) == 0
 
 
 @rows({"39-max-0": 0, "39-max-negative": -1, "39-max-nan": math.nan, "39-max-text": "soon"})
 async def test_an_invalid_backoff_max_is_refused(app: App, client: Client, given: Any) -> None:
-    for options in (*asks(app, client), app.task):
+    for options in (*option_functions(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff="linear", backoff_max=given)
-        assert told(caught, "backoff_max must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
+        assert mentions(caught, "backoff_max must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
     assert await stored(client) == 0
 
 
 @row("39-max-below-base")
 async def test_a_backoff_max_below_the_base_is_refused(app: App, client: Client) -> None:
-    for options in (*asks(app, client), app.task):
+    for options in (*option_functions(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(backoff=Backoff(base=10), backoff_max=5)
-        assert told(caught, "backoff_max must ", "must not be below the base of the backoff, 10 s")
+        assert mentions(caught, "backoff_max must ", "must not be below the base of the backoff, 10 s")
     assert await stored(client) == 0
 
 
 @rows({"38-window-0": 0, "38-window-negative": -1, "38-window-nan": math.nan, "38-window-text": "soon"})
 async def test_an_invalid_retry_window_is_refused(app: App, client: Client, given: Any) -> None:
-    for options in (*asks(app, client), app.task):
+    for options in (*option_functions(app, client), app.task):
         with pytest.raises(BadOption) as caught:
             options(retry_for=given)
-        assert told(caught, "retry_for must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
+        assert mentions(caught, "retry_for must ", f"got {given!r}", "must be 0.001 to 31622400 seconds")
     assert await stored(client) == 0
 
 
@@ -359,11 +363,11 @@ async def test_an_invalid_retry_window_is_refused(app: App, client: Client, give
 async def test_an_invalid_end_of_a_retry_window_is_refused(
     app: App, client: Client, given: tuple[datetime, str]
 ) -> None:
-    moment, says = given
-    for options in asks(app, client):
+    moment, message = given
+    for options in option_functions(app, client):
         with pytest.raises(BadOption) as caught:
             options(retry_for=moment)
-        assert told(caught, "retry_for must ", f"got {display(moment)}", says)
+        assert mentions(caught, "retry_for must ", f"got {display(moment)}", message)
     assert await stored(client) == 0
 
 
@@ -371,5 +375,5 @@ async def test_an_invalid_end_of_a_retry_window_is_refused(
 def test_retries_without_a_count_or_a_window_are_refused(app: App) -> None:
     with pytest.raises(BadOption) as caught:
         app.task(retries=None)
-    assert told(caught, "retries must be a number unless retry_for ends the retries", "got None")
+    assert mentions(caught, "retries must be a number unless retry_for ends the retries", "got None")
     assert app.tasks == {}

@@ -1,4 +1,6 @@
-"""Bad inputs 52 to 54: servers that are not there, do not let us in, or are not what jsq needs."""
+"""Bad inputs 52 to 54: servers that are unreachable, refuse the login, or do not meet the requirements of
+jsq.
+"""
 
 import asyncio
 import json
@@ -26,14 +28,14 @@ jsq.cli.run_command_line()
 
 
 async def refusal(jsq: Command, url: str, *words: str, context: str = "") -> str:
-    """What `jsq` says of a server, in one line, within 5 s of its start; with its exit code before it."""
+    """The exit code and the error of `jsq` for a server: one line, within 5 s of the start."""
     environment = {"JSQ_URL": url} | ({"NATS_CONTEXT": context} if context else {})
     ended: Ended = await jsq(*(words or ("job", "ls")), code=TIMED, environment=environment)
     [line] = ended.err.splitlines()
     assert line.startswith("jsq: error: ")
     assert line.isprintable()
     assert ended.out == ""
-    assert float((jsq.folder / "seconds").read_text()) < 7  # 5, and 2 where the machine is busy
+    assert float((jsq.folder / "seconds").read_text()) < 7  # 5, and 2 more on a busy machine
     return f"{ended.code} {line.removeprefix('jsq: error: ')}"
 
 
@@ -54,8 +56,8 @@ async def refusal(jsq: Command, url: str, *words: str, context: str = "") -> str
     }
 )
 async def test_a_wrong_address_is_reported(jsq: Command, given: tuple[str, str]) -> None:
-    url, says = given
-    assert (await refusal(jsq, url)).startswith(says)
+    url, message = given
+    assert (await refusal(jsq, url)).startswith(message)
 
 
 @row("52-silent-server")
@@ -68,8 +70,8 @@ async def test_a_silent_server_is_reported(jsq: Command) -> None:
 @row("52-tls-to-a-plain-server")
 async def test_tls_to_a_plain_server_is_reported(jsq: Command, server: EmbeddedServer) -> None:
     url = server.url.replace("nats://", "tls://")
-    says = f"7 no TLS connection to {url}: the server does not offer TLS; write nats://"
-    assert await refusal(jsq, url) == says
+    message = f"7 no TLS connection to {url}: the server does not offer TLS; write nats://"
+    assert await refusal(jsq, url) == message
 
 
 def openssl(folder: Path, *words: str) -> None:
@@ -85,7 +87,7 @@ KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three certificates, each its own CA: `good`, `other`, and `old`, which has expired."""
+    """Three self-signed certificates: `good`, `other`, and `old`, which has expired."""
     folder = tmp_path_factory.mktemp("tls")
     for name in ("good", "other"):
         openssl(folder, "req", "-x509", *KEY, "-keyout", f"{name}.key", "-out", f"{name}.pem", *NAMED)
@@ -115,17 +117,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_a_bad_certificate_is_reported(
     jsq: Command, tmp_path: Path, certificates: Path, given: tuple[str, str, str]
 ) -> None:
-    shows, trusts, says = given
+    shows, trusts, message = given
     tls = f"tls {{ cert_file: '{certificates}/{shows}.pem', key_file: '{certificates}/{shows}.key' }}"
     contexts = tmp_path / "nats" / "context"
     contexts.mkdir(parents=True)
     with nats_server(tmp_path, f"jetstream {{ store_dir: '{tmp_path}/js' }}\n{tls}") as address:
-        told = {"url": f"tls://{address}", "ca": f"{certificates}/{trusts}.pem"}
-        (contexts / "here.json").write_text(json.dumps(told))
-        said = await refusal(jsq, "", context="here")
-    assert said.startswith(f"7 no TLS connection to tls://{address}: ")
-    assert says in said
-    assert said.endswith("check the scheme and ca, cert, key")
+        settings = {"url": f"tls://{address}", "ca": f"{certificates}/{trusts}.pem"}
+        (contexts / "here.json").write_text(json.dumps(settings))
+        error = await refusal(jsq, "", context="here")
+    assert error.startswith(f"7 no TLS connection to tls://{address}: ")
+    assert message in error
+    assert error.endswith("check the scheme and ca, cert, key")
 
 
 # -- 53: not allowed ------------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ async def test_a_bad_certificate_is_reported(
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[str]:
-    """The address of a server where `ann` may do nothing but connect."""
+    """The address of a server where `ann` may connect and do nothing else."""
     conf = """
     jetstream { store_dir: '%s/js' }
     accounts { A { jetstream: enabled, users: [
@@ -147,9 +149,9 @@ def locked(tmp_path: Path) -> Iterator[str]:
 @rows({"53-wrong-password": "wrong", "53-no-password": ""})
 async def test_a_wrong_password_is_reported_and_not_shown(jsq: Command, locked: str, given: str) -> None:
     user = f"ann:{given}@" if given else ""
-    said = await refusal(jsq, f"nats://{user}{locked}")
+    error = await refusal(jsq, f"nats://{user}{locked}")
     as_whom = " as ann" if given else ""
-    assert said == (
+    assert error == (
         f"4 nats://{locked} refused the login{as_whom}; check user, password, token or creds; "
         "see `jsq guide security`"
     )
@@ -159,20 +161,20 @@ async def test_a_wrong_password_is_reported_and_not_shown(jsq: Command, locked: 
 async def test_a_missing_permission_is_reported_with_the_subject_and_the_user(
     jsq: Command, locked: str, namespace: str
 ) -> None:
-    said = await refusal(jsq, f"nats://ann:secret@{locked}", "submit", "any")
-    assert said.startswith("4 not allowed to publish to ")
-    assert said.endswith(" as ann; see `jsq guide security`")
-    assert f" {namespace}.q.default.normal." in said
+    error = await refusal(jsq, f"nats://ann:secret@{locked}", "submit", "any")
+    assert error.startswith("4 not allowed to publish to ")
+    assert error.endswith(" as ann; see `jsq guide security`")
+    assert f" {namespace}.q.default.normal." in error
 
 
-# -- 54: not what jsq needs -----------------------------------------------------------------------------
+# -- 54: unsuitable servers -----------------------------------------------------------------------------
 
 
 @row("54-no-jetstream")
 async def test_a_server_without_jetstream_is_reported_with_a_fix(jsq: Command, tmp_path: Path) -> None:
     with nats_server(tmp_path, "") as address:
-        said = await refusal(jsq, f"nats://{address}", "submit", "any")
-    assert said == (
+        error = await refusal(jsq, f"nats://{address}", "submit", "any")
+    assert error == (
         f"1 nats://{address} has no JetStream; add `jetstream {{ store_dir: ... }}` to its conf, or start it "
         "with -js"
     )
@@ -218,9 +220,9 @@ async def test_a_changed_stream_is_reported_with_a_fix(jsq: Command, client: Cli
     assert found is not None
     await broker.wire.api(f"STREAM.UPDATE.{name}", found["config"] | {"discard": "old"})
 
-    told = await jsq("doctor")
-    says = f"{name}: discard is old, should be new; run `jsq provision`, or start a worker"
-    assert {"severity": "warning", "subject": "queue default", "message": says} in told.lines
+    ended = await jsq("doctor")
+    message = f"{name}: discard is old, should be new; run `jsq provision`, or start a worker"
+    assert {"severity": "warning", "subject": "queue default", "message": message} in ended.lines
     assert (await jsq("provision")).code == 0
     again = await broker.jetstream.stream_info(name)
     assert again is not None
@@ -231,6 +233,6 @@ async def test_a_changed_stream_is_reported_with_a_fix(jsq: Command, client: Cli
 async def test_a_server_that_is_too_old_is_reported_with_a_fix(jsq: Command, server: EmbeddedServer) -> None:
     version = b'"version":"2.15.1"'
     async with rewriting_proxy(server.url.removeprefix("nats://"), version, b'"version":"2.9.25"') as address:
-        said = await asyncio.wait_for(refusal(jsq, f"nats://{address}"), 60)
-    assert said.startswith(f"1 nats://{address} runs nats-server 2.9.25; jsq needs 2.15.1 or newer")
-    assert said.endswith("update the server")
+        error = await asyncio.wait_for(refusal(jsq, f"nats://{address}"), 60)
+    assert error.startswith(f"1 nats://{address} runs nats-server 2.9.25; jsq needs 2.15.1 or newer")
+    assert error.endswith("update the server")

@@ -1,4 +1,4 @@
-"""The budget of a plain job in bytecodes and calls: they move by a few percent, CPU seconds by half."""
+"""The budget of a plain job in bytecodes and calls. They vary by a few percent; CPU seconds vary by half."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from jsq.server import EmbeddedServer
 SUBMIT = {"bytecodes": 1_100, "calls": 50}
 DRAIN = {"bytecodes": 2_200, "calls": 75}
 MARGIN = 1.05
-"""How many jobs are answered in one turn of the event loop differs from run to run."""
+"""The tolerance, because the number of replies in one iteration of the event loop varies between runs."""
 
 
 def counted(command: list[str], env: dict[str, str], counts: Path) -> dict[str, float]:
-    """What one job costs, as a program of `tests/apps/counting.py` has counted."""
+    """The cost of one job, counted by a program of `tests/apps/counting.py`."""
     subprocess.run(
         [sys.executable, *command],
         env={**env, "COUNTS": str(counts)},

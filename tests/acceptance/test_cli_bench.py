@@ -1,4 +1,4 @@
-"""`jsq bench`: each workload gives figures that can be true, and leaves nothing behind."""
+"""`jsq bench`: each workload reports plausible figures and leaves nothing behind."""
 
 import pytest
 
@@ -41,7 +41,7 @@ async def test_a_benchmark_on_an_existing_server_leaves_nothing_behind(jsq: Comm
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["nonsense"], "workload must "),
         (["--payload", "many"], "--payload 'many'"),
@@ -54,9 +54,9 @@ async def test_a_benchmark_on_an_existing_server_leaves_nothing_behind(jsq: Comm
         (["-s", "nats://127.0.0.1:1"], "no NATS server answers"),
     ],
 )
-async def test_an_invalid_benchmark_is_refused(jsq: Command, words: list[str], told: str) -> None:
+async def test_an_invalid_benchmark_is_refused(jsq: Command, words: list[str], message: str) -> None:
     ended = await jsq("bench", "submit", "--jobs", "10", *words)
 
     assert ended.code in (2, 7)
-    assert told in ended.err
+    assert message in ended.err
     assert "Traceback" not in ended.err

@@ -1,4 +1,4 @@
-"""`jsq submit TASK -` over many lines: interrupted, refused, resumed, and each line stored once."""
+"""`jsq submit TASK -` with many lines: interrupted, refused and resumed, each line is stored once."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ def lines(*numbers: int) -> bytes:
 
 
 async def arguments(client: Client, queue: str = "default") -> list[int]:
-    """What the jobs that stand on a queue were submitted with, in order."""
+    """The arguments of the jobs on a queue, in order."""
     broker = await client.broker()
     found = await broker.reads.fetch(
         broker.subjects.streams.ready(queue), broker.subjects.ready(queue, "*", ANY)
@@ -50,13 +50,13 @@ async def test_an_atomic_submit_stores_all_lines_or_none(jsq: Command, app: App,
     full = await jsq(*words, stdin=lines(*range(301)))
     many = await jsq(*words, stdin=lines(*range(1_001)))
     assert await arguments(client, "small") == []
-    whole = await jsq(*words, stdin=lines(*range(300)))
+    fitting = await jsq(*words, stdin=lines(*range(300)))
 
     assert (full.code, full.out) == (1, "")
     assert "0 of 301 jobs stored for certain; go on with --from-line 1" in full.err
     assert (many.code, many.out) == (2, "")
     assert "--all-or-nothing must be 1,000 jobs at most" in many.err
-    assert (whole.code, len(whole.out.split())) == (0, 300)
+    assert (fitting.code, len(fitting.out.split())) == (0, 300)
     assert await arguments(client, "small") == list(range(300))
 
 
@@ -106,14 +106,14 @@ async def test_invalid_lines_go_to_the_rejects_file_and_the_others_are_stored(
     assert ended.code == 2
     assert ended.out.split() == ["b-1", "b-7"]
     assert "4 lines were not submitted; correct rejects" in ended.err
-    told = {one["@line"]: one for one in rejected(jsq)}
-    assert sorted(told) == [3, 4, 5, 6]
-    assert told[3]["@text"] == '{"a": }'
-    assert "not JSON" in told[3]["@error"]
-    assert "the server takes" in told[6]["@error"]
-    mended = [{**told[3], "@text": '{"a": 3}'}, {**told[4], "@text": "[4]"}]
+    rejects = {one["@line"]: one for one in rejected(jsq)}
+    assert sorted(rejects) == [3, 4, 5, 6]
+    assert rejects[3]["@text"] == '{"a": }'
+    assert "not JSON" in rejects[3]["@error"]
+    assert "the server takes" in rejects[6]["@error"]
+    corrected = [{**rejects[3], "@text": '{"a": 3}'}, {**rejects[4], "@text": "[4]"}]
     more = await jsq(
-        "submit", "any", "-", "--id-prefix", "b", stdin="\n".join(map(json.dumps, mended)).encode()
+        "submit", "any", "-", "--id-prefix", "b", stdin="\n".join(map(json.dumps, corrected)).encode()
     )
     assert (more.code, more.out.split()) == (0, ["b-3", "b-4"])
 
@@ -131,7 +131,7 @@ async def test_lines_can_be_checked_without_a_server(jsq: Command) -> None:
 async def test_an_interrupted_submit_names_the_line_to_continue_from(
     jsq: Command, client: Client, until: Until
 ) -> None:
-    """More than is held is on its way: parts are sent while stdin is open."""
+    """The command sends parts of the input while stdin is open, because it buffers only few lines."""
     await client.admin.provision()
     async with jsq.running("submit", "any", "-", code=HOLDING_LITTLE) as process:
         assert process.stdin is not None
@@ -172,7 +172,7 @@ async def test_a_submit_interrupted_during_its_checks_has_sent_nothing(jsq: Comm
 async def test_the_rejects_file_completes_a_submit_whose_server_died(
     jsq: Command, own_server: EmbeddedServer, namespace: str
 ) -> None:
-    """Whatever became of each line, after the second run each stands once."""
+    """After the second run each line is stored once, whether the first run stored it or not."""
     environment = {"JSQ_URL": own_server.url}
     async with Client(own_server.url, namespace=namespace) as client:
         await client.admin.provision()
@@ -210,7 +210,7 @@ async def test_the_rejects_file_completes_a_submit_whose_server_died(
 async def test_lines_with_an_unknown_outcome_go_to_the_rejects_file_with_their_ids(
     jsq: Command, own_server: EmbeddedServer, namespace: str
 ) -> None:
-    """A halted server stores what has reached it when it goes on. Submitted again, none is stored twice."""
+    """A halted server stores received lines when it resumes. A second submit stores none of them twice."""
     environment = {"JSQ_URL": own_server.url}
     async with Client(own_server.url, namespace=namespace) as client:
         await client.admin.provision()
@@ -231,7 +231,7 @@ async def test_lines_with_an_unknown_outcome_go_to_the_rejects_file_with_their_i
         assert [one["@line"] for one in rejects] == list(range(11, 501))
         assert all(one["@id"] for one in rejects)
 
-        # What had reached the server by the end of the process is stored; nobody knows how much that was.
+        # The server has stored the lines that reached it before the process ended; their number is unknown.
         again = await jsq(
             "submit", "any", "-", stdin=(jsq.folder / "rejects").read_bytes(), environment=environment
         )
@@ -241,7 +241,7 @@ async def test_lines_with_an_unknown_outcome_go_to_the_rejects_file_with_their_i
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["1", "--id-prefix", "b"], "need -"),
         (["1", "--check"], "need -"),
@@ -253,11 +253,11 @@ async def test_lines_with_an_unknown_outcome_go_to_the_rejects_file_with_their_i
     ],
 )
 async def test_an_invalid_option_of_a_bulk_submit_is_a_usage_error(
-    jsq: Command, client: Client, words: list[str], told: str
+    jsq: Command, client: Client, words: list[str], message: str
 ) -> None:
     ended = await jsq("submit", "any", *words, stdin=b"[]\n")
     assert (ended.code, ended.out) == (2, "")
-    assert told in ended.err
+    assert message in ended.err
     assert len(ended.err.splitlines()) == 1
     assert await client.jobs.list() == []
 
@@ -291,11 +291,11 @@ import jsq.cli.bulk
 from jsq.cli import run_command_line
 read = jsq.cli.bulk.Intake._read
 
-async def telling(self, stop):
+async def interrupting(self, stop):
     async for some in read(self, stop):
         print("read", self._tally.read, flush=True)
         yield some
 
-jsq.cli.bulk.Intake._read = telling
+jsq.cli.bulk.Intake._read = interrupting
 run_command_line()
 """

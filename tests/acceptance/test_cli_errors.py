@@ -41,9 +41,9 @@ async def test_a_state_that_forbids_the_command_exits_with_6(jsq: Command, clien
 
 
 async def test_a_task_declared_twice_exits_with_6(jsq: Command) -> None:
-    twice = "@app.task\ndef twin(): ...\n"
+    twice = "@app.task\ndef double(): ...\n"
     jsq.write("shop.py", f"from jsq import App\napp = App()\n{twice}{twice}")
-    assert (await jsq("submit", "twin", "--app", "shop")).code == 6
+    assert (await jsq("submit", "double", "--app", "shop")).code == 6
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ async def test_an_unreachable_server_exits_with_7(jsq: Command, words: list[str]
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[str]:
-    """The address of a server where `ann` may do nothing but connect."""
+    """The address of a server where `ann` may connect and do nothing else."""
     ports = tmp_path / "ports"
     ports.mkdir()
     conf = tmp_path / "nats.conf"
@@ -86,7 +86,7 @@ def locked(tmp_path: Path) -> Iterator[str]:
 def ports_file(folder: Path) -> str:
     while True:
         for file in folder.glob("*.ports"):
-            with contextlib.suppress(ValueError):  # half written
+            with contextlib.suppress(ValueError):  # the file is incomplete
                 return str(json.loads(file.read_text())["nats"][0])
 
 
@@ -124,10 +124,10 @@ async def test_an_interrupt_while_stdin_is_read_exits_with_130(jsq: Command) -> 
 READY = """
 import sys, jsq.cli, jsq.cli.stdin as lines
 reads = lines.Source._read
-def told(source):
+def interrupt(source):
     print("ready", file=sys.stderr, flush=True)
     return reads(source)
-lines.Source._read = told
+lines.Source._read = interrupt
 jsq.cli.run_command_line()
 """
 
@@ -247,7 +247,7 @@ async def test_a_closed_pipe_ends_the_command_silently(
     for number in range(20):
         job = await client.task("nobody").submit()
         if number % 2:
-            await job.cancel()  # which is an event
+            await job.cancel()  # this produces an event
     ended = await jsq(code=CLOSED_PIPE.format(words=words))
 
     assert (ended.code, ended.err) == (141, "")
@@ -277,7 +277,7 @@ os.execv(sys.executable, [sys.executable, "-m", "jsq", "job", "ls"])
 
 @pytest.fixture
 async def hostile(app: App, client: Client, working: Working, dying: Dying) -> str:
-    """The id of a job whose every text wants to do harm."""
+    """The id of a job with hostile text in every field."""
 
     @app.task(retries=0)
     async def evil(text: str) -> None:
@@ -377,7 +377,7 @@ async def test_an_error_is_ascii_in_an_ascii_locale(jsq: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("submt",), "no such command 'submt'; is 'submit' meant? See `jsq --help`"),
         (
@@ -397,16 +397,16 @@ async def test_an_error_is_ascii_in_an_ascii_locale(jsq: Command) -> None:
     ],
 )
 async def test_an_unknown_word_is_answered_with_the_valid_ones(
-    jsq: Command, words: tuple[str, ...], told: str
+    jsq: Command, words: tuple[str, ...], message: str
 ) -> None:
     ended = await jsq(*words)
     assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
-    assert ended.err.startswith(f"jsq: error: {told}")
+    assert ended.err.startswith(f"jsq: error: {message}")
 
 
 @pytest.mark.parametrize("word", ["", "job", "queue", "schedule", "dead"])
 async def test_help_shows_the_purpose_of_each_command_uncut(jsq: Command, word: str) -> None:
-    told = (await jsq(*filter(None, [word]), "--help", environment={"COLUMNS": "80"})).out
-    commands = told.partition("Commands:" if word else "Develop:")[2].splitlines()
+    page = (await jsq(*filter(None, [word]), "--help", environment={"COLUMNS": "80"})).out
+    commands = page.partition("Commands:" if word else "Develop:")[2].splitlines()
     assert commands
     assert [line for line in commands if line.endswith("...")] == []

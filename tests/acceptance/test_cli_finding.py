@@ -1,4 +1,4 @@
-"""`jsq job ls | promote | move | retry | rm`, `jsq submit --expires`: when jobs run, how they are found."""
+"""`jsq job ls | promote | move | retry | rm` and `jsq submit --expires`: filters, due times and expiry."""
 
 from typing import Any
 
@@ -37,8 +37,8 @@ async def test_a_scheduled_job_is_rescheduled_and_promoted(jsq: Command, client:
         assert (await jsq("job", "reschedule", jobs[0].id, *words)).code == 2
 
     assert (await jsq("job", "promote", jobs[0].id)).code == 0
-    unsaid = await jsq("job", "promote", "--tag", "held")
-    assert (unsaid.code, "this would promote" in unsaid.err) == (2, True)
+    unconfirmed = await jsq("job", "promote", "--tag", "held")
+    assert (unconfirmed.code, "this would promote" in unconfirmed.err) == (2, True)
     assert (await jsq("job", "promote", "--tag", "held", "--arg", "1=2", "--yes")).json == {"promoted": 1}
     assert (await jsq("job", "promote", "never")).code == 5
 
@@ -63,8 +63,8 @@ async def test_jobs_are_selected_by_their_arguments(
         assert (bad.code, bad.out) == (2, "")
 
     assert (await jsq("job", "retry", "--tag", "x", "--arg", "user.id=1", "--yes")).json == {"retried": 1}
-    asked = await jsq("job", "rm", "--tag", "x")
-    assert (asked.code, "this would remove 1 job; confirm with --yes" in asked.err) == (2, True)
+    unconfirmed = await jsq("job", "rm", "--tag", "x")
+    assert (unconfirmed.code, "this would remove 1 job; confirm with --yes" in unconfirmed.err) == (2, True)
     refused = await jsq("job", "rm", jobs[0].id)
     assert (refused.code, "only a job that has ended can; cancel it first" in refused.err) == (6, True)
     assert (await jsq("job", "rm", "--state", "retrying", "--dry-run")).code == 2

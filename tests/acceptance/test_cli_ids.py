@@ -1,4 +1,4 @@
-"""Commands take and show an id as it was given, whatever its characters."""
+"""Commands accept and show ids with any characters unchanged."""
 
 import asyncio
 import json

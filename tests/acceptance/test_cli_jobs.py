@@ -1,4 +1,4 @@
-"""`jsq job`, `queue`, `dead`, `events`, `provision`, `doctor`, `version`: what is known, what can be done."""
+"""The commands `jsq job`, `queue`, `dead`, `events`, `provision`, `doctor` and `version`."""
 
 import asyncio
 import json
@@ -106,8 +106,8 @@ async def test_a_list_has_results_only_on_request(
 async def test_a_job_has_every_output_format(jsq: Command, client: Client) -> None:
     id = (await client.task("add").submit(1, 2)).id
 
-    told = (await jsq("job", "get", id)).json
-    assert (told["id"], told["state"], told["task"]) == (id, "queued", "add")
+    job = (await jsq("job", "get", id)).json
+    assert (job["id"], job["state"], job["task"]) == (id, "queued", "add")
     assert yaml.safe_load((await jsq("job", "get", id, "-o", "yaml")).out)["state"] == "queued"
     assert (await jsq("job", "get", id, "-o", "name")).out == f"{id}\n"
     assert "state: queued\n" in (await jsq("job", "get", id, "-o", "table")).out
@@ -159,9 +159,9 @@ async def test_jobs_are_cancelled_by_a_filter(jsq: Command, client: Client) -> N
 
     listed = await jsq("job", "cancel", "--tag", "x", "--dry-run")
     assert (listed.code, [job["id"] for job in listed.lines]) == (0, [job.id for job in jobs])
-    unsaid = await jsq("job", "cancel", "--tag", "x")
-    assert (unsaid.code, unsaid.out) == (2, "")
-    assert "cancel 3 jobs; confirm with --yes" in unsaid.err
+    unconfirmed = await jsq("job", "cancel", "--tag", "x")
+    assert (unconfirmed.code, unconfirmed.out) == (2, "")
+    assert "cancel 3 jobs; confirm with --yes" in unconfirmed.err
     for words in ((), (other.id, "--tag", "x"), (other.id, "--dry-run"), ("--state", "failed")):
         assert (await jsq("job", "cancel", *words)).code == 2
     asked = await jsq.on_terminal("job", "cancel", "--tag", "x", typed=b"n\n")
@@ -211,9 +211,9 @@ async def test_queues_are_counted(jsq: Command, app: App, client: Client) -> Non
     await client.task("add").options(queue="mail", delay=60).submit(1, 2)
 
     assert [one["queue"] for one in (await jsq("queue", "ls")).lines] == ["mail"]
-    [told] = (await jsq("queue", "stats")).lines
-    assert told["waiting"] == {"high": 1, "normal": 0, "low": 2}
-    assert (told["scheduled"], told["running"], told["settings"]["concurrency"]) == (1, 0, 3)
+    [stats] = (await jsq("queue", "stats")).lines
+    assert stats["waiting"] == {"high": 1, "normal": 0, "low": 2}
+    assert (stats["scheduled"], stats["running"], stats["settings"]["concurrency"]) == (1, 0, 3)
     table = (await jsq("queue", "stats", "mail", "-o", "table")).out.splitlines()
     assert table[1].split()[:5] == ["mail", "1/0/2", "0", "0", "1"]
     assert (await jsq("queue", "stats", "nope")).code == 5
@@ -252,10 +252,10 @@ async def test_a_dead_letter_has_every_detail(
 
     [listed] = (await jsq("dead", "ls")).lines
     assert (listed["id"], listed["reason"]) == (job.id, "rejected")
-    told = (await jsq("dead", "get", job.id)).json
-    assert told["error"] == "Reject: no"
-    assert told["arguments"] == [["no"], {}]
-    assert (told["headers"], told["tags"], told["retries"]) == ({"trace": "7"}, ["x"], 0)
+    shown = (await jsq("dead", "get", job.id)).json
+    assert shown["error"] == "Reject: no"
+    assert shown["arguments"] == [["no"], {}]
+    assert (shown["headers"], shown["tags"], shown["retries"]) == ({"trace": "7"}, ["x"], 0)
     assert (await jsq("dead", "ls", "--queue", "other")).out == ""
     assert (await jsq("dead", "get", "unknown")).code == 5
 
@@ -267,8 +267,8 @@ async def test_a_message_that_is_not_a_job_is_shown_by_its_bytes(
     await wire.publish(f"{client.namespace}.q.default.normal.raw", b"\x80\x04pickle")
     await dying()
 
-    told = (await jsq("dead", "get", "raw")).json
-    assert told["raw_base64"] == "gARwaWNrbGU="
+    shown = (await jsq("dead", "get", "raw")).json
+    assert shown["raw_base64"] == "gARwaWNrbGU="
     assert (await jsq("dead", "retry", "raw")).code == 6
 
 
@@ -299,7 +299,7 @@ async def test_dead_letters_are_filtered_and_retried_with_other_arguments(
     await dying(2)
 
     chosen = ("--task", "picky", "--reason", "rejected", "--error", "Reject", "--since", "1h")
-    assert [letter["id"] for letter in (await jsq("dead", "ls", *chosen)).lines] == [job.id]
+    assert [dead_letter["id"] for dead_letter in (await jsq("dead", "ls", *chosen)).lines] == [job.id]
     assert (await jsq("dead", "ls", "--until", "1h")).out == ""
     for words in (("--since", "never"), ("--reason", "tired")):
         assert (await jsq("dead", "ls", *words)).code == 2
@@ -345,7 +345,7 @@ async def test_dead_letters_are_purged_only_after_confirmation(
     assert "2 dead letters" in asked.err
     assert (await jsq("dead", "purge", job.id, "--yes")).lines == [{"id": job.id}]
     assert (await jsq("dead", "purge", job.id, "--yes")).code == 5
-    assert (await jsq("dead", "purge", "*", "--yes")).code == 5  # no job has that id
+    assert (await jsq("dead", "purge", "*", "--yes")).code == 5  # `*` is an id here, and no job has it
     assert len(await client.dead_letters.list()) == 1
     assert (await jsq("dead", "purge", "--all", "--yes")).code == 0
     assert await client.dead_letters.list() == []
@@ -359,13 +359,13 @@ async def test_events_are_printed_as_they_arrive(jsq: Command, client: Client, w
     await first.wait(timeout=10)
     async with jsq.running("events", "--since", "10m") as process:
         assert process.stdout is not None
-        told = [json.loads(await process.stdout.readline()) for _ in range(2)]
-        assert {event["id"] for event in told} == {first.id}
+        events = [json.loads(await process.stdout.readline()) for _ in range(2)]
+        assert {event["id"] for event in events} == {first.id}
 
         second = await client.task("add").submit(3, 4)
-        told = [json.loads(await process.stdout.readline()) for _ in range(2)]
-        assert [event["state"] for event in told] == ["running", "succeeded"]
-        assert {event["id"] for event in told} == {second.id}
+        events = [json.loads(await process.stdout.readline()) for _ in range(2)]
+        assert [event["state"] for event in events] == ["running", "succeeded"]
+        assert {event["id"] for event in events} == {second.id}
 
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
@@ -377,13 +377,13 @@ async def test_past_events_are_filtered(jsq: Command, client: Client, worker: An
     await job.wait(timeout=10)
     await other.wait(timeout=10)
 
-    async def told(*words: str) -> list[str]:
+    async def states(*words: str) -> list[str]:
         return [event["state"] for event in (await jsq("events", "--no-follow", *words)).lines]
 
-    assert await told("--job", job.id) == ["running", "succeeded"]
-    assert await told("--state", "failed") == ["failed"]
-    assert await told("--queue", "other") == []
-    assert await told("--since", "2100-01-01T00:00Z") == []
+    assert await states("--job", job.id) == ["running", "succeeded"]
+    assert await states("--state", "failed") == ["failed"]
+    assert await states("--queue", "other") == []
+    assert await states("--since", "2100-01-01T00:00Z") == []
     line = (await jsq("events", "--no-follow", "--job", other.id, "-o", "table")).out.splitlines()[-1]
     assert line.endswith("rejected  Reject: no")
     for wrong in (["--since", "yore"], ["--state", "ill"], ["--job", ""], ["--queue", ">"]):
@@ -479,13 +479,16 @@ async def test_sweep_reports_and_repairs_inconsistencies(jsq: Command, client: C
 
     found = {"inconsistency": "undeliverable", "queue": "default", "job": job.id}
     young = await jsq("sweep")
-    looked = await jsq("sweep", "--dry-run", "--age", "0")
-    mended = await jsq("sweep", "--age", "0", "-o", "jsonl")
+    dry_run = await jsq("sweep", "--dry-run", "--age", "0")
+    repaired = await jsq("sweep", "--age", "0", "-o", "jsonl")
     wrong = await jsq("sweep", "--age", "-1")
 
     assert (young.code, young.out) == (0, "")
-    assert looked.lines == [found | {"repaired": False}]
-    assert (mended.lines, mended.err) == ([found | {"repaired": True}], "1 inconsistency found, 1 repaired\n")
+    assert dry_run.lines == [found | {"repaired": False}]
+    assert (repaired.lines, repaired.err) == (
+        [found | {"repaired": True}],
+        "1 inconsistency found, 1 repaired\n",
+    )
     assert (wrong.code, "'-1' is not a duration" in wrong.err) == (2, True)
 
 

@@ -1,4 +1,4 @@
-"""`jsq queue pause | resume | set`, and what `queue ls` and `queue stats` show of it."""
+"""`jsq queue pause | resume | update`, and the pauses and settings in `queue ls` and `queue stats`."""
 
 import pytest
 
@@ -14,8 +14,8 @@ async def test_a_queue_is_paused_shown_as_paused_and_resumed(jsq: Command, clien
     assert paused.json == {"queue": "default", "task": "", "key": "", "reason": "paused", "until": None}
     [row] = (await jsq("queue", "ls")).lines
     assert (row["lease"], row["replicas"], row["paused"]) == ("30s", 1, "yes")
-    [told] = (await jsq("queue", "stats")).lines
-    assert [one["reason"] for one in told["pauses"]] == ["paused"]
+    [stats] = (await jsq("queue", "stats")).lines
+    assert [one["reason"] for one in stats["pauses"]] == ["paused"]
     assert (await jsq("queue", "stats", "-o", "table")).out.split()[-1] == "yes"
 
     assert (await jsq("queue", "resume", "default")).code == 0
@@ -43,20 +43,25 @@ async def test_settings_of_a_queue_are_updated(jsq: Command, app: App, client: C
     await client.admin.provision({"mail": app.queue("mail", concurrency=5)})
 
     words = ("--concurrency", "20", "--rate", "100/m", "--max-jobs", "1000", "--lease", "1m")
-    told = (await jsq("queue", "update", "mail", *words)).json
-    assert (told["concurrency"], told["rate"], told["max_jobs"], told["lease"]) == (20, "100/m", 1000, 60)
-    told = (await jsq("queue", "update", "mail", "--rate", "none", "--max-jobs", "none")).json
-    assert (told["concurrency"], told["rate"], told["max_jobs"]) == (20, None, None)
-    told = (
+    settings = (await jsq("queue", "update", "mail", *words)).json
+    assert (settings["concurrency"], settings["rate"], settings["max_jobs"], settings["lease"]) == (
+        20,
+        "100/m",
+        1000,
+        60,
+    )
+    settings = (await jsq("queue", "update", "mail", "--rate", "none", "--max-jobs", "none")).json
+    assert (settings["concurrency"], settings["rate"], settings["max_jobs"]) == (20, None, None)
+    settings = (
         await jsq("queue", "update", "mail", "--per-key", "2", "--weight", "a=b=3", "--weight", "c=2")
     ).json
-    assert (told["per_key"], told["weights"]) == (2, {"a=b": 3, "c": 2})
-    told = (await jsq("queue", "update", "mail", "--per-key", "none", "--weight", "none")).json
-    assert (told["per_key"], told["weights"], told["concurrency"]) == (None, {}, 20)
+    assert (settings["per_key"], settings["weights"]) == (2, {"a=b": 3, "c": 2})
+    settings = (await jsq("queue", "update", "mail", "--per-key", "none", "--weight", "none")).json
+    assert (settings["per_key"], settings["weights"], settings["concurrency"]) == (None, {}, 20)
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("pause", "nope"), 5, "there is no queue nope"),
         (("resume", "nope"), 5, "there is no queue nope"),
@@ -90,14 +95,14 @@ async def test_settings_of_a_queue_are_updated(jsq: Command, app: App, client: C
     ],
 )
 async def test_an_invalid_pause_or_setting_is_reported_in_one_line(
-    jsq: Command, client: Client, words: tuple[str, ...], code: int, said: str
+    jsq: Command, client: Client, words: tuple[str, ...], code: int, message: str
 ) -> None:
     await client.admin.provision()
 
     done = await jsq("queue", *words)
 
     assert (done.code, done.out) == (code, "")
-    assert said in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
 
 

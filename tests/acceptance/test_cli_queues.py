@@ -1,4 +1,4 @@
-"""`jsq queue rm`, and what `jsq queue stats` counts."""
+"""`jsq queue rm`, and the counts of `jsq queue stats`."""
 
 import signal
 
@@ -53,9 +53,9 @@ async def test_a_queue_with_jobs_is_removed_by_force_with_their_number(jsq: Comm
     refused = await jsq("queue", "rm", "default", "--yes")
     assert refused.code == 6
     assert refused.err.startswith("jsq: error: queue default holds 2 jobs and 1 schedule (nightly); ")
-    asked = await jsq("queue", "rm", "default", "--force")
-    assert asked.code == 2
-    assert "this would remove queue default with 2 jobs and 1 schedule" in asked.err
+    unconfirmed = await jsq("queue", "rm", "default", "--force")
+    assert unconfirmed.code == 2
+    assert "this would remove queue default with 2 jobs and 1 schedule" in unconfirmed.err
     assert (await job.status()).state == "queued"
 
     removed = await jsq("queue", "rm", "default", "--force", "--yes", "-o", "name")

@@ -1,4 +1,4 @@
-"""`jsq provision --roles`, and what `jsq` says to one whose role does not allow something."""
+"""`jsq provision --roles`, and the errors of commands that a role does not allow."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ WHO = ("--user", "jsq=admin", "--user", "web=submitter:mail", "--user", "eyes=ob
 
 @pytest.fixture
 async def printed(jsq: Command) -> str:
-    """What is printed for three users, without a server."""
+    """The output for three users, without a server."""
     done = await jsq(
         "provision", "--roles", *WHO, environment={"JSQ_URL": "nats://127.0.0.1:1", "JSQ_NAMESPACE": "jsq"}
     )
@@ -24,7 +24,7 @@ async def printed(jsq: Command) -> str:
 
 @pytest.fixture
 def url(printed: str, tmp_path: Path) -> Iterator[str]:
-    """The address of a server with that conf."""
+    """The address of a server with the printed conf."""
     (tmp_path / "accounts.conf").write_text(printed)
     conf = f"jetstream {{ store_dir: '{tmp_path}/js' }}\ninclude ./accounts.conf"
     words = {"JSQ_PASSWORD": "of-jsq", "WEB_PASSWORD": "of-web", "EYES_PASSWORD": "of-eyes"}
@@ -85,7 +85,7 @@ async def test_claims_for_jwts_are_printed_as_json(jsq: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--roles", "--user", "web"), "must be NAME=ROLE"),
         (("--roles", "--user", "web=root"), "must be one of submitter, worker, observer, admin"),
@@ -96,9 +96,9 @@ async def test_claims_for_jwts_are_printed_as_json(jsq: Command) -> None:
         (("--jwt",), "need --roles"),
     ],
 )
-async def test_invalid_roles_are_refused(jsq: Command, words: tuple[str, ...], told: str) -> None:
+async def test_invalid_roles_are_refused(jsq: Command, words: tuple[str, ...], message: str) -> None:
     done = await jsq("provision", *words)
 
     assert (done.code, done.out) == (2, "")
-    assert told in done.err
+    assert message in done.err
     assert done.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`jsq schedule`, and what `jsq provision` does for schedules."""
+"""`jsq schedule`, and the schedules of `jsq provision`."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -115,7 +115,7 @@ async def test_an_unknown_schedule_is_not_found(jsq: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (("1", "--arg", "a=1"), "positional or named"),
         (("1", "--json", "[]"), "--json gives all arguments"),
@@ -126,11 +126,11 @@ async def test_an_unknown_schedule_is_not_found(jsq: Command) -> None:
     ],
 )
 async def test_an_invalid_schedule_is_reported_in_one_line(
-    jsq: Command, words: tuple[str, ...], says: str
+    jsq: Command, words: tuple[str, ...], message: str
 ) -> None:
     ended = await jsq("schedule", "add", "x", "any", "--every", "5s", *words)
     assert (ended.code, ended.out) == (2, "")
-    assert says in ended.err
+    assert message in ended.err
     assert "Traceback" not in ended.err
 
 

@@ -128,7 +128,7 @@ async def test_retries_can_be_chosen_at_a_submit(
 
     assert ended.code == 3
     history = await (await client.broker()).records.history("mine")
-    # The second wait would be 30 s, and the window closes before.
+    # The second wait would take 30 s, and the retry window ends before.
     assert [event.state for event in history if event.state != "queued"] == [
         *("running", "retrying", "running"),
         "failed",
@@ -152,12 +152,12 @@ async def test_a_failed_job_exits_with_3_and_its_error_on_stderr(
 ) -> None:
     async with working():
         ended = await jsq("submit", "fails", "so it is", "--wait")
-        told = await jsq("submit", "fails", "so it is", "--wait", "--verbose")
+        verbose = await jsq("submit", "fails", "so it is", "--wait", "--verbose")
 
     assert (ended.code, ended.out) == (3, "")
     assert ended.err.splitlines()[-1].endswith("failed (error): ValueError: so it is")
     assert "Traceback" not in ended.err
-    assert "raise ValueError(reason)" in told.err
+    assert "raise ValueError(reason)" in verbose.err
 
 
 async def test_a_wait_reports_that_no_worker_serves_the_queue(jsq: Command) -> None:
@@ -223,10 +223,10 @@ async def test_debounce_throttle_and_a_window_on_the_command_line(jsq: Command) 
         ("--unique-for", "1h"),
         ("--unique-until", "start"),
     ):
-        told = [await jsq("submit", "echo", "1", "--unique", options[0], *options) for _ in range(2)]
-        assert [one.code for one in told] == [0, 0]
-        assert told[0].out == told[1].out
-        assert told[1].err.startswith("duplicate:")
+        ended = [await jsq("submit", "echo", "1", "--unique", options[0], *options) for _ in range(2)]
+        assert [one.code for one in ended] == [0, 0]
+        assert ended[0].out == ended[1].out
+        assert ended[1].err.startswith("duplicate:")
     lines = await jsq("submit", "echo", "-", "--unique", "bulk", stdin=b"[1]\n[2]\n")
     assert (lines.code, len(set(lines.out.split()))) == (0, 1)
 
@@ -255,13 +255,13 @@ async def test_submitting_the_same_id_returns_the_same_job(jsq: Command, client:
     first = await jsq("submit", "echo", "--id", "mine")
     again = await jsq("submit", "echo", "--id", "mine")
     strict = await jsq("submit", "echo", "--id", "mine", "--on-duplicate", "raise")
-    told = await jsq("submit", "echo", "--id", "mine", "-o", "json")
+    as_json = await jsq("submit", "echo", "--id", "mine", "-o", "json")
 
     assert (first.code, first.out, first.err) == (0, "mine\n", "")
     assert (again.code, again.out) == (0, "mine\n")
     assert again.err.startswith("duplicate:")
     assert (strict.code, strict.out) == (6, "mine\n")
-    assert told.json == {"id": "mine", "queue": "default", "duplicate": True}
+    assert as_json.json == {"id": "mine", "queue": "default", "duplicate": True}
     assert len(await client.jobs.list()) == 1
 
 
@@ -282,7 +282,7 @@ async def test_an_app_gives_queue_and_options_and_checks_arguments(jsq: Command,
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["a b"], "task name must be"),
         (["echo", "--queue", "a.b"], "queue name must be"),
@@ -322,17 +322,17 @@ async def test_an_app_gives_queue_and_options_and_checks_arguments(jsq: Command,
     ],
 )
 async def test_an_invalid_option_of_a_submit_is_a_usage_error(
-    jsq: Command, client: Client, words: list[str], told: str
+    jsq: Command, client: Client, words: list[str], message: str
 ) -> None:
     ended = await jsq("submit", *words, stdin=b"[]\n")
 
     assert (ended.code, ended.out) == (2, "")
-    assert told in ended.err
+    assert message in ended.err
     assert len(ended.err.splitlines()) == 1
     assert await client.jobs.list() == []
 
 
-# -- many -----------------------------------------------------------------------------------------------
+# -- bulk submits ---------------------------------------------------------------------------------------
 
 
 async def test_each_line_of_stdin_is_a_job(
@@ -354,7 +354,7 @@ async def test_empty_input_submits_no_job(jsq: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (b'{"a": }', "standard input: line 3 column 7: not JSON"),
         (b"5", "standard input: line 3: write an object"),
@@ -365,12 +365,12 @@ async def test_empty_input_submits_no_job(jsq: Command) -> None:
     ],
 )
 async def test_one_invalid_line_prevents_all_submits(
-    jsq: Command, client: Client, line: bytes, told: str
+    jsq: Command, client: Client, line: bytes, message: str
 ) -> None:
     ended = await jsq("submit", "echo", "-", stdin=b"[1]\n\n" + line + b"\n[2]\n")
 
     assert (ended.code, ended.out) == (2, "")
-    assert told in ended.err
+    assert message in ended.err
     assert await client.jobs.list() == []
 
 
@@ -397,9 +397,9 @@ async def test_a_bulk_submit_that_fails_midway_reports_its_progress(
     [stats] = await client.queues.stats("small")
     assert ended.code == 1
     assert len(ended.out.split()) == stats.waiting["normal"] == 250
-    first, told, error = ended.err.splitlines()
+    first, progress, error = ended.err.splitlines()
     assert first.startswith("standard input: line 2")
-    assert told == "250 of 1,000 jobs stored for certain; go on with --from-line 251"
+    assert progress == "250 of 1,000 jobs stored for certain; go on with --from-line 251"
     assert error.startswith("jsq: error: queue small is full")
 
 
@@ -435,8 +435,8 @@ async def test_the_record_of_a_job_has_its_key(
     submitted = await jsq("submit", "one", "--key", "tenant 7", "--per-key", "1")
     assert submitted.code == 0
     id = submitted.out.strip()
-    told = await jsq("job", "get", id, "-o", "json")
-    assert json.loads(told.out)["key"] == "tenant 7"
+    shown = await jsq("job", "get", id, "-o", "json")
+    assert json.loads(shown.out)["key"] == "tenant 7"
     stats = json.loads((await jsq("queue", "stats", "default", "-o", "json")).out)
     assert (stats[0] if isinstance(stats, list) else stats)["waiting_for_key"] == 1
     many = await jsq("submit", "one", "-", "--key", "tenant 7", stdin=b"[]\n[]\n")
@@ -447,14 +447,14 @@ async def test_the_record_of_a_job_has_its_key(
 
 
 async def test_an_invalid_key_or_per_key_is_refused(jsq: Command) -> None:
-    for words, told in (
+    for words, message in (
         (("--key", ""), "key must be printable text of 1 to 256 characters"),
         (("--key", "k", "--per-key", "0"), "per_key must be a whole number from 1 to 1,000"),
         (("--per-key", "2"), "per_key must be used together with key"),
     ):
         ended = await jsq("submit", "one", *words)
         assert (ended.code, ended.out) == (2, "")
-        assert told in ended.err
+        assert message in ended.err
 
 
 async def test_a_line_too_large_for_the_server_is_reported(jsq: Command) -> None:

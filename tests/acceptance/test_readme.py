@@ -1,4 +1,4 @@
-"""The README: its blocks are run as a newcomer would run them, and its statements have a source."""
+"""The README: its blocks are run as a newcomer would run them, and its statements have sources."""
 
 import re
 import subprocess
@@ -97,7 +97,7 @@ def test_figures_have_a_command_and_a_commit(heading: str, command: str) -> None
     ("heading", "page", "count"), [("Comparison", "comparison", 11), ("Speed", "performance", 5)]
 )
 def test_every_row_is_in_the_page_that_its_section_links_to(heading: str, page: str, count: int) -> None:
-    """A table has a row with the heads of its columns."""
+    """Each table has a row with the headings of its columns."""
     rows = [line for line in section(heading).splitlines() if line.startswith("| ")]
     known = (GUIDE / f"{page}.md").read_text().splitlines()
 

@@ -1,4 +1,4 @@
-"""What is secret stays so: nothing that jsq writes, however loud, holds a login's secret or an argument."""
+"""No output and no log of jsq, at any level, contains a secret of a login or an argument of a job."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ async def wait(a: str) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to log in: the conf of a server, what the environment says, and what must not be seen."""
+    """A way to log in: the conf of a server, the environment, and the secrets that must not be shown."""
 
     conf: str
     other: str
@@ -54,7 +54,7 @@ class Way:
 
 
 def ways(folder: Path) -> Iterator[tuple[str, Way]]:
-    """Each way; `other` is a conf by which the same login is refused."""
+    """Each way to log in; its `other` conf refuses the same login."""
     word = f"authorization {{ user: ann, password: '{WORD}' }}"
     other = "authorization { user: ann, password: else }"
     yield "address", Way(word, other, {}, (WORD,), lambda address: f"nats://ann:{WORD}@{address}")
@@ -88,11 +88,11 @@ async def test_no_error_and_no_log_shows_a_secret_of_the_login(
 ) -> None:
     way = dict(ways(tmp_path))[name]
     caplog.set_level(logging.DEBUG)
-    said: list[str] = []
+    texts: list[str] = []
 
     async def connect(address: str) -> None:
         async with Client(read_login(way.address(address), way.environment)) as client:
-            said.extend(str(finding) for finding in await client.admin.doctor())
+            texts.extend(str(finding) for finding in await client.admin.doctor())
             (await client.broker()).wire.send("refused.by.none")
             await client.task("add").submit(1)
 
@@ -104,15 +104,15 @@ async def test_no_error_and_no_log_shows_a_secret_of_the_login(
                 continue
             with pytest.raises(NotAllowed) as caught:
                 await connect(address)
-            said.extend(traceback.format_exception(caught.value))
+            texts.extend(traceback.format_exception(caught.value))
     for nowhere in ("127.0.0.1:1", "127.0.0.1:port", "nowhere.invalid:4222"):
         with pytest.raises(JsqError) as failed:
             await connect(nowhere)
-        said.extend(traceback.format_exception(failed.value))
+        texts.extend(traceback.format_exception(failed.value))
 
-    assert len(said) > 20
+    assert len(texts) > 20
     for secret in way.secrets:
-        assert secret not in "".join(said)
+        assert secret not in "".join(texts)
         assert secret not in caplog.text
 
 
@@ -144,32 +144,32 @@ async def test_no_log_shows_a_secret_during_a_reconnect_that_is_refused(
         words = ("worker", "shop:app", "--log-level", "debug")
         async with jsq.running(*words, environment=loud) as process:
             assert process.stderr is not None
-            said = await until_told(process.stderr, "worker ready")
+            log = await read_until(process.stderr, "worker ready")
             first.close()
             port = int(address.rpartition(":")[2])
             with nats_server(folders[1], conf(folders[1], way.other), port=port):
-                said += await until_told(process.stderr, "authorization violation")
+                log += await read_until(process.stderr, "authorization violation")
                 process.terminate()
-                said += (await process.communicate())[1].decode()
+                log += (await process.communicate())[1].decode()
 
-    assert "connection lost" in said
+    assert "connection lost" in log
     for secret in way.secrets:
-        assert secret not in said
+        assert secret not in log
 
 
-async def until_told(stream: asyncio.StreamReader, text: str) -> str:
-    said = ""
-    while text not in said.lower():
+async def read_until(stream: asyncio.StreamReader, text: str) -> str:
+    log = ""
+    while text not in log.lower():
         line = await asyncio.wait_for(stream.readline(), 20)
-        assert line, said
-        said += line.decode()
-    return said
+        assert line, log
+        log += line.decode()
+    return log
 
 
 async def test_arguments_are_not_logged(jsq: Command, tmp_path: Path) -> None:
     jsq.write("shop.py", SHOP)
     for form in ("text", "json"):
-        for task in ("add", "fail", "shop.wait", "unknown"):  # the first takes a number only
+        for task in ("add", "fail", "shop.wait", "unknown"):  # the first accepts numbers only
             sent = await jsq("submit", task, "--arg", f"a={WORD}", "--verbose")
             assert (sent.code, WORD in sent.err) == (0, False)
         done = await jsq("worker", "shop:app", "--burst", "--log-level", "info", "--log-format", form)
@@ -208,7 +208,7 @@ async def test_the_error_for_an_invalid_address_shows_no_password(
 
 
 def iterate(error: BaseException | None) -> Iterator[BaseException | None]:
-    """An error and those behind it, as a traceback shows them."""
+    """An error and its causes, as a traceback shows them."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
