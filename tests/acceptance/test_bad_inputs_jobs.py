@@ -134,11 +134,11 @@ async def test_only_a_failed_job_can_be_retried(
         job = await running(client, until)
         with pytest.raises(WrongState) as caught:
             await job.retry()
-        assert mentions(caught, f"job {job.id} is running: it cannot be tried again")
+        assert mentions(caught, f"job {job.id} is running: it cannot be retried")
         await job.cancel()
     with pytest.raises(WrongState) as caught:
         await job.retry()
-    assert mentions(caught, f"job {job.id} is cancelled: it cannot be tried again")
+    assert mentions(caught, f"job {job.id} is cancelled: it cannot be retried")
     assert caught.value.state == "cancelled"
 
 

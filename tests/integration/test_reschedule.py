@@ -161,11 +161,11 @@ async def test_a_job_that_is_not_scheduled_is_refused_by_its_state(
     for one in (job, fired):
         with pytest.raises(WrongState, match="is queued: it cannot be promoted"):
             await one.promote()
-        with pytest.raises(WrongState, match="is queued: it cannot be moved"):
+        with pytest.raises(WrongState, match="is queued: it cannot be rescheduled"):
             await one.reschedule(delay=5)
     async with working():
         await until(lambda: in_state(job, "running"))
-        with pytest.raises(WrongState, match="is running: it cannot be moved"):
+        with pytest.raises(WrongState, match="is running: it cannot be rescheduled"):
             await job.reschedule(delay=5)
         go.set()
         await job.result(WAIT)

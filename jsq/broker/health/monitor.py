@@ -185,7 +185,10 @@ def is_leader(stream: Mapping[str, Any], server: str) -> bool:
 
 
 def current_servers(cluster: Mapping[str, Any]) -> frozenset[str]:
-    """The servers whose copies are current. Only the leader's report is complete."""
+    """The servers whose copies are current, by the report of the stream's leader.
+
+    A follower only knows whether the leader's copy is current.
+    """
     others = (one["name"] for one in cluster.get("replicas") or () if one["current"])
     return frozenset((cluster["leader"], *others))
 

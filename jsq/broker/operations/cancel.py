@@ -1,7 +1,7 @@
-"""Cancelling jobs: one that has not started never does, one that runs is stopped by its worker.
+"""Cancels jobs. A job that has not started never starts; a running job is stopped by its worker.
 
-The record decides: a worker's start and a cancel are writes that expect the same revision, and the server
-takes one of them.
+The record decides: the start by a worker and the cancel are writes that expect the same revision, and the
+server accepts only one of them.
 """
 
 import asyncio
@@ -25,20 +25,21 @@ from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, header_line
 
 MARK_SECONDS = 3_600.0
-"""Seconds for which the mark of a cancelled run stays: its worker is told by the write, not by the mark."""
+"""Seconds for which the mark of a cancelled run is stored. Its worker learns of it by the write itself."""
 
 CONCURRENT_CANCELS = 100
-"""Jobs that are being cancelled together."""
+"""Jobs that are cancelled concurrently."""
 
 Matches = Callable[[StoredRevision], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class CancelCount:
-    """What became of jobs that were to be cancelled.
+    """The results of a bulk cancel.
 
-    `cancelled` are cancelled now; `ended` came to another end first; `unmatched` were let be, for they no
-    longer fitted what was asked for: one that was to be cancelled as `queued` had begun to run.
+    `cancelled` counts the jobs that are cancelled now, `ended` those that had another outcome first.
+    `unmatched` counts the jobs that were skipped because they no longer match: a job that was selected as
+    `queued` has started, for example.
     """
 
     cancelled: int = 0
@@ -53,8 +54,8 @@ class Canceller:
         self,
         namespace: Namespace,
         store: JobStore,
-        steps: CheckpointStore,
-        lines: KeyGroups,
+        checkpoints: CheckpointStore,
+        key_groups: KeyGroups,
     ) -> None:
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
@@ -63,82 +64,83 @@ class Canceller:
         self._records = store.records
         self._job_reader = store.reader
         self._job_writer = store.writer
-        self._steps = steps
-        self._key_groups = lines
+        self._checkpoints = checkpoints
+        self._key_groups = key_groups
         self._expiry = store.expiry
         self._removable: dict[str, bool] = {}
 
     async def cancel(self, id: str, queue: str = "*", *, seconds: float = 10.0) -> StoredRevision:
-        """Cancel a job; returns its final event.
+        """Cancel a job; returns its final revision. A second call has no effect.
 
-        One that has not started never does. One that runs is cancelled by the worker that holds it, and by us
-        where that worker does not answer. Cancelling twice is as good as once. Raises `JobNotFound`,
-        `WrongState` for one that has ended otherwise.
+        A job that has not started never starts. A running job is cancelled by its worker, or by this client
+        if the worker does not answer. Raises `JobNotFound`, and `WrongState` if the job has another outcome.
         """
         while True:
             found = await self._job_reader.find(id, queue)
             if found is None:
                 raise JobNotFound(id)
             if found.state == "cancelled":
-                await self._remove_messages(found)  # who recorded it may have died before he did
+                await self._remove_messages(found)  # the client that recorded the cancel may have died before
                 return found
             if found.state in FINAL_STATES:
                 raise WrongState(id, found.state, "cancelled")
             await self._try(found, seconds)
 
     async def cancel_many(self, jobs: Iterable[StoredRevision], fits: Matches) -> CancelCount:
-        """Cancel jobs, as long as each is one that `fits`; running ones too."""
-        counted: Counter[str] = Counter()
-        left = iter(jobs)
+        """Cancel jobs, running ones too. A job is skipped if it no longer `fits` when its turn comes."""
+        counts: Counter[str] = Counter()
+        remaining = iter(jobs)
 
         async def cancel_next() -> None:
-            for found in left:
-                counted[await self._cancel_fitting(found, fits)] += 1
+            for found in remaining:
+                counts[await self._cancel_fitting(found, fits)] += 1
 
         await asyncio.gather(*(cancel_next() for _ in range(CONCURRENT_CANCELS)))
-        return CancelCount(**counted)
+        return CancelCount(**counts)
 
     async def open_jobs(self, queue: str, fits: Matches) -> list[StoredRevision]:
-        """The jobs of a queue (`*`: of all) that have not ended and fit, oldest first.
+        """The jobs of a queue (`*`: of all queues) that have not ended and fit, oldest first.
 
-        By their records; a job without one by its message.
+        A job is read from its record, or from its message if it has no record.
         """
         queues = [queue] if queue != "*" else await self._streams.queue_names()
-        standing = {
+        waiting = {
             (job.queue, job.job): job for name in queues for job in await self._job_reader.waiting_jobs(name)
         }
         with contextlib.suppress(NoResponders):
             known = {(one.queue, one.job): one for one in await self._records.list_last(queue)}
-            guests = [key for key in standing if queue not in ("*", key[0])]  # in quarantine here
-            told = await asyncio.gather(*(self._records.last(id, home) for home, id in guests))
-            known |= {(one.queue, one.job): one for one in told if one is not None}
-            standing = known | {key: one for key, one in standing.items() if key not in known}
-        read = await self._expiry.apply_expiry_to_all([*standing.values()])
+            # Jobs of other queues that are in quarantine on this one.
+            quarantined = [key for key in waiting if queue not in ("*", key[0])]
+            last = await asyncio.gather(*(self._records.last(id, origin) for origin, id in quarantined))
+            known |= {(one.queue, one.job): one for one in last if one is not None}
+            waiting = known | {key: one for key, one in waiting.items() if key not in known}
+        read = await self._expiry.apply_expiry_to_all([*waiting.values()])
         return [one for one in read if one.state not in FINAL_STATES and fits(one)]
 
     async def cancel_waiting(self, found: StoredRevision) -> bool:
-        """Record a job as cancelled on top of the revision that was found, and remove its message.
+        """Record a job as cancelled on top of the revision that was found, and delete its message.
 
-        False if the record has another revision meanwhile. A worker that has the message cannot start the job
-        any more.
+        Returns False if the record has another revision meanwhile. A worker that holds the message cannot
+        start the job any more.
         """
         try:
             await self._record(found)
         except WrongSequence:
             return False
-        # A worker may have taken the message, and not begun the job: it need not hold it any longer.
+        # A worker may hold the message of the job that has not started: it can settle the message now.
         self._wire.send(self._subjects.cancel(found.current_queue), found.job.encode())
         await self._remove_messages(found)
         return True
 
     async def subscribe(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
-        """Listen for jobs to be cancelled: `stop` is called with an id, and says whether we run that job.
+        """Call `stop` with the id of each job to be cancelled; it returns whether this worker runs that job.
 
-        We are asked first. Who cannot reach us, being in another account, records the cancel by himself: that
-        is heard too. Returns what ends the listening.
+        A client requests a cancel first. A client in another account, whose requests do not arrive, records
+        the cancel itself; the subscription includes such records. Returns a function that ends the
+        subscription.
         """
 
-        def asked(message: Reply) -> None:
+        def requested(message: Reply) -> None:
             if stop(message.payload.decode(errors="replace")) and message.reply:
                 self._wire.send(message.reply)
 
@@ -146,13 +148,13 @@ class Canceller:
             stop(read_id(message.subject.split(".")[3]))
 
         wire, subjects = self._wire, self._subjects
-        heard = [
-            await wire.subscribe(subjects.cancel(queue), asked),
+        subscriptions = [
+            await wire.subscribe(subjects.cancel(queue), requested),
             await wire.subscribe(f"{subjects.stored_record(queue, ANY)}.{CANCELLED}", recorded),
         ]
 
         async def end() -> None:
-            for subscription in heard:
+            for subscription in subscriptions:
                 await wire.unsubscribe(subscription)
 
         return end
@@ -160,7 +162,7 @@ class Canceller:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _cancel_fitting(self, found: StoredRevision | None, fits: Matches) -> str:
-        """Cancel one of many; returns the field of `CancelCount` that it counts for."""
+        """Cancel one job of a bulk cancel; returns the field of `CancelCount` in which it counts."""
         while found is not None and found.state not in FINAL_STATES:
             if not fits(found):
                 return "unmatched"
@@ -173,19 +175,19 @@ class Canceller:
         return "cancelled"
 
     async def _try(self, found: StoredRevision, seconds: float) -> bool:
-        """Go one step on with a job that has not ended. True if it is cancelled for certain."""
+        """Try once to cancel a job that has not ended. Returns True if it is cancelled for certain."""
         if found.state == "running" and await self._stop_holder(found, seconds):
-            return False  # it has ended; how, its record says
+            return False  # the job has ended; its record has the outcome
         return await self.cancel_waiting(found)
 
     async def _record(self, found: StoredRevision) -> None:
-        told = await self._final_fields(found)
-        event = replace(told, state="cancelled", progress=None, text="", due=None, token=0)
+        last = await self._final_fields(found)
+        event = replace(last, state="cancelled", progress=None, text="", due=None, token=0)
         if event.reason == EDITED:
             event = replace(event, reason="")
-        # A message that we may not remove stays until a worker meets it: so does the record, as long as any.
-        free = all([await self._may_remove(lane) for lane in {found.queue, found.current_queue}])
-        first = free and not found.sequence
+        # A message that this client may not delete stays until a worker receives it: so must its record.
+        deletable = all([await self._may_remove(name) for name in {found.queue, found.current_queue}])
+        first = deletable and not found.sequence
         keep = (
             RECORD_SECONDS + seconds_until(found.revision.due, self._wire.clock.moment()) if first else None
         )
@@ -213,19 +215,19 @@ class Canceller:
         return await self._expiry.with_kept_arguments(found.queue, event)
 
     async def _remove_messages(self, found: StoredRevision) -> None:
-        """Take a job's messages off its queue and its quarantine, and remove what it kept, where we may."""
-        lanes = [lane for lane in {found.queue, found.current_queue} if await self._may_remove(lane)]
+        """Delete a job's messages on its queue and in quarantine, and its checkpoints, if the login may."""
+        queues = [name for name in {found.queue, found.current_queue} if await self._may_remove(name)]
         keyed = found.may_wait_for_key
-        await asyncio.gather(*(self._job_writer.remove(lane, found.job, keyed=keyed) for lane in lanes))
-        if found.revision.key and found.queue in lanes:
-            # Last, for it lets the next one on: by then nothing of this one is left on the queue.
+        await asyncio.gather(*(self._job_writer.remove(name, found.job, keyed=keyed) for name in queues))
+        if found.revision.key and found.queue in queues:
+            # Last, because it admits the next job of the key: by then this job has no message on the queue.
             await self._key_groups.remove(found.queue, found.revision.key, found.job)
         if found.revision.attempt:
             with contextlib.suppress(NotAllowed):
-                await self._steps.delete(found.queue, found.job)
+                await self._checkpoints.delete(found.queue, found.job)
 
     async def _may_remove(self, queue: str) -> bool:
-        """Whether we may take messages off a queue; found out once, by asking for none."""
+        """Whether the login may delete messages of a queue; found out once, by a purge that matches none."""
         if queue not in self._removable:
             subjects = self._subjects
             try:
@@ -237,9 +239,9 @@ class Canceller:
         return self._removable[queue]
 
     async def _stop_holder(self, found: StoredRevision, seconds: float) -> bool:
-        """Ask the worker that runs a job to cancel it, and wait until it has. False if none answers.
+        """Request that the worker of a job cancels it, and wait until it has. Returns False if none answers.
 
-        The answer of one in another account does not reach us: what it records does.
+        The answer of a worker in another account does not arrive, but its record does.
         """
         arrived: asyncio.Queue[StoredRevision] = asyncio.Queue()
         ask = self._wire.ask(self._subjects.cancel(found.current_queue), found.job.encode(), timeout=1.0)
@@ -260,7 +262,7 @@ class Canceller:
 
 
 def with_order(event: Revision, order: Revision) -> Revision:
-    """An event with the arguments and options that the job's message tells."""
+    """An event with the arguments and options of the job's message."""
     return replace(
         event,
         options=order.options,
@@ -272,7 +274,7 @@ def with_order(event: Revision, order: Revision) -> Revision:
 
 
 def cancel_mark(subjects: Subjects, found: StoredRevision) -> OutgoingMessage:
-    """What is stored with the cancel of a running job, for its worker."""
+    """The message that is stored with the cancel of a running job, for its worker."""
     key = f"{subjects.record(found.queue, found.job)}.{CANCELLED}"
     return OutgoingMessage(key, b"", header_line(TTL, str(round(MARK_SECONDS))))
 

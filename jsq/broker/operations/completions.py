@@ -1,7 +1,8 @@
-"""The ends of many jobs, by one subscription to the records of their queue.
+"""The completions of many jobs, by one subscription to the records of their queue.
 
 Ten thousand results cost one subscription and no request, but the client receives every record of the queue.
-What it may have missed (a connection that broke, a message that was lost) it reads, many records at once.
+It may miss some: after a disconnect, or when a message is lost. So it also reads the expected records, many
+in one request.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ CONCURRENT_READS = 100
 
 
 class Completions:
-    """The ends of jobs that are expected, in the order in which they come."""
+    """The completions of the expected jobs, in the order in which they arrive."""
 
     def __init__(self, namespace: Namespace, store: JobStore, queue: str) -> None:
         self._wire = namespace.wire
@@ -32,33 +33,33 @@ class Completions:
         self._queue = queue
         self._expected: set[str] = set()
         self._ended: deque[StoredRevision] = deque()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._reconnects = namespace.wire.reconnects
 
     def expect(self, ids: Iterable[str]) -> None:
-        """Hear of these jobs, from now on."""
+        """Expect the completions of these jobs from now on."""
         self._expected.update(ids)
 
     def forget(self, ids: Iterable[str]) -> None:
-        """Hear of these no more: they were not submitted."""
+        """Stop expecting these jobs, because they were not submitted."""
         self._expected.difference_update(ids)
 
     def receive(self, message: Reply) -> None:
-        """Take a revision of a job of the queue, one that is expected or another."""
+        """Process a revision of any job of the queue; ignores jobs that are not expected."""
         if is_final(message.payload) and read_id(message.subject.rpartition(".")[2]) in self._expected:
             event = read_event(message)
             if event is not None:
                 self._note(event)
 
     async def next(self) -> StoredRevision:
-        """Wait for the next job that ends. Raises `JobNotFound` for one of which nothing is known."""
+        """Wait for the next job that ends. Raises `JobNotFound` if an expected job does not exist."""
         while not self._ended:
             if self._wire.closed:
                 raise BrokerUnavailable(f"the connection to {self._wire.login.shown} was closed")
-            self._news.clear()
+            self._changed.clear()
             try:
                 async with asyncio.timeout(RECHECK_SECONDS):
-                    await self._news.wait()
+                    await self._changed.wait()
             except TimeoutError:
                 await self._poll()
             else:
@@ -67,17 +68,17 @@ class Completions:
         return await self._records.with_result(self._ended.popleft())
 
     async def reconnected(self) -> None:
-        """The connection broke: what ended meanwhile was not heard."""
-        self._news.set()
+        """After a reconnect, have `next` read the records: it missed the jobs that ended meanwhile."""
+        self._changed.set()
 
     def _note(self, event: StoredRevision) -> None:
         if event.state in FINAL_STATES and event.job in self._expected:
             self._expected.discard(event.job)
             self._ended.append(event)
-            self._news.set()
+            self._changed.set()
 
     async def _poll(self) -> None:
-        """Read the records of the jobs that are expected."""
+        """Read the records of the expected jobs."""
         reconnects, ids = self._wire.reconnects, list(self._expected)
         try:
             found = await self._records.last_each(self._queue, ids)
@@ -86,35 +87,35 @@ class Completions:
             await self._poll_unrecorded([id for id in ids if id not in found])
             self._reconnects = reconnects
         except (NoReply, NoResponders):
-            return  # later
+            return  # the next poll reads them
 
     async def _poll_unrecorded(self, ids: list[str]) -> None:
-        """See that there are jobs which have no record yet. Raises `JobNotFound`."""
-        left = iter(ids)
+        """Check that the jobs without a record exist. Raises `JobNotFound`."""
+        remaining = iter(ids)
 
-        async def look_for_next() -> None:
-            for id in left:
+        async def check_next() -> None:
+            for id in remaining:
                 found = await self._job_reader.find(id, self._queue, consistent=True)
                 if found is None and id in self._expected:
                     raise JobNotFound(id)
                 if found is not None:
                     self._note(found)
 
-        await asyncio.gather(*(look_for_next() for _ in range(min(CONCURRENT_READS, len(ids)))))
+        await asyncio.gather(*(check_next() for _ in range(min(CONCURRENT_READS, len(ids)))))
 
 
 @asynccontextmanager
 async def subscribe_completions(
     namespace: Namespace, store: JobStore, queue: str
 ) -> AsyncIterator[Completions]:
-    """Hear the ends of jobs of a queue. Raises `NotAllowed`, and `NoReply` where no server does."""
+    """Subscribe to the completions of a queue. Raises `NotAllowed`, and `NoReply` if no server answers."""
     wire, subjects = namespace.wire, namespace.subjects
-    ends = Completions(namespace, store, queue)
+    completions = Completions(namespace, store, queue)
     async with AsyncExitStack() as stack:
         subject = subjects.stored_record(queue, ANY)
-        subscription = await wire.subscribe(subject, ends.receive)
+        subscription = await wire.subscribe(subject, completions.receive)
         stack.push_async_callback(wire.unsubscribe, subscription)
-        stack.callback(wire.on_reconnect(ends.reconnected))
+        stack.callback(wire.on_reconnect(completions.reconnected))
         await wire.flush()
         wire.refusals.check_subscription(subject)
-        yield ends
+        yield completions

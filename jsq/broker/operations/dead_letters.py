@@ -1,8 +1,8 @@
-"""Dead letters: the whole job and why it failed. A job is failed if and only if it has one.
+"""Dead letters: the whole job and why it failed. A job is failed if and only if it has a dead letter.
 
-A letter and the record of the failure are one atomic batch. So are the end of a letter and the revision that
-follows the failure: the batch overwrites the letter by one that is marked as closed. A closed letter is read
-by nobody but a repair, which completes a retry from it. The messages are purged afterwards.
+A dead letter and the record of the failure are one atomic batch. So are the closing of the dead letter and
+the revision that follows the failure: the batch overwrites the dead letter with one that is marked as closed.
+Only a repair reads a closed dead letter, to complete a retry from it. The messages are purged afterwards.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from jsq.transport.retrying import publish_with_retry
 
 DEATH = "Jsq-Dead"
 CLOSED = "Jsq-Dead-Closed"
-"""The header of a letter whose job was retried or removed."""
+"""The header of a dead letter whose job was retried or removed."""
 
 CALLBACK_SECONDS = 10.0
 CALLBACK_POLL_SECONDS = 0.02
-"""How long a retry waits for a worker to submit the callbacks of a failure, and how often it looks."""
+"""How long a retry waits for a worker to submit the callbacks of a failure, and how often it checks."""
 
 MAX_DEATH_BYTES = 8_000
 HEADER_MARGIN_BYTES = 512
@@ -45,9 +45,9 @@ HEADER_MARGIN_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A job that will not be tried again by itself. `job` is None for a message that was not a job.
+    """A job that is not retried automatically. `job` is None for a message that was not a job.
 
-    `death` is the reason as it is stored. `closed` marks a letter whose job was retried since.
+    `death` is the reason as it is stored. `closed` marks a dead letter whose job was retried since.
     """
 
     queue: str
@@ -67,10 +67,10 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterCriteria:
-    """Which dead letters: what is said of them goes together, None says nothing.
+    """Criteria of dead letters. A dead letter must match all of them; None matches every one.
 
-    `error` is the type of the exception by its name, as in `ValueError: no such year`. A job has all of
-    `tags`. `since` and `until` are aware moments of the death. Raises `BadName`, `BadOption`.
+    `error` is the name of the exception's type, such as `ValueError`. A job must have all of `tags`. `since`
+    and `until` are aware times of the failure. Raises `BadName`, `BadOption`.
     """
 
     queue: str | None = None
@@ -104,9 +104,9 @@ class DeadLetterCriteria:
 
 
 class DeadLetterStore:
-    """Writes, reads and replays dead letters."""
+    """Writes, reads and retries dead letters."""
 
-    def __init__(self, namespace: Namespace, store: JobStore, lines: KeyGroups) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore, key_groups: KeyGroups) -> None:
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
@@ -114,10 +114,10 @@ class DeadLetterStore:
         self._records = store.records
         self._job_reader = store.reader
         self._job_writer = store.writer
-        self._key_groups = lines
+        self._key_groups = key_groups
 
     def message(self, job: Job, failed: Revision) -> OutgoingMessage:
-        """The letter of a job whose failure is about to be recorded, for one batch with the record."""
+        """The dead letter of a job, for one batch with the record of its failure."""
         why = {
             "reason": failed.reason,
             "attempt": failed.attempt,
@@ -126,7 +126,7 @@ class DeadLetterStore:
             "error": failed.error,
             "traceback": failed.traceback,
         }
-        # A retry begins on the job's own queue, and at the end of its key group.
+        # A retry starts on the job's own queue, and at the end of its key group.
         submitted = (
             revisions.milliseconds(failed.submitted.timestamp()) if failed.submitted else job.submitted
         )
@@ -139,9 +139,9 @@ class DeadLetterStore:
         return letter_message(self._subjects.dead(job.queue, job.task, job.id), job.arguments, headers)
 
     async def write_raw(self, delivery: Delivery, reason: str, error: str) -> None:
-        """Write the letter of a message that is not a job, with its raw bytes, and the record of a failure.
+        """Write the dead letter of a message that is not a job, with its raw bytes, and a record as `failed`.
 
-        If the job has a record already, that stands, and only the letter is written.
+        If there is a record already, keeps it and writes only the dead letter.
         """
         id, lease = delivery.id, delivery.lease
         if not delivery.token:
@@ -162,7 +162,7 @@ class DeadLetterStore:
     async def list(
         self, which: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None
     ) -> list[DeadLetter]:
-        """The letters that fit, oldest first; the first `most` of them."""
+        """The dead letters that match, oldest first; at most the first `most`."""
         subject = self._subjects.dead(which.queue or "*", which.task or "*", ANY)
         try:
             found = await self._reads.fetch(self._subjects.streams.records, subject)
@@ -174,7 +174,7 @@ class DeadLetterStore:
         return [one for one in letters if which.matches(one)][:most]
 
     async def count(self, queue: str = "*") -> int:
-        """How many letters there are."""
+        """How many dead letters there are."""
         try:
             return await self._reads.count(
                 self._subjects.streams.records, self._subjects.dead(queue, "*", ANY)
@@ -184,7 +184,7 @@ class DeadLetterStore:
             return 0
 
     async def find(self, id: str, queue: str = "*", *, closed: bool = False) -> DeadLetter | None:
-        """The letter of a job; with `closed`, also one that a retry has closed."""
+        """The dead letter of a job; with `closed`, also a dead letter that a retry has closed."""
         try:
             subject = self._subjects.dead(queue, "*", id)
             reply = await self._reads.last(self._subjects.streams.records, subject, consistent=True)
@@ -196,27 +196,27 @@ class DeadLetterStore:
         return read_dead_letter(reply)
 
     async def purge(self, queue: str = "*", id: str = ANY) -> int:
-        """Remove letters; returns how many. The records of their jobs stay `failed`."""
+        """Delete dead letters; returns how many. The records of their jobs stay `failed`."""
         subject = self._subjects.dead(queue, "*", id)
         return await self._jetstream.purge(self._subjects.streams.records, subject)
 
     async def delete(self, found: DeadLetter) -> int:
-        """Remove this letter, and none that the same job left later; returns how many."""
+        """Delete this dead letter, but not a later one of the same job; returns how many were deleted."""
         subject = self._subjects.dead(found.queue, "*", found.id)
         return await self._jetstream.purge(self._subjects.streams.records, subject, below=found.sequence + 1)
 
     async def delete_job(self, found: DeadLetter) -> int:
-        """Remove a letter with all that is known of its job, so that its id is free for another.
+        """Delete a dead letter with all data of its job, so that another job can have its id.
 
-        Call it again after a crash half way. Raises `WrongState` for a job that has a new life already.
+        Call it again after a crash half way. Raises `WrongState` if the job was retried already.
         """
         subjects, queue, id = self._subjects, found.queue, found.id
         last = await self.settled(queue, id)
         if last is not None and last.state != "failed":
             raise WrongState(id, last.state, "removed: only a failed job can")
-        # First what could run it again, last what keeps the id from another.
-        for lane in {queue, last.current_queue if last is not None else queue}:
-            await self._job_writer.remove(lane, id)
+        # The messages are deleted first, because they could run the job again; the claim on the id is last.
+        for name in {queue, last.current_queue if last is not None else queue}:
+            await self._job_writer.remove(name, id)
         if found.job is not None and found.job.key:
             await self._key_groups.remove(queue, found.job.key, id)
         if last is not None:
@@ -228,9 +228,10 @@ class DeadLetterStore:
         return 1
 
     async def finish_removal(self, id: str, queue: str = "*") -> bool:
-        """Purge what is left of a job whose record was deleted, and free its id; False if there is none.
+        """Purge the remaining data of a job whose record was deleted, and release its id.
 
-        The deletion goes last, so a call after one that broke off finds what is left to do.
+        Returns False if there is no deleted record. The mark of the deletion is purged last, so that another
+        call can complete this one.
         """
         deleted = await self._records.deleted(id, queue)
         if deleted is None:
@@ -240,12 +241,12 @@ class DeadLetterStore:
         for subject in (f"{record}.>", subjects.dead(queue, "*", id)):
             await self._jetstream.purge(stream, subject)
         await self._jetstream.purge(subjects.streams.bucket("ids"), subjects.own_id(id))
-        # From here on another job may have the id, and a record of its own.
+        # From here on another job may have the id and a record.
         await self._jetstream.purge(stream, record, below=sequence + 1)
         return True
 
     async def delete_record(self, last: StoredRevision, letter: DeadLetter | None) -> None:
-        """Delete the record of a job and its letter together. Raises `WrongState` if the record changed."""
+        """Delete the record of a job with its dead letter. Raises `WrongState` if the record changed."""
         closing = closed_letter(self._subjects, letter) if letter is not None else None
         try:
             await self._records.delete(last.queue, last.job, last, closing)
@@ -253,48 +254,48 @@ class DeadLetterStore:
             raise WrongState(last.job, "changed", "removed: it was retried meanwhile") from error
 
     async def retry(self, id: str, queue: str = "*", *, arguments: bytes | None = None) -> DeadLetter:
-        """Give a failed job a new life under its own id, with all its retries; its letter is removed.
+        """Run a failed job again under its id, with all its retries, and delete its dead letter.
 
-        Its deadline and its expiry are removed. With `arguments`, those replace its own. A second call, and
-        one after a crash half way, retries it once. Raises `JobNotFound`, `WrongState`, `BadArguments` (too
-        large).
+        Its deadline and its expiry are removed. `arguments` replace its arguments, if given. A second call,
+        also after a crash half way, does not run the job twice. Raises `JobNotFound`, `WrongState`,
+        `BadArguments` (too large).
         """
         found = await self.find(id, queue, closed=True)
         if found is None:
             last = await self._job_reader.find(id, queue)
             if last is None:
                 raise JobNotFound(id)
-            raise WrongState(id, last.state, "tried again: only a failed job, which has a dead letter, can")
+            raise WrongState(id, last.state, "retried: only a failed job, which has a dead letter, can")
         if found.job is None:
-            raise WrongState(id, "not a job", f"tried again: {found.error}")
+            raise WrongState(id, "not a job", f"retried: {found.error}")
         if arguments is not None:
             self._job_writer.check_size(replace(found.job, arguments=arguments))
             found = replace(found, payload=arguments, job=replace(found.job, arguments=arguments))
         assert found.job is not None
         job = reset_job(found.job)
         job = replace(job, previous_sequence=await self._record_retry(found, job))
-        # By way of SCHEDULED: the message that failed may still stand on the queue, unsettled.
+        # The job goes through SCHEDULED: the message that failed may still be on the queue, not settled yet.
         await self._job_writer.schedule(job, None)
         await self._purge_closed(found)
         return found
 
     async def _record_retry(self, found: DeadLetter, job: Job) -> int:
-        """Record that the job is to run again, and close its letter; returns the revision."""
+        """Record that the job will run again, and close its dead letter; returns the revision."""
         last = await self.settled(found.queue, found.id)
         if last is not None and last.state == "retrying" and found.closed:
-            return last.sequence  # an earlier call broke off before it stored the message
+            return last.sequence  # an earlier call stopped before it stored the message
         if last is not None and last.state != "failed":
-            raise WrongState(found.id, last.state, "tried again")
+            raise WrongState(found.id, last.state, "retried")
         if found.closed:
-            raise WrongState(found.id, "retried already", "tried again")
+            raise WrongState(found.id, "retried already", "retried again")
         expect = last.sequence if last is not None else 0
         event = replayed_event(job, self._wire.clock.moment(), expect)
-        return await write_replay(self._records, job, event, [self._closing(found, job)], asked="tried again")
+        return await write_replay(self._records, job, event, [self._closing(found, job)], asked="retried")
 
     async def settled(self, queue: str, id: str) -> StoredRevision | None:
-        """The record of a job, once the worker that recorded its failure has submitted its callbacks.
+        """The record of a job, when the worker that recorded its failure has submitted its callbacks.
 
-        That worker settles the message after them. The wait has a limit, because it may have died.
+        That worker settles the message afterwards. The wait has a limit, because the worker may have died.
         """
         end = time.monotonic() + CALLBACK_SECONDS
         while True:
@@ -307,12 +308,12 @@ class DeadLetterStore:
             await asyncio.sleep(CALLBACK_POLL_SECONDS)
 
     def _closing(self, found: DeadLetter, job: Job) -> OutgoingMessage:
-        """The closed letter of a job that is retried. A repair can complete the retry from it."""
+        """The closed dead letter of a job that is retried. A repair can complete the retry from it."""
         headers = envelope.encode(job) | {DEATH: found.death, CLOSED: "retried"}
         return letter_message(self._subjects.dead(found.queue, found.task, found.id), job.arguments, headers)
 
     async def _purge_closed(self, found: DeadLetter) -> None:
-        """Remove a letter that was closed; a user without that permission leaves it to a sweep."""
+        """Delete a closed dead letter. If the login may not, a sweep deletes it."""
         subject = self._subjects.dead(found.queue, "*", found.id)
         with contextlib.suppress(NotAllowed):
             reply = await self._reads.last(self._subjects.streams.records, subject, consistent=True)
@@ -322,7 +323,7 @@ class DeadLetterStore:
 
 
 def closed_letter(subjects: Subjects, found: DeadLetter) -> OutgoingMessage:
-    """What overwrites the letter of a job that is removed."""
+    """The message that overwrites the dead letter of a job that is removed."""
     return letter_message(subjects.dead(found.queue, found.task, found.id), b"", {CLOSED: "removed"})
 
 
@@ -332,7 +333,7 @@ def letter_message(subject: str, payload: bytes, headers: Mapping[str, str]) -> 
 
 
 def reset_job(job: Job) -> Job:
-    """A dead job as its replay begins: nothing counted, and no end set to it."""
+    """A failed job as its retry starts: with all its attempts, and without a deadline or an expiry."""
     again = replace(job, failures=0, crashes=0, interruptions=0)
     return replace(again, deadline=None, expires=None, retry_until=None)
 
@@ -364,15 +365,15 @@ def read_dead_letter(reply: Reply) -> DeadLetter:
 
 
 def encode_death(why: Mapping[str, object], room: int) -> str:
-    """Why a job died, as a header's JSON of at most `room` bytes.
+    """The reason why a job failed, as a header's JSON of at most `room` bytes.
 
-    What is too long is cut: of the traceback the outer frames first, then the error's end.
+    If it is too long, it loses the outer frames of the traceback first, then the end of the error.
     """
-    told = {name: value for name, value in why.items() if value != ""}
+    fields = {name: value for name, value in why.items() if value != ""}
     for name in ("traceback", "error"):
-        text = str(told.get(name, ""))
-        while text and len(ascii_json(to_json(told))) > min(room, MAX_DEATH_BYTES):
+        text = str(fields.get(name, ""))
+        while text and len(ascii_json(to_json(fields))) > min(room, MAX_DEATH_BYTES):
             half = len(text) // 2
             text = text[-half:] if name == "traceback" and half else text[:half]
-            told[name] = text
-    return ascii_json(to_json(told))
+            fields[name] = text
+    return ascii_json(to_json(fields))

@@ -1,16 +1,16 @@
-"""Edits of jobs that have not begun: other arguments, options, priority, or another queue.
+"""Edits jobs that have not started: their arguments, options or priority, or their queue.
 
-A job that is due later than in a second, and has no record, is one schedule. The editor replaces it by
+A job that is due more than a second from now, and has no record, is one schedule. The editor replaces it by
 compare-and-set, in one write. Any other edit goes through the job's record, because a worker may hold the
-message already. It writes a revision that holds the changed order and expects what was read, as the start of
-the job, a cancel and another edit do: one of them is stored. Then it stores a message that builds on this
-revision, and deletes the old one. If the editor dies in between, the start of the old message is refused, and
-the worker stores the new message from the record before it settles the old one
-(`jsq.worker.stages.next_attempt`).
+message already. The editor writes a revision that holds the changed job and expects the revision that was
+read. The start of the job, a cancel and another edit expect the same revision, so only one of them is stored.
+Then the editor stores a message that builds on the new revision, and deletes the old message. If the editor
+dies in between, the server refuses the start of the old message. The worker that holds it then stores the new
+message from the record, before it settles the old one (`jsq.worker.stages.next_attempt`).
 
-The message of a job with a key has a place in the order of the key. So an edit of such a job writes only the
-record, and the message stays. The worker that gets the message stores the new one, which keeps the slot of
-the key group. On another queue a job is not in the order of its key.
+The message of a job with a key has a place in the order of its key group. So an edit of such a job writes
+only the record, and the message stays. The worker that receives the message stores the new one, which keeps
+the slot of the key group. On another queue, the job is not in the order of its key.
 
 The server delivers a priority of a queue in the order of its stream, and no message can be stored before
 others. So the front of the queue is a higher priority.
@@ -43,16 +43,16 @@ from jsq.transport.retrying import publish_with_retry
 from jsq.transport.server_clock import PAST
 
 EDIT_TRIES = 5
-"""How often an edit reads the message of a job that moves on from one place to the next."""
+"""How often an edit reads the message of a job that moves from one stream to the next."""
 
 IMMINENT = timedelta(seconds=1)
-"""A schedule that fires so soon is not replaced: the job is edited through its record."""
+"""A schedule that fires within this time is not replaced: the job is edited through its record."""
 
-ONLY_UNBEGUN = "edited: only a job that has not begun can"
+ONLY_UNSTARTED = "edited: only a job that has not started can"
 
 
 class Editor:
-    """Changes jobs that have not begun."""
+    """Changes jobs that have not started."""
 
     def __init__(self, namespace: Namespace, store: JobStore, key_groups: KeyGroups) -> None:
         self._namespace = namespace
@@ -64,9 +64,9 @@ class Editor:
         self._expiry = store.expiry
 
     async def edit(self, id: str, edit: JobEdit, queue: str = "*") -> StoredRevision:
-        """Change a job; returns its state as it is then.
+        """Change a job; returns its state after the edit.
 
-        Raises `JobNotFound`; `WrongState` for a job that has begun, or was changed meanwhile; `BadOption`;
+        Raises `JobNotFound`; `WrongState` if the job has started, or was changed meanwhile; `BadOption`;
         `BadArguments` (too large).
         """
         if edit.queue is not None:
@@ -76,10 +76,10 @@ class Editor:
             if found is None:
                 raise JobNotFound(id)
             if found.state not in SUBMITTED_STATES:
-                raise WrongState(id, found.state, ONLY_UNBEGUN)
+                raise WrongState(id, found.state, ONLY_UNSTARTED)
             message = await self._message(found)
             if message is None and not (is_edited(found) and found.revision.has_arguments):
-                continue  # it moves on to its queue, or has just begun
+                continue  # the job is moving to its queue, or has just started
             edited = await self._edit_at(found, message, edit)
             if edited is not None:
                 return edited
@@ -90,9 +90,9 @@ class Editor:
     async def _edit_at(
         self, found: StoredRevision, message: Reply | None, edit: JobEdit
     ) -> StoredRevision | None:
-        """Change a job whose message was read; None if that has moved on.
+        """Change a job whose message was read; returns None if the message has moved since.
 
-        Without a message, an earlier edit broke off: its record has the order.
+        If there is no message, an earlier edit stopped half way, and the record has the job.
         """
         now = await self._expiry.now(found.queue)
         due = due_of(found, message)
@@ -118,7 +118,7 @@ class Editor:
     async def _replace_schedule(
         self, found: StoredRevision, message: Reply, job: Job, due: datetime
     ) -> StoredRevision | None:
-        """Replace the schedule of a job without a record; None if it fires just now."""
+        """Replace the schedule of a job without a record; returns None if the schedule is firing."""
         if await self._job_writer.replace_scheduled(job, due, expect=sequence_of(message)):
             if await self._replacement.is_too_late(found, due, due):
                 return None
@@ -133,7 +133,7 @@ class Editor:
     async def _edit_record(
         self, found: StoredRevision, message: Reply | None, job: Job, due: datetime | None, *, changed: bool
     ) -> StoredRevision:
-        """Record the changed order of a job, then replace its message."""
+        """Record the changed job, then replace its message."""
         holds = found.revision.has_arguments and bool(found.sequence)
         event = edit_event(job, found, due, whole=changed or holds)
         event = event if changed or holds else await self._expiry.with_kept_arguments(found.queue, event)
@@ -143,7 +143,7 @@ class Editor:
             last = await self._job_reader.find(found.job, found.queue, consistent=True)
             if last is not None and last.state in SUBMITTED_STATES:
                 raise WrongState(found.job, last.state, "edited: it was changed meanwhile") from None
-            raise WrongState(found.job, last.state if last else "removed", ONLY_UNBEGUN) from None
+            raise WrongState(found.job, last.state if last else "removed", ONLY_UNSTARTED) from None
         await self._replace_message(found, message, replace(job, previous_sequence=sequence), due)
         return StoredRevision(found.queue, found.job, sequence, await self._expiry.now(found.queue), event)
 
@@ -158,13 +158,13 @@ class Editor:
             if await self._job_writer.replace_scheduled(job, due or PAST, expect=expect):
                 return
         if old is not None and job.key and not job.quarantine and job.current_queue == queue:
-            return  # the old message has the place of the job; the worker that gets it stores the new one
+            return  # the old message has the job's place; the worker that receives it stores the new one
         expect = sequence_of(old) if old is not None and job.current_queue == queue and not scheduled else 0
         if due is not None or not await self._enqueue(job, expect):
             await self._job_writer.ensure_scheduled(job, due)
         if old is not None:
             stream = streams.scheduled(queue) if scheduled else streams.ready(queue)
-            with contextlib.suppress(NotAllowed):  # then a worker settles it
+            with contextlib.suppress(NotAllowed):  # a worker settles it instead
                 if job.key and not found.revision.quarantine:
                     await self._key_groups.remove(queue, job.key, job.id)
                 if scheduled or old.headers["Nats-Subject"].startswith(self._ready_prefix(queue)):
@@ -173,7 +173,8 @@ class Editor:
     async def _enqueue(self, job: Job, expect: int) -> bool:
         """Store a job on its queue, behind its older message `expect`.
 
-        False if that is gone, or the queue is full. A job that was cancelled meanwhile is removed again.
+        Returns False if that message is gone, or the queue is full. A job that was cancelled meanwhile is
+        deleted again.
         """
         if job.waits_for_key:
             await self._namespace.streams.ensure_groups(job.queue)
@@ -190,7 +191,7 @@ class Editor:
         return True
 
     def _ready_prefix(self, queue: str) -> str:
-        """The start of the subjects of a queue's messages; those of its key groups start otherwise."""
+        """The prefix of the subjects of a queue's messages; those of its key groups have another one."""
         return self._namespace.subjects.of_groups(queue).ready_prefix
 
     async def _message(self, found: StoredRevision) -> Reply | None:
@@ -211,7 +212,7 @@ class Editor:
 
 
 def has_slot(message: Reply) -> bool:
-    """Whether a message is that of a job with a slot of its key group."""
+    """Whether a message belongs to a job that has a slot of its key group."""
     return envelope.GROUP_SLOT in message.headers
 
 
@@ -223,7 +224,7 @@ def due_of(found: StoredRevision, message: Reply | None) -> datetime | None:
 
 
 def current_order(message: Reply, found: StoredRevision, due: datetime | None) -> Job:
-    """The order of a job as it is now: that of its message, with what an earlier edit has recorded."""
+    """The job of a message, with the changes that an earlier edit has recorded."""
     job = envelope.decode(
         message.headers,
         message.payload,
@@ -242,7 +243,7 @@ def stored_at(found: StoredRevision) -> float:
 
 
 def edit_event(job: Job, found: StoredRevision, due: datetime | None, *, whole: bool) -> Revision:
-    """The revision of an edit. With `whole` it holds the arguments, however large they are."""
+    """The revision of an edit. With `whole`, it holds the arguments, however large they are."""
     options = envelope.recorded_options(job)
     if isinstance(job.deadline, datetime):
         options["deadline"] = revisions.format_time(job.deadline)

@@ -1,7 +1,7 @@
-"""Finds jobs by criteria: by their records, the newest first, and by the messages of those that wait.
+"""Finds jobs by criteria, in their records and in the messages of waiting jobs, the newest first.
 
-Records and messages are read from the end of their streams, so that the newest hundred cost the same beside a
-million as beside a thousand. Arguments are in the message of a job, and in its record once it has ended.
+Records and messages are read from the end of their streams. So the newest hundred jobs of a million cost the
+same as those of a thousand. The arguments of a job are in its message, and in its record when it has ended.
 """
 
 import contextlib
@@ -23,33 +23,33 @@ from jsq.transport.replies import NoResponders, Reply, sequence_of
 
 FIRST_SPAN = 1_000
 LARGEST_SPAN = 256_000
-"""Sequences of the view that are looked through in one go: more where little stands among them."""
+"""Sequences of a stream that are searched at a time: more of them if few messages are found among them."""
 
 QUERY_PAGE_MESSAGES = 1_000
 QUERY_PAGE_BYTES = 8 * 2**20
 
 QUERY_BATCH_JOBS = 100
-"""Jobs whose messages or letters one request asks for."""
+"""Jobs whose messages or dead letters are read by one request."""
 
 
 class JobQuery:
-    """Finds the jobs that fit criteria."""
+    """Finds the jobs that match criteria."""
 
-    def __init__(self, namespace: Namespace, store: JobStore, cancels: Canceller) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore, canceller: Canceller) -> None:
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._records = store.records
         self._job_reader = store.reader
-        self._cancels = cancels
+        self._canceller = canceller
         self._expiry = store.expiry
 
     async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[StoredRevision]:
-        """The jobs that fit, as they read now, the one that changed last at the end: the last `limit`."""
+        """The `limit` matching jobs that changed last, in their present state, oldest change first."""
         waiting = await self._newest_waiting(choice, limit)
         recorded = await self._newest_recorded(choice, limit) if may_have_record(choice) else []
-        # A job that began in between is in both.
+        # A job that started between the two reads is in both.
         known = {(one.queue, one.job) for one in recorded}
         found = recorded + [one for one in waiting if (one.queue, one.job) not in known]
         found.sort(key=lambda one: one.at)
@@ -67,15 +67,15 @@ class JobQuery:
     async def count_records(self, queue: str = ANY) -> int:
         """How many jobs have a record.
 
-        A consumer that is created for the question counts the keys. That costs the server 0.06 s of CPU time
-        for each 100,000 records, six times as much as `count_revisions`.
+        A temporary consumer counts the keys. That costs the server 0.06 s of CPU time for each 100,000
+        records, six times as much as `count_revisions`.
         """
         stream = self._subjects.streams.records
         return await self._jetstream.count_subjects(stream, self._subjects.record(queue, ANY))
 
     async def open_jobs(self, choice: JobCriteria) -> list[StoredRevision]:
-        """The jobs that fit and have not ended, oldest first."""
-        found = await self._cancels.open_jobs(choice.queue or "*", choice.matches)
+        """The matching jobs that have not ended, oldest first."""
+        found = await self._canceller.open_jobs(choice.queue or "*", choice.matches)
         return await self._by_arguments(found, choice)
 
     # -- records -----------------------------------------------------------------------------------------
@@ -98,22 +98,22 @@ class JobQuery:
         top, seen = sequence_of(newest), set[tuple[str, str]]()
         found: list[StoredRevision] = []
         async for replies in self._backwards(stream, key, top + 1):
-            # Earlier revisions of jobs whose last one was read already are history.
+            # Skip earlier revisions of jobs whose last revision was read already.
             some = [one for one in newest_each(replies) if record_key(one) not in seen]
             seen.update(map(message_key, replies))
             found = await self._fitting(some, choice) + found
             if len(found) >= limit:
                 break
-        # What changed while we looked has left the place where we may have missed it.
+        # A record that changed during the search has a new sequence: the search may have missed it.
         changed = newest_each(await self._reads.fetch(stream, key, after=top))
-        gone = {(one.queue, one.job) for one in changed}
-        found = [one for one in found if (one.queue, one.job) not in gone]
+        replaced = {(one.queue, one.job) for one in changed}
+        found = [one for one in found if (one.queue, one.job) not in replaced]
         return found + await self._fitting(changed, choice)
 
     # -- messages ----------------------------------------------------------------------------------------
 
     async def _newest_waiting(self, choice: JobCriteria, limit: int | None) -> list[StoredRevision]:
-        """The newest jobs without a record that fit: they wait for their first attempt."""
+        """The newest matching jobs without a record: they wait for their first attempt."""
         if choice.states and not set(choice.states) & {*SUBMITTED_STATES, "expired"}:
             return []
         found: list[StoredRevision] = []
@@ -136,15 +136,15 @@ class JobQuery:
         choice: JobCriteria,
         limit: int | None,
     ) -> list[StoredRevision]:
-        """The newest of those whose messages are in one place, after one sequence and up to another."""
+        """The newest matching jobs whose messages are in one place, in a span of sequences."""
         (stream, subject, state), (after, last) = place, span
         found: list[StoredRevision] = []
         async for replies in self._backwards(stream, subject, last + 1, after):
             some = [event_from_message(queue, id_of(reply), reply, state) for reply in replies]
             some = [one for one in some if one.queue == queue]  # a job in quarantine here has a record
-            begun = await self._records.last_each(queue, [one.job for one in some])
-            unbegun = [begun.get(one.job, one) for one in some]
-            found += await self._fitting([one for one in unbegun if is_waiting(one)], choice)
+            recorded = await self._records.last_each(queue, [one.job for one in some])
+            jobs = [recorded.get(one.job, one) for one in some]
+            found += await self._fitting([one for one in jobs if is_waiting(one)], choice)
             if limit is not None and len(found) >= limit:
                 break
         return found
@@ -152,7 +152,7 @@ class JobQuery:
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _backwards(self, bucket: str, key: str, end: int, after: int = 0) -> AsyncIterator[list[Reply]]:
-        """The messages below a sequence and after another, by spans of sequences, the last span first."""
+        """The messages after one sequence and below another, in spans of sequences, the last span first."""
         span = FIRST_SPAN
         while end > after + 1:
             start = max(after + 1, end - span)
@@ -179,17 +179,17 @@ class JobQuery:
         return await self._by_arguments([one for one in read if choice.matches(one)], choice)
 
     async def _by_arguments(self, found: list[StoredRevision], choice: JobCriteria) -> list[StoredRevision]:
-        """The jobs whose arguments fit too: those of a job that has ended are in its record."""
+        """The jobs whose arguments match too. The arguments of a job that has ended are in its record."""
         if not choice.args:
             return found
-        told = [one for one in found if asks_message(one)]
+        without = [one for one in found if has_arguments_elsewhere(one)]
         fitting = {
             (one.queue, one.job)
             for one in found
             if one.revision.has_arguments and choice.matches_values(one.revision.arguments)
         }
-        for start in range(0, len(told), QUERY_BATCH_JOBS):
-            fitting |= await self._with_fitting(told[start : start + QUERY_BATCH_JOBS], choice)
+        for start in range(0, len(without), QUERY_BATCH_JOBS):
+            fitting |= await self._with_fitting(without[start : start + QUERY_BATCH_JOBS], choice)
         return [one for one in found if (one.queue, one.job) in fitting]
 
     async def _with_fitting(
@@ -197,15 +197,15 @@ class JobQuery:
     ) -> set[tuple[str, str]]:
         names = self._subjects
         asked: dict[tuple[str, str], list[str]] = defaultdict(list)
-        homes: dict[tuple[str, str], tuple[str, str]] = {}
+        origins: dict[tuple[str, str], tuple[str, str]] = {}
         for one in some:
             place = (one.queue if one.state == "failed" else one.current_queue, one.job)
-            homes[place] = (one.queue, one.job)
+            origins[place] = (one.queue, one.job)
             if one.state == "failed":
                 asked[names.streams.records, ""].append(names.dead(one.queue, "*", one.job))
                 continue
             later, ready = names.streams.scheduled(one.current_queue), names.streams.ready(one.current_queue)
-            # In the order in which it goes over from one to the other.
+            # The streams are read in the order in which a message passes through them.
             asked[later, "scheduled"].append(names.scheduled(one.current_queue, one.job))
             if one.revision.key:
                 token, line = key_token(one.revision.key), names.streams.groups(one.current_queue)
@@ -215,10 +215,10 @@ class JobQuery:
             asked[ready, ""].append(names.ready(one.current_queue, "*", one.job))
         pages = [await self._last_of(stream, subjects) for (stream, _), subjects in asked.items()]
         return {
-            homes[place]
+            origins[place]
             for page in pages
             for reply in page
-            if (place := message_key(reply)) in homes and choice.matches_arguments(reply.payload)
+            if (place := message_key(reply)) in origins and choice.matches_arguments(reply.payload)
         }
 
     async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
@@ -241,15 +241,15 @@ def record_key(found: StoredRevision) -> tuple[str, str]:
 
 
 def is_waiting(found: StoredRevision) -> bool:
-    """Whether a job waits for its first attempt: it has no record, or only that of an edit."""
+    """Whether a job waits for its first attempt: it has no record, or only the record of an edit."""
     return not found.sequence or is_edited(found)
 
 
 def may_have_record(choice: JobCriteria) -> bool:
-    """Whether a job with a record may fit: not if only waiting jobs are asked for."""
+    """Whether a job with a record can match: it cannot if only waiting jobs are requested."""
     return not choice.states or not set(choice.states) <= set(SUBMITTED_STATES)
 
 
-def asks_message(found: StoredRevision) -> bool:
-    """Whether the arguments of a job have to be read from its message, or from its dead letter."""
+def has_arguments_elsewhere(found: StoredRevision) -> bool:
+    """Whether the arguments of a job are not in its record, but in its message or its dead letter."""
     return not found.revision.has_arguments and (found.state not in FINAL_STATES or found.state == "failed")

@@ -1,7 +1,7 @@
-"""What queues hold: how many jobs wait, run, are due later, have died, and since when the oldest waits.
+"""The statistics of queues: how many jobs wait, run, are due later or have failed, and the oldest job's age.
 
-The numbers come from consumers and from the states of streams, which the server keeps. Nothing is walked, and
-no subjects are listed.
+The numbers come from consumers and from the states of streams, which the server keeps. No messages are read
+to count them, and no subjects are listed.
 """
 
 import asyncio
@@ -29,14 +29,16 @@ from jsq.transport.replies import NoResponders
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """A queue's numbers of jobs. `waiting` is by priority; `running` counts what workers hold;
-    `waiting_for_key` those which wait for the turn of their key.
+    """A queue's numbers of jobs.
+
+    `waiting` is by priority. `running` counts the deliveries that workers hold, `waiting_for_key` the jobs
+    that wait for a slot of their key group.
 
     `oldest_job_age` is how many seconds ago the oldest waiting job was stored or due; None if none waits.
-    `arrivals_per_second` and `departures_per_second` are those of the last minute, as a worker of the queue
-    has measured them; see `Throughput`. `dead`, `revisions` and `records` are None for a user that may not
-    read those of all queues. `revisions` are those of the records, two for most jobs; `records` counts the
-    jobs that have one, if that was requested.
+    `arrivals_per_second` and `departures_per_second` are the rates of the last minute, measured by a worker
+    of the queue; see `Throughput`. `dead`, `revisions` and `records` are None for a user that may not read
+    those of all queues. `revisions` counts the revisions of the records, two for most jobs. `records` counts
+    the jobs that have a record, if that was requested.
     """
 
     queue: str
@@ -61,7 +63,7 @@ class QueueStats:
 
 
 class QueueStatsReader:
-    """Reads the numbers of queues."""
+    """Reads the statistics of queues."""
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class QueueStatsReader:
         self._presence = presence
 
     async def read(self, queue: str | None = None, *, records: bool = False) -> list[QueueStats]:
-        """The numbers of one queue, or of all; with `records`, the number of jobs with a record too."""
+        """The statistics of one queue, or of all; with `records`, the number of jobs with a record too."""
         if queue is not None:
             one = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
             found = {queue: one} if one is not None else {}
@@ -99,19 +101,19 @@ class QueueStatsReader:
         return [replace(one, records=count) for one, count in zip(read, counts, strict=True)]
 
     async def measure(self, queue: str, *, count: bool) -> tuple[QueueStats, QueueSample] | None:
-        """The numbers of a queue, and a sample; without `count` not its dead letters and revisions."""
+        """The statistics of a queue, and a sample; with `count`, the dead letters and the revisions too."""
         found = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
         if found is None:
             return None
         return await self._read(queue, found, count=count), sample_of(found["state"])
 
     async def sample(self, queue: str) -> QueueSample | None:
-        """How many jobs have come to a queue and left it; None if it does not exist."""
+        """How many jobs have arrived at a queue and left it; None if the queue does not exist."""
         found = await self._jetstream.stream_info(self._subjects.streams.ready(queue))
         return sample_of(found["state"]) if found is not None else None
 
     async def _throughputs(self) -> dict[str, Throughput]:
-        """The throughput of each queue, as the worker has measured it that has measured for longest."""
+        """The throughput of each queue, from the worker that has measured it for the longest time."""
         found: dict[str, Throughput] = {}
         with contextlib.suppress(NotAllowed):
             for worker in await self._presence.alive():
@@ -175,7 +177,7 @@ class QueueStatsReader:
 
 
 def sample_of(state: Mapping[str, Any]) -> QueueSample:
-    """How many jobs have come and left, by the state of a READY stream."""
+    """How many jobs have arrived and left, by the state of a READY stream."""
     return QueueSample(time.monotonic(), state["last_seq"], state["last_seq"] - state["messages"])
 
 

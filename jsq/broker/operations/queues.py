@@ -19,46 +19,47 @@ class Queues:
     """Declares queues, and changes their settings."""
 
     def __init__(
-        self, namespace: Namespace, provisioner: Provisioner, pauses: PauseStore, lines: KeyGroups
+        self, namespace: Namespace, provisioner: Provisioner, pauses: PauseStore, key_groups: KeyGroups
     ) -> None:
         self._provisioner = provisioner
         self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._pauses = pauses
-        self._key_groups = lines
+        self._key_groups = key_groups
 
     async def names(self) -> list[str]:
         return sorted(await self._streams.queue_names())
 
     async def settings(self) -> dict[str, QueueSettings]:
-        """What each queue is set to. Raises `BrokerUnavailable` where one has no leader for long."""
+        """The settings of each queue. Raises `BrokerUnavailable` if a queue has no leader for some time."""
         found = await self._streams.queues(wait=True)
         return {queue: settings_of(stream["config"]) for queue, stream in found.items()}
 
     async def setting(self, queue: str) -> QueueSettings | None:
-        """What a queue is set to now; None if it is missing."""
+        """The present settings of a queue; None if the queue does not exist."""
         return await self._streams.refresh_settings(queue)
 
     async def declare(
         self, queue: str, settings: QueueSettings, *, write: bool = True, declared: bool = True
     ) -> list[Change]:
-        """Bring a queue to its settings, as `Streams.declare` does; those who work on it follow at once.
+        """Bring a queue to its settings, as `Provisioner.declare_queue` does, and notify its workers.
 
-        Where more of a key may run than before, its line is let on: who runs may run for long.
+        If the limits of keys have changed, admits the jobs that have room now. They need not wait until a
+        running job of their key ends, which may take long.
         """
         before = await self._streams.refresh_settings(queue) if write else None
         changes = await self._provisioner.declare_queue(queue, settings, write=write, declared=declared)
         if before is not None and changes:
             self._pauses.notify(queue)
             if (before.per_key, before.weights) != (settings.per_key, settings.weights):
-                # What it does not come to, those do who leave a turn, and sweeps.
+                # If this fails, the release of a slot admits the other jobs, or a sweep does.
                 with contextlib.suppress(BrokerError):
                     await self._key_groups.admit_all(queue)
         return changes
 
     async def update(self, queue: str, changes: Mapping[str, Any]) -> QueueSettings:
-        """Change settings of a queue while it lives, and tell its workers.
+        """Change settings of an existing queue, and notify its workers.
 
         Raises `QueueNotFound`, `BadOption`, `CannotChange`.
         """
@@ -71,18 +72,18 @@ class Queues:
         return settings
 
     async def check(self, queue: str) -> None:
-        """Raises `QueueNotFound` for a queue that is not there."""
+        """Raise `QueueNotFound` if a queue does not exist."""
         if await self._jetstream.stream_info(self._subjects.streams.ready(queue)) is None:
             raise QueueNotFound(queue)
 
     async def has_work(self, queue: str) -> bool:
-        """Whether a queue has jobs for whoever asks: waiting, due and on their way, or to be let on.
+        """Whether a queue has jobs that can start: jobs that wait, are due, or have room in their key group.
 
-        Not those of which another has to end first: what runs, and who waits for that in a line.
+        Running jobs do not count, nor do jobs that wait in a key group until a running job ends.
         """
         subjects, jetstream = self._subjects, self._jetstream
         ready, later = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
-        # Where a job goes from one place to the next, it is looked for in this order.
+        # The streams are read in the order in which a job passes through them.
         for subject in (subjects.groups.due(queue, "*", ANY), subjects.due(queue, "*", ANY)):
             if await jetstream.count(later, subject):
                 return True
@@ -92,18 +93,18 @@ class Queues:
         found = [await jetstream.consumer_info(ready, level) for level in PRIORITIES]
         if any(one and one["num_pending"] for one in found):
             return True
-        return await self._key_groups.any_stalled(queue)  # whose knock is on its way
+        return await self._key_groups.any_stalled(queue)  # its wake-up may be on its way
 
 
 FIXED_SETTINGS = {
     "storage": "must not be changed while the queue exists; create another queue with this storage",
     "replicas": "must be changed with `jsq provision --replicas`, for all streams together",
 }
-"""Settings that are not changed by `set`, and why."""
+"""The settings that `jsq queue set` does not change, each with the rule."""
 
 
 def apply_changes(settings: QueueSettings, changes: Mapping[str, Any]) -> QueueSettings:
-    """Settings with some of them changed. Raises `BadOption`, naming the field."""
+    """The settings with some of them changed. Raises `BadOption`, which names the field."""
     for name, value in changes.items():
         if name in FIXED_SETTINGS:
             raise BadOption(name, value, FIXED_SETTINGS[name])

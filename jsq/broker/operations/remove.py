@@ -1,4 +1,4 @@
-"""Removes all that is known of a job that has ended, so that its id is free for another."""
+"""Removes all data of a job that has ended, so that another job can have its id."""
 
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.dead_letters import DeadLetterStore
@@ -9,30 +9,30 @@ from jsq.model.revision import FINAL_STATES
 class Remover:
     """Removes jobs that have ended."""
 
-    def __init__(self, store: JobStore, dead: DeadLetterStore) -> None:
+    def __init__(self, store: JobStore, dead_letters: DeadLetterStore) -> None:
         self._job_reader = store.reader
         self._job_writer = store.writer
-        self._dead = dead
+        self._dead_letters = dead_letters
 
     async def remove(self, id: str, queue: str = "*") -> None:
-        """Remove a job's record, what it keeps, its dead letter, and the claim on its id.
+        """Remove a job's record, its checkpoints, its dead letter, and the claim on its id.
 
-        Broken off half way, it may be done again. Raises `JobNotFound`, `WrongState` for one that has not
-        ended.
+        If the removal stops half way, call it again. Raises `JobNotFound`, and `WrongState` if the job has
+        not ended.
         """
         found = await self._job_reader.find(id, queue, consistent=True)
         if found is None:
-            if await self._dead.finish_removal(id, queue):
+            if await self._dead_letters.finish_removal(id, queue):
                 return
             raise JobNotFound(id)
         if found.state not in FINAL_STATES:
             raise WrongState(id, found.state, "removed: only a job that has ended can; cancel it first")
         queue = found.queue
         if found.revision.callbacks_pending:
-            await self._dead.settled(queue, id)
-        # First what could run it again, last what keeps the id from another.
-        for lane in {queue, found.current_queue}:
-            await self._job_writer.remove(lane, id, keyed=found.may_wait_for_key)
-        letter = await self._dead.find(id, queue, closed=True)
-        await self._dead.delete_record(found, letter)
-        await self._dead.finish_removal(id, queue)
+            await self._dead_letters.settled(queue, id)
+        # The messages are deleted first, because they could run the job again; the claim on the id is last.
+        for name in {queue, found.current_queue}:
+            await self._job_writer.remove(name, id, keyed=found.may_wait_for_key)
+        letter = await self._dead_letters.find(id, queue, closed=True)
+        await self._dead_letters.delete_record(found, letter)
+        await self._dead_letters.finish_removal(id, queue)

@@ -1,4 +1,4 @@
-"""The revision that gives a job which has ended a new life under its own id."""
+"""The revision by which a job that has ended runs again under its id."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,16 +13,16 @@ from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import WrongSequence
 
 REPLAYED = "replayed"
-"""The reason of a revision that begins a new life of a job."""
+"""The reason of the revision by which a job runs again."""
 
 
 def is_replayed(found: StoredRevision) -> bool:
-    """Whether a job has a new life that has not begun."""
+    """Whether a job will run again, and has not started yet."""
     return found.state == "retrying" and found.revision.reason == REPLAYED
 
 
 def replayed_event(job: Job, now: datetime, expect: int) -> Revision:
-    """The revision that begins a new life of a job, on top of the revision `expect`."""
+    """The revision by which a job runs again, on top of the revision `expect`."""
     submitted = revisions.moment_of(job.submitted) if job.submitted else None
     first = first_revision(job, "retrying", now)
     return replace(first, reason=REPLAYED, token=expect, submitted=submitted)
@@ -38,8 +38,8 @@ async def write_replay(
 ) -> int:
     """Write a revision that `replayed_event` made; returns its sequence.
 
-    `others` are stored with it. A second call returns the sequence that the first one wrote, also if another
-    caller did. Raises `WrongState`, with what was `asked`, if the record has changed.
+    `others` are stored with it. A second call returns the sequence that the first call wrote, even if it was
+    another caller's. If the record has changed, raises `WrongState` with `asked`, the requested change.
     """
     queue, id, body = job.queue, job.id, revisions.encode(event)
     try:

@@ -1,9 +1,9 @@
 """Replaces the schedule of a job, unless it has fired.
 
 The schedule on the server decides: it is replaced by compare-and-set, so either the replacement or the firing
-happens. With replicas the server may do both, if the due time passes while the replacement is stored: it
-fires what it has not replaced on all replicas yet. So a replacement that took until then checks whether the
-job has fired, and withdraws the new schedule if it has.
+happens. With replicas, the server may do both if the due time passes while the replacement is stored: it
+fires a schedule that it has not replaced on all replicas yet. So a replacement that took until the due time
+checks whether the job has fired, and withdraws the new schedule if it has.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from jsq.model.revision import StoredRevision
 from jsq.transport.replies import NoResponders, Reply, sequence_of
 
 FIRE_SECONDS = 0.25
-"""Seconds after its moment within which a schedule fires: the server's timer is no finer."""
+"""Seconds after its due time within which a schedule fires: the resolution of the server's timer."""
 
 FIRED_POLL_SECONDS = 0.02
 

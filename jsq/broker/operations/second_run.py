@@ -1,8 +1,8 @@
-"""Runs a job that has ended once more, from the arguments and options in its record.
+"""Runs a job that has ended again, from the arguments and options in its record.
 
-The record decides, as for every change of a job: a `retrying` revision expects the final one, so one of two
-calls writes it. The revision holds the arguments. So the next call, or a sweep, completes a call that breaks
-off before it stores the message.
+The record decides, as for every change of a job: a `retrying` revision expects the final one, so only one of
+two calls writes it. The revision holds the arguments. So the next call, or a sweep, completes a call that
+stopped before it stored the message.
 """
 
 from dataclasses import replace
@@ -19,34 +19,34 @@ from jsq.model.revision import FINAL_STATES, MAX_RECORD_ARGUMENTS, StoredRevisio
 
 
 class SecondRuns:
-    """Gives jobs that have ended a new life under their own ids."""
+    """Runs jobs that have ended again, under their ids."""
 
-    def __init__(self, namespace: Namespace, store: JobStore, dead: DeadLetterStore) -> None:
+    def __init__(self, namespace: Namespace, store: JobStore, dead_letters: DeadLetterStore) -> None:
         self._wire = namespace.wire
         self._job_reader = store.reader
         self._job_writer = store.writer
         self._records = store.records
-        self._dead = dead
+        self._dead_letters = dead_letters
 
     async def run_again(self, id: str, queue: str = "*") -> None:
-        """Run a job that has ended again, with all its retries; a failed one from its dead letter.
+        """Run a job that has ended again, with all its retries; a failed job from its dead letter.
 
-        Its deadline, its expiry and its unique key are removed. Raises `JobNotFound`; `WrongState` for a job
-        that has not ended; `ArgumentsNotKept` for one whose record does not hold its arguments.
+        Its deadline, its expiry and its unique key are removed. Raises `JobNotFound`; `WrongState` if the job
+        has not ended; `ArgumentsNotKept` if its record does not hold its arguments.
         """
         found = await self._job_reader.find(id, queue, consistent=True)
         if found is None:
             raise JobNotFound(id)
         if found.state == "failed":
-            await self._dead.retry(id, found.queue)
+            await self._dead_letters.retry(id, found.queue)
             return
         if not await self.complete(found):
-            await self._begin(found)
+            await self._run(found)
 
     async def complete(self, found: StoredRevision) -> bool:
-        """Store the message of a second run or an edit that broke off after its record.
+        """Store the message of a second run or of an edit that stopped after it wrote the record.
 
-        False if the record is not that of one.
+        Returns False if the record belongs to neither.
         """
         event = found.revision
         if is_edited(found) and event.has_arguments:
@@ -59,7 +59,7 @@ class SecondRuns:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _begin(self, found: StoredRevision) -> None:
+    async def _run(self, found: StoredRevision) -> None:
         if found.state not in FINAL_STATES:
             raise WrongState(found.job, found.state, "run again: only a job that has ended can")
         if not found.revision.has_arguments:
@@ -75,12 +75,12 @@ class SecondRuns:
             arguments=found.revision.arguments,
         )
         sequence = await write_replay(self._records, job, event, asked="run again")
-        # By way of SCHEDULED: the message of the first run may still stand on the queue, unsettled.
+        # The job goes through SCHEDULED: the message of its first run may be on the queue, not settled yet.
         await self._job_writer.ensure_scheduled(replace(job, previous_sequence=sequence), None)
 
 
 def refuse_without_arguments(found: StoredRevision) -> NoReturn:
-    """Raise `ArgumentsNotKept`, and say why the record does not hold the arguments."""
+    """Raise `ArgumentsNotKept` with the reason why the record does not hold the arguments."""
     size = found.revision.arguments_size
     why = (
         f"they take {size:,} bytes, and a record holds {MAX_RECORD_ARGUMENTS:,}" if size else "keep_arguments"
