@@ -13,6 +13,7 @@ PENDING = ("jsq/broker", "tests")
 REWRITTEN = (
     "jsq/broker/health",
     "jsq/broker/maintenance",
+    "jsq/broker/operations",
     "jsq/broker/schedules.py",
     "tests/guide",
     "tests/integration",
