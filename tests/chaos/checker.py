@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from jsq.model.revision import FINAL_STATES, TRANSITIONS, StoredRevision
+from jsq.model.revision import EDITED, FINAL_STATES, TRANSITIONS, StoredRevision
 from jsq.settings import QueueSettings
 from tests.chaos.flow_checker import (
     all_or_none,
@@ -53,7 +53,8 @@ def i1(history: History) -> Iterator[str]:
 def i2(history: History) -> Iterator[str]:
     for job, events in history.events.items():
         for before, after in pairwise(runs(events)):
-            if before.state in FINAL_STATES and (before.state, after.state) != ("failed", "retrying"):
+            again = after.state == "retrying" and (before.state == "failed" or job in history.again)
+            if before.state in FINAL_STATES and not again:
                 yield f"{job} is {after.state} after it was {before.state}"
 
 
@@ -78,8 +79,8 @@ def i5(history: History) -> Iterator[str]:
         for event in runs(events):
             if event.state == "running":
                 token = event.sequence
-            elif event.revision.reason == "replayed":
-                continue  # an operator retried the failed job
+            elif event.revision.reason in ("replayed", EDITED):
+                continue  # a client retried the job, or edited it once more
             elif (
                 event.revision.token and event.revision.token != token and event.revision.reason != "crashed"
             ):
@@ -94,9 +95,10 @@ def i6(history: History) -> Iterator[str]:
 def i7(history: History) -> Iterator[str]:
     for job, events in history.events.items():
         states = [event.state for event in runs(events)]
-        for before, after in pairwise(["queued", *states]):
-            # The clients of a run retry only failed jobs.
-            if after not in TRANSITIONS[before] or before in ("succeeded", "cancelled", "expired"):
+        waits = [] if states[:1] == ["scheduled"] else ["queued"]  # an edit records that a job is due later
+        for before, after in pairwise([*waits, *states]):
+            ended_well = before in ("succeeded", "cancelled", "expired")
+            if after not in TRANSITIONS[before] or (ended_well and job not in history.again):
                 yield f"{job} is {after} after it was {before}"
         seen = history.view.get(job)
         if states and seen is not None and seen.sequence != runs(events)[-1].sequence:
@@ -117,7 +119,7 @@ def i9(history: History) -> Iterator[str]:
         states = [event.state for event in history.events.get(job, ())]
         if "cancelled" in states and "running" not in states and job in ran:
             yield f"{job} was cancelled before its start and ran"
-        if states and states[-1] != "cancelled":
+        if states and states[-1] != "cancelled" and job not in history.again:
             yield f"the cancellation of {job} was confirmed, and its state is {states[-1]}"
 
 
@@ -172,6 +174,36 @@ def i17(history: History) -> Iterator[str]:
             yield f"{job} executed its step {times} times"
 
 
+def i29(history: History) -> Iterator[str]:
+    """An acknowledged edit holds, unless a later one may have replaced it."""
+    values: dict[str, set[object]] = defaultdict(set)
+    queues: dict[str, set[str]] = defaultdict(set)
+    for one in history.edited:
+        if one.value is not None:
+            values[one.job] = {one.value} if one.known else values[one.job] | {one.value}
+        else:
+            queues[one.job] = {one.queue} if one.known else queues[one.job] | {one.queue}
+    known = {(one.job, one.value is None) for one in history.edited if one.known}
+    for job, events in history.events.items():
+        last = events[-1].revision
+        value = last.arguments[0][0] if (job, False) in known and last.has_arguments else None
+        if value is not None and value not in values[job]:
+            yield f"{job} has the argument {value}, and was given {sorted(map(str, values[job]))}"
+        if (job, True) in known and last.quarantine not in queues[job]:
+            yield f"{job} is on the queue {last.quarantine or 'of its submit'}, and was moved"
+
+
+def i30(history: History) -> Iterator[str]:
+    """A second run that was acknowledged takes place, and nothing else runs a job again that did not fail."""
+    for job, events in history.events.items():
+        replays = sum(one.revision.reason == "replayed" for one in runs(events) if one.state == "retrying")
+        if history.again.get(job) and not replays:
+            yield f"{job} was to run again, and did not"
+        failed = any(one.state == "failed" for one in events)
+        if replays and not failed and job not in history.again:
+            yield f"{job} ran again, and nobody requested that"
+
+
 CHECKS: dict[str, Check] = {
     "I1 every acknowledged job reaches a final state": i1,
     "I2 a job has one final state": i2,
@@ -200,6 +232,8 @@ CHECKS: dict[str, Check] = {
     "I26 an atomic submit stores all jobs or none": all_or_none,
     "I27 each item of a batch has its own outcome": items_are_independent,
     "I28 no concurrency limit is exceeded": within_concurrency,
+    "I29 an acknowledged edit holds": i29,
+    "I30 a second run takes place if and only if it was requested": i30,
 }
 """I12 is checked only if no server or link was affected. I14 is reserved for the joins of workflows."""
 

@@ -15,10 +15,13 @@ from typing import Any
 from jsq import BrokerError, Client, JobNotFound, WrongState
 from jsq.codec.envelope import new_id
 from jsq.errors import BulkUnknown
-from tests.chaos.history import Bulk, FlowSubmit, History, Pause, Rescheduled
+from tests.chaos.history import Bulk, Edited, FlowSubmit, History, Pause, Rescheduled
 
 KEYS = tuple(f"key-{number}" for number in range(8))
 """The keys of key groups."""
+
+EDITED_KEYS = ("edited-0", "edited-1")
+"""The keys of jobs that are edited while they wait."""
 
 UNIQUE_WAYS: Mapping[str, Mapping[str, str]] = {
     "finish": {},
@@ -88,6 +91,7 @@ class Flow:
             (3, self._limited),
             (4, self._narrowed),
             (4, self._moved),
+            (4, self._edited),
             (5, self._batched),
             (3, self._gated),
             (1, self._all_or_nothing),
@@ -227,6 +231,36 @@ class Flow:
             self._history.missing.append(id)
         else:
             self._history.rescheduled.append(moved)
+
+    async def _edited(self, client: Client) -> None:
+        """Change a job that waits: its argument or its queue, once or twice."""
+        options: dict[str, Any] = {}
+        if self._chance.random() < 0.6:
+            options["delay"] = self._chance.uniform(0.3, 3)
+        keyed = self._chance.random() < 0.3  # on another queue the order of a key does not apply
+        if keyed:
+            options |= {"queue": "groups", "key": self._chance.choice(EDITED_KEYS)}
+        id = await self._put(client, Order("work", (0.0,), options, "edited"))
+        for _ in range(self._chance.choice([1, 1, 2])):
+            if id is None:
+                return
+            if not keyed and self._chance.random() < 0.3:
+                edited = Edited(id, queue="apart")
+            else:
+                edited = Edited(id, value=round(self._chance.uniform(0.001, 0.05), 6))
+            await self._edit(client, edited)
+            await asyncio.sleep(self._chance.choice([0.0, 0.5]))
+
+    async def _edit(self, client: Client, edited: Edited) -> None:
+        job = client.jobs.handle(edited.job)
+        try:
+            await (job.move(queue=edited.queue) if edited.queue else job.edit([edited.value]))
+        except (BrokerError, WrongState):  # an earlier try may have been stored
+            self._history.edited.append(replace(edited, known=False))
+        except JobNotFound:
+            self._history.missing.append(edited.job)
+        else:
+            self._history.edited.append(edited)
 
     def _priority(self) -> str:
         return self._chance.choice(["high", "normal", "low"])

@@ -368,6 +368,8 @@ def happened(history: History) -> dict[str, int]:
         "rates used up": sum(count >= USED * history.rates[task].count for task, count in busiest.items()),
         "promoted": sum(moved.promoted for moved in history.rescheduled),
         "rescheduled": sum(not moved.promoted for moved in history.rescheduled),
+        "edited": sum(edited.known for edited in history.edited),
+        "run again": sum(history.again.values()),
         **{f"runs of {task}": len(list(held_spans(history, task))) for task in history.concurrency},
         "limits used up": sum(used_up(history, task) for task in history.concurrency),
         "items of batches": kinds["batched"],

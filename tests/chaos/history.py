@@ -59,6 +59,19 @@ class Rescheduled:
 
 
 @dataclass(frozen=True)
+class Edited:
+    """An edit of a job: the `value` that its argument was given, or the `queue` that it was moved to.
+
+    `known` is False if the client got an error, so that the edit may hold or not.
+    """
+
+    job: str
+    value: float | None = None
+    queue: str = ""
+    known: bool = True
+
+
+@dataclass(frozen=True)
 class Bulk:
     """The outcome of an atomic submit for the client."""
 
@@ -97,6 +110,9 @@ class History:
     submits: list[Submitted] = field(default_factory=list)
     flow_submits: list[FlowSubmit] = field(default_factory=list)
     rescheduled: list[Rescheduled] = field(default_factory=list)
+    edited: list[Edited] = field(default_factory=list)
+    again: dict[str, bool] = field(default_factory=dict)
+    """The jobs for which a second run was requested, and whether one of the calls was acknowledged."""
     bulks: list[Bulk] = field(default_factory=list)
     pauses: list[Pause] = field(default_factory=list)
     injected_faults: list[InjectedFault] = field(default_factory=list)
@@ -118,6 +134,8 @@ class History:
     lagging: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     ticks: list[str] = field(default_factory=list)
+    from_log: list[str] = field(default_factory=list)
+    """The jobs whose events were read from the event log, because the bucket keeps only the last ones."""
     lease: float = 0.0
     slot_lease: float = 0.0
 

@@ -28,6 +28,7 @@ class Load:
         self._rate = rate
         self._recent: deque[str] = deque(maxlen=RECENT)
         self._own: deque[tuple[str, str]] = deque(maxlen=RECENT)
+        self._plain: deque[str] = deque(maxlen=RECENT)
         self._doomed: deque[str] = deque(maxlen=RECENT)
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._flow = Flow(history, chance, self._put, self._note)
@@ -61,7 +62,9 @@ class Load:
                 await self._noted(
                     self._retry_dead_letter(client, self._chance.choice(self._doomed or self._recent))
                 )
-            elif draw < 0.985 and self._own:
+            elif draw < 0.99 and self._plain:
+                await self._noted(self._run_again(client, self._chance.choice(self._plain)))
+            elif draw < 0.994 and self._own:
                 await self._noted(self._submit_again(client, *self._chance.choice(self._own)))
             else:
                 await self._noted(self._read_status(client, self._chance.choice(self._recent)))
@@ -162,6 +165,17 @@ class Load:
         except JobNotFound:
             self._history.missing.append(id)
 
+    async def _run_again(self, client: Client, id: str) -> None:
+        """Run a job again that has ended, however it did."""
+        self._history.again.setdefault(id, False)
+        try:
+            await client.jobs.handle(id).retry(again=True)
+            self._history.again[id] = True
+        except (BrokerError, WrongState):
+            pass
+        except JobNotFound:
+            self._history.missing.append(id)
+
     async def _read_status(self, client: Client, id: str) -> None:
         try:
             await client.jobs.handle(id).status()
@@ -173,6 +187,8 @@ class Load:
     def _acknowledged(self, order: Order, id: str, first: float, began: float, *, duplicate: bool) -> str:
         self._history.flow_submits.append(order.acknowledged(id, first, began, duplicate=duplicate))
         self._acknowledged_as(id)
+        if order.task in ("work", "plain", "work_in_a_thread") and not order.kind:
+            self._plain.append(id)
         if order.task == "doomed":
             self._doomed.append(id)
         return id

@@ -34,6 +34,10 @@ def report(run: Run, command: str) -> tuple[list[str], bool]:
             f"dead letters: {len(history.dead_letters):,}; ticks: {len(history.ticks):,}"
         ),
         "situations: " + shown(happened(history)),
+        (
+            "judged by the history of the bucket; by JSQ_EVENTS where 64 revisions were not enough: "
+            f"{len(history.from_log):,} jobs"
+        ),
         "recovery of jobs of killed workers: " + spread(recoveries(history)),
         f"longest time without an acknowledged submit: {run.longest_gap:.1f} s",
     ]

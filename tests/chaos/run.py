@@ -9,6 +9,7 @@ import os
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,13 +20,15 @@ from jsq.broker import Broker as Place
 from jsq.broker.jobs.records import RecordStore
 from jsq.broker.maintenance.sweeper import MIN_AGE
 from jsq.broker.submit.unique import read_claim
+from jsq.broker.topology.configs import MAX_HISTORY
+from jsq.codec.subject_token import ANY
 from jsq.model.job import PRIORITIES
 from jsq.model.key_group import key_token
-from jsq.model.revision import OPEN_STATES
+from jsq.model.revision import OPEN_STATES, StoredRevision
 from jsq.model.schedule import tick_id
 from tests.chaos.brokers import NAMESPACE, Broker, serving
 from tests.chaos.checker import TICKING, check, i7
-from tests.chaos.flow import KEYS
+from tests.chaos.flow import EDITED_KEYS, KEYS
 from tests.chaos.history import History, by_job, read_effects
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis, Workers
@@ -98,7 +101,7 @@ async def run(
             load = Load(clients, history, random.Random(seed + 1), rate)
             keeping = asyncio.create_task(workers.keep())
             try:
-                await clients[0].admin.provision(queues(servers))
+                await clients[0].admin.provision(queues(servers), events="1d")
                 await clients[0].schedules.add(TICKING, "tick", every=1, catch_up="all")
                 since = (await (await clients[0].broker()).schedules.find(TICKING)).state.decided_until
                 async with asyncio.TaskGroup() as group:
@@ -163,9 +166,26 @@ async def gather(client: Client, servers: Broker, history: History, quiet: float
             ]
     history.leftovers = left
     history.lagging = await servers.synchronize()
-    history.events = by_job([await broker.records.with_result(one) for one in await broker.records.history()])
+    held, history.from_log = await read_events(broker)
+    history.events = by_job([await broker.records.with_result(one) for one in held])
     await read_view(broker.records, history, end)
     history.dead_letters = [letter.id for letter in await client.dead_letters.list()]
+
+
+async def read_events(broker: Place) -> tuple[list[StoredRevision], list[str]]:
+    """The events of all jobs, and the jobs for which the event log was needed.
+
+    The bucket keeps the last revisions of a record. Of a job with that many, the others are in the log.
+    """
+    held = await broker.records.history()
+    revisions = Counter(one.job for one in held if one.revision.progress is None)
+    full = sorted(job for job, count in revisions.items() if count >= MAX_HISTORY)
+    more = {one.sequence: one for job in full for one in await broker.event_log.history(job, ANY)}
+    return sorted(({one.sequence: one for one in held} | more).values(), key=sequence_number), full
+
+
+def sequence_number(event: StoredRevision) -> int:
+    return event.sequence
 
 
 async def left_on(broker: Place, queue: str) -> list[str]:
@@ -177,7 +197,7 @@ async def left_on(broker: Place, queue: str) -> list[str]:
             left.append(f"{known['num_ack_pending']} deliveries of {level} are not settled on {queue}")
     left += [f"{queue} is paused: {scope}" for scope in (await broker.pauses.active(queue)).pauses]
     if await broker.streams.has_groups(queue):
-        for key in KEYS:
+        for key in (*KEYS, *EDITED_KEYS):
             state, _ = await broker.key_groups.state(queue, key_token(key))
             left += [f"{one.id} holds a slot of {key}" for one in state.slots]
     return left

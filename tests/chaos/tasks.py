@@ -38,6 +38,7 @@ def queues(servers: int) -> dict[str, QueueSettings]:
         "limited": usual.replace(rate=RATES["limited"]),
         "narrow": usual.replace(concurrency=CONCURRENCY["narrowed"]),
         "gated": usual,
+        "apart": usual,
     }
 
 

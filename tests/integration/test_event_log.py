@@ -13,6 +13,7 @@ from nats.js.kv import KeyValue
 
 from jsq import App, BadOption, Client, Context, Reject
 from jsq.server import EmbeddedServer
+from tests.chaos.run import read_events
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -114,6 +115,27 @@ async def test_a_worker_of_an_app_with_events_creates_a_log_that_outlives_the_re
         assert [one.state for one in events if one.id == jobs[0].id] == ["running", "failed"]
         states = [one.state async for one in client.jobs.events(job=jobs[1].id, follow=False)]
         assert states == ["running", "succeeded"]
+
+
+async def test_the_judge_of_chaos_runs_reads_from_the_log_what_the_bucket_has_dropped(
+    client: Client, until: Until
+) -> None:
+    await client.admin.provision(events="1d")
+    few, many = [await client.task("add").submit(1, 2) for _ in range(2)]
+    for number in range(70):
+        await many.edit([number])
+    await few.cancel()
+    broker = await client.broker()
+
+    async def copied() -> bool:
+        found = await broker.jetstream.stream_info(broker.subjects.streams.events)
+        return found is not None and found["state"]["messages"] == 71
+
+    await until(copied)
+    events, from_log = await read_events(broker)
+    assert from_log == [many.id]
+    assert [one.revision.arguments[0][0] for one in events if one.job == many.id] == list(range(70))
+    assert [one.state for one in events if one.job == few.id] == ["cancelled"]
 
 
 # -- the bucket, as other NATS clients see it ----------------------------------------------------------------

@@ -12,6 +12,7 @@ from tests.chaos.checker import CHECKS, check, overlaps, recoveries
 from tests.chaos.flow_checker import happened
 from tests.chaos.history import (
     Bulk,
+    Edited,
     Effect,
     FlowSubmit,
     History,
@@ -82,6 +83,16 @@ def history_of(submits: list[FlowSubmit], *jobs: list[StoredRevision], **fields:
         flow_submits=submits,
     )
     return replace(history, **fields)  # type: ignore[arg-type]
+
+
+def argued(value: float) -> list[StoredRevision]:
+    """A job that ran with an argument."""
+    return ran("a", 2, 3, has_arguments=True, arguments=[[value], {}])
+
+
+def twice() -> list[StoredRevision]:
+    """A job that succeeded, and ran again."""
+    return [*ran("a", 2, 3), event("a", 4, "retrying", 4, reason="replayed", token=3), *ran("a", 5, 6)]
 
 
 def keyed(*jobs: list[StoredRevision], **fields: object) -> History:
@@ -282,6 +293,15 @@ BAD: dict[str, list[Callable[[], History]]] = {
             (1, 9, 7), (2, 9, 8), (6, 9, 7), injected_faults=[InjectedFault("link held", AT + 3, AT + 4.5)]
         ),
     ],
+    "I29": [
+        lambda: history_of([], argued(0.5), edited=[Edited("a", value=0.25)]),
+        lambda: history_of([], argued(0.5), edited=[Edited("a", 0.25), Edited("a", 0.75, known=False)]),
+        lambda: history_of([], ran("a", 2, 3), edited=[Edited("a", queue="apart")]),
+    ],
+    "I30": [
+        lambda: history_of([], ran("a", 2, 3), again={"a": True}),
+        lambda: history_of([], twice()),
+    ],
 }
 
 
@@ -348,6 +368,13 @@ def test_the_flow_invariants_accept_everything_that_jsq_allows() -> None:
     assert violated(bulk("unknown")) == violated(bulk("acknowledged", "a", "b")) == []
 
 
+def test_edits_and_second_runs_that_hold_are_accepted() -> None:
+    unknown = [Edited("a", value=0.25), Edited("a", value=0.5, known=False)]
+    assert violated(history_of([], argued(0.5), edited=unknown)) == []
+    assert violated(history_of([], argued(0.5), edited=[Edited("a", value=0.5)])) == []
+    assert violated(history_of([], twice(), again={"a": True})) == []
+
+
 def test_the_checker_counts_whether_each_situation_occurred() -> None:
     assert not any(happened(good()).values())
 
@@ -361,6 +388,8 @@ def test_the_checker_counts_whether_each_situation_occurred() -> None:
     ]
     history.events["d"] = [event("d", 2, "expired")]
     history.rescheduled.append(Rescheduled("a", AT, promoted=True, known=True))
+    history.edited += [Edited("a", 0.5), Edited("a", 0.5, known=False)]
+    history.again |= {"a": True, "b": False}
     history.bulks += [Bulk(("a", "b"), "unknown"), Bulk(("a", "b"), "acknowledged")]
     history.pauses.append(Pause("gated", AT, AT + 9))
     history.effects.append(Effect("begin", "d", 5, 7, AT + 2.5))
@@ -371,6 +400,7 @@ def test_the_checker_counts_whether_each_situation_occurred() -> None:
         ),
         "starts of work": 2,
         **dict.fromkeys(["rates used up", "promoted", "rescheduled", "items of batches", "pauses"], 1),
+        **dict.fromkeys(["edited", "run again"], 1),
         "atomic submits": 1,
         "limits used up": 0,
     }
