@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jsq import App, Client, JobHandle
-from jsq.broker.flow.due_jobs import OVERDUE_SECONDS, DueJobs
+from jsq.broker.flow.due_jobs import DueJobs
 from jsq.codec.subject_token import ANY
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
@@ -161,7 +161,9 @@ async def test_a_job_that_has_a_message_already_is_not_forwarded(client: Client,
     assert await broker.jetstream.count(scheduled, due) == 1
 
 
-async def test_a_job_that_has_run_is_not_forwarded_again(app: App, until: Until) -> None:
+async def test_the_due_message_of_a_job_that_has_run_is_deleted_and_not_forwarded(
+    app: App, until: Until
+) -> None:
     starts = Starts(app)
     job: JobHandle[Any] = await starts.note.submit(0)
     async with two_workers(app):
@@ -173,13 +175,17 @@ async def test_a_job_that_has_run_is_not_forwarded_again(app: App, until: Until)
     config = (await jetstream.stream_info(ready) or {})["config"]
     await jetstream.update_stream(config | {"sources": None})
     await broker.wire.publish(subjects.due("default", "normal", job.id), b"[[0],{}]")
-    due_jobs = DueJobs(broker.namespace, broker.records, "default", "me")
-    stored = time.monotonic()
+    due_jobs, forwarded = DueJobs(broker.namespace, broker.records, "default", "me"), 0
+    scheduled = subjects.streams.scheduled("default")
 
-    while time.monotonic() - stored < OVERDUE_SECONDS + 0.3:
-        assert await due_jobs.forward() == 0
+    async def is_deleted() -> bool:
+        nonlocal forwarded
+        forwarded += await due_jobs.forward()
+        return await jetstream.count(scheduled, ">") == 0
 
-    assert await jetstream.count(ready, places) == 0
+    await until(is_deleted)
+
+    assert (forwarded, await jetstream.count(ready, places)) == (0, 0)
 
 
 async def holds(count: Awaitable[int], expected: int) -> bool:

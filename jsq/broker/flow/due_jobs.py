@@ -4,8 +4,8 @@ A job that is due is in the SCHEDULED stream until READY (or GROUPS) sources it,
 later. After a restart the server resumes the source of a work queue ten seconds late, and after a restart of
 a whole cluster half a minute late. An update that writes the sources in another notation resumes them at
 once. A worker that may not update a stream, because that would let it read the other queues of its account,
-forwards due jobs itself, unless their records show that they have begun. A job that is both forwarded and
-sourced has two messages, and its record lets one of them run.
+forwards due jobs itself. It deletes the message of a job whose record shows that the job has begun. A job
+that is both forwarded and sourced has two messages, and its record lets one of them run.
 
 The wake-ups of key groups are sourced too, into a work queue. If that is empty after the loss of its leader,
 or after a restart, the server sources only what is newer than its last message. So it skips the jobs that
@@ -24,7 +24,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.codec.revisions import parse_time
 from jsq.codec.subject_token import ANY, STEM
 from jsq.errors import BrokerFull, QueueFull
-from jsq.model.revision import FINAL_STATES
+from jsq.model.revision import FINAL_STATES, StoredRevision
 from jsq.transport.jetstream import JsonObject
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers, sequence_of
 from jsq.transport.retrying import publish_with_retry
@@ -154,8 +154,11 @@ class DueJobs:
                 )
             except NoResponders:
                 return forwarded
-            overdue = await self._not_begun([message for message in page if self._is_overdue(message)])
-            forwarded += sum(await asyncio.gather(*(self._move(message, prefix) for message in overdue)))
+            overdue = [message for message in page if self._is_overdue(message)]
+            begun = await self._begun({id_of(message) for message in overdue})
+            await asyncio.gather(*(self._delete(message) for message in overdue if id_of(message) in begun))
+            waiting = (self._move(message, prefix) for message in overdue if id_of(message) not in begun)
+            forwarded += sum(await asyncio.gather(*waiting))
             if not more or not page:
                 return forwarded
             after = int(page[-1].headers["Nats-Sequence"])
@@ -165,18 +168,18 @@ class DueJobs:
         stored = parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         return self._wire.clock.now() - stored >= OVERDUE_SECONDS
 
-    async def _not_begun(self, overdue: list[Reply]) -> list[Reply]:
-        """The messages whose job has not run since they were stored.
+    async def _begun(self, ids: set[str]) -> set[str]:
+        """Those of the jobs that run or have ended, by the leader's copy of their records.
 
-        The server may have moved a message and not deleted it yet: a busy server takes seconds. The record of
-        such a job is running or final; while a message waits to be due, its record is neither.
+        An overdue message of such a job was moved already, by the server or by a worker that died before it
+        deleted the message. While a job waits to be due, its record is neither running nor final.
         """
-        if not overdue:
-            return []
-        ids = {id_of(message): message for message in overdue}
-        records = await self._records.last_each(self._queue, [*ids])
-        begun = {id for id, one in records.items() if one.state == "running" or one.state in FINAL_STATES}
-        return [message for id, message in ids.items() if id not in begun]
+        if not ids:
+            return set()
+        found = await self._records.last_each(self._queue, [*ids])
+        begun = (id for id, one in found.items() if has_begun(one))
+        records = (self._records.last(id, self._queue, consistent=True) for id in begun)
+        return {one.job for one in await asyncio.gather(*records) if one is not None and has_begun(one)}
 
     async def _move(self, message: Reply, prefix: str) -> bool:
         """Store a message at its place, unless its job has one there, then delete it."""
@@ -187,12 +190,18 @@ class DueJobs:
             await publish_with_retry(self._wire, f"{prefix}{group}.{token}", message.payload, headers)
         except (WrongSequence, QueueFull, BrokerFull):
             return False
-        stream, below = (
-            self._subjects.streams.scheduled(self._queue),
-            int(message.headers["Nats-Sequence"]) + 1,
-        )
-        await self._jetstream.purge(stream, subject, below=below)
+        await self._delete(message)
         return True
+
+    async def _delete(self, message: Reply) -> None:
+        """Delete a message from the SCHEDULED stream, and no later message of its job."""
+        stream, subject = self._subjects.streams.scheduled(self._queue), message.headers["Nats-Subject"]
+        await self._jetstream.purge(stream, subject, below=sequence_of(message) + 1)
+
+
+def has_begun(found: StoredRevision) -> bool:
+    """Whether a job runs or has ended."""
+    return found.state == "running" or found.state in FINAL_STATES
 
 
 def silence_of(info: JsonObject) -> float:
