@@ -1,4 +1,4 @@
-"""The facade: one connection to one namespace, with every repository behind it."""
+"""The facade of the broker: one connection to one namespace, and an object for each kind of operation."""
 
 from contextlib import AbstractAsyncContextManager
 
@@ -37,7 +37,7 @@ from jsq.transport.wire import Wire
 
 
 class Broker:
-    """Every repository of one namespace."""
+    """The objects that read and write one namespace."""
 
     def __init__(self, namespace: Namespace) -> None:
         self.namespace = namespace
@@ -83,12 +83,12 @@ class Broker:
 
     @classmethod
     async def connect(cls, login: Login, *, namespace: str = "jsq", name: str = "jsq") -> "Broker":
-        """Connect. Raises what `Wire.open` raises, within 5 s."""
+        """Connect. Raises the errors of `Wire.open`, within 5 s."""
         Subjects(namespace)
         return cls(Namespace.on(await Wire(login, name=name).open(), namespace))
 
     def subscribe_completions(self, queue: str) -> AbstractAsyncContextManager[Completions]:
-        """Subscribe to the final events of a queue's jobs."""
+        """Subscribe to the completions of a queue: the final revisions of its jobs."""
         return subscribe_completions(self.namespace, self.store, queue)
 
     async def close(self) -> None:

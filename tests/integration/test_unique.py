@@ -616,5 +616,5 @@ async def test_a_submit_fails_while_other_clients_keep_claiming_its_key(
         return None if found is None else replace(found, revision=found.revision - 1)
 
     monkeypatch.setattr(broker.unique, "claim", claim_of_before)
-    with pytest.raises(BrokerUnavailable, match="others keep taking its unique key"):
+    with pytest.raises(BrokerUnavailable, match="other submits kept claiming its unique key"):
         await app.client.task("work").options(unique="k", on_duplicate="replace").submit()

@@ -1,1 +1,1 @@
-"""submit."""
+"""Submits jobs in bulk, atomically, or under a unique key."""

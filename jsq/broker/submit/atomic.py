@@ -1,7 +1,8 @@
-"""Many jobs, all or none of them: one commit, over whatever may break between here and the server.
+"""Atomic submit: the server stores all jobs of a call or none of them, in one commit.
 
-Each message expects that none with its id stands, so a commit may be sent again under the same ids. One whose
-answer was lost is looked for before that: as all stand or none, the first tells of the rest.
+Each message expects that no message with its id exists, so a client may send a commit again with the same
+ids. If the answer to a commit was lost, the client first checks whether it was stored. For that it reads the
+first job only, because all jobs are stored or none.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from datetime import datetime
 from jsq.broker.jobs.backpressure import WaitForRoom
 from jsq.broker.jobs.messages import job_message
 from jsq.broker.jobs.store import JobStore
+from jsq.broker.jobs.writer import no_leader_error
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BadOption, BrokerUnavailable, BulkUnknown, QueueFull, Refused, count_noun
 from jsq.model.job import Job
@@ -20,21 +22,23 @@ from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence
 from jsq.transport.retrying import DEADLINE_SECONDS, with_retry
 
 MAX_ATOMIC_BYTES = 32 * 2**20
-"""Bytes of the messages of one such bulk: the server holds them all before it stores the first."""
+"""Bytes of all messages of one commit: the server holds them in memory before it stores the first."""
 
 CONCURRENT_LOOKUPS = 100
 
 MAX_BULK_REBUILDS = 5
-"""How often a bulk is made up anew where ids of it stand already."""
+"""Tries of a bulk. After each try that an existing id refused, the client leaves out the existing jobs."""
 
-_NOT_ENABLED = 10174
-_AGAIN = frozenset({10176, 10210})
-"""Codes of a commit that may be made again: a message of it was lost on its way (10176), or too many are
-under way (10210)."""
+_ATOMIC_DISABLED = 10174
+_RETRY_CODES = frozenset({10176, 10210})
+"""Error codes after which a client may send a commit again.
+
+A message of the commit was lost on its way (10176), or too many commits are in progress (10210).
+"""
 
 
 class AtomicSubmit:
-    """Puts many jobs on a queue, all or none."""
+    """Stores all of many jobs on a queue, or none of them."""
 
     def __init__(self, namespace: Namespace, store: JobStore) -> None:
         self._namespace = namespace
@@ -52,43 +56,44 @@ class AtomicSubmit:
         due: datetime | None = None,
         room: WaitForRoom | None = None,
     ) -> set[int]:
-        """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
+        """Store a job for each call, which is an id and arguments; everything else is as in `pattern`.
 
-        Returns the places of those which stood before, under ids that were sent before. Raises `BadOption`
-        for more than fit a commit, `BadArguments`, and `QueueFull`, `BrokerFull`, `BrokerUnavailable` where
-        none was stored; `BulkUnknown` where that cannot be known.
+        Returns the positions of the jobs that existed before, because their ids were submitted earlier.
+        Raises `BadOption` if the calls do not fit into one commit, and `BadArguments`. Raises `QueueFull`,
+        `BrokerFull` or `BrokerUnavailable` if no job was stored, and `BulkUnknown` if that is not known.
         """
         if not calls:
             return set()
         jobs = [replace(pattern, id=id, arguments=arguments) for id, arguments in calls]
-        left = await self._prepared(jobs, due)
+        unstored = await self._prepared(jobs, due)
         for _ in range(MAX_BULK_REBUILDS):
-            commit = Commit(
-                self._namespace, self._store, pattern.queue, jobs[min(left)].id, list(left.values())
-            )
+            first = jobs[min(unstored)].id
+            commit = Commit(self._namespace, self._store, pattern.queue, first, list(unstored.values()))
             try:
                 await self._backpressure.wait(pattern.queue, commit.store, room)
                 break
             except WrongSequence:
-                # Some of the ids were sent before: their jobs stand, or have run.
-                left = await self._missing(jobs, left)
-                if not left:
+                # Some of the ids were submitted earlier: their jobs are stored, or have run.
+                unstored = await self._missing(jobs, unstored)
+                if not unstored:
                     break
             except NoReply as error:
                 if not commit.sent:
                     raise
                 raise BulkUnknown([job.id for job in jobs], DEADLINE_SECONDS, str(error)) from error
             except NoResponders as error:
-                told = f"queue {pattern.queue} has had no leader for long: {error}"
-                raise BrokerUnavailable(told) from error
+                raise no_leader_error(pattern.queue, error) from error
             except QueueFull as full:
                 raise await self._backpressure.with_limit(full) from None
         else:
-            raise BrokerUnavailable(f"queue {pattern.queue} does not say which of the ids it holds already")
-        return set(range(len(jobs))) - left.keys()
+            raise BrokerUnavailable(
+                f"queue {pattern.queue} refused the bulk {MAX_BULK_REBUILDS} times because of existing ids; "
+                "no job was stored, try again"
+            )
+        return set(range(len(jobs))) - unstored.keys()
 
     async def _prepared(self, jobs: Sequence[Job], due: datetime | None) -> dict[int, OutgoingMessage]:
-        """The messages of jobs, checked, by their places."""
+        """The checked messages of jobs, by position. Creates the streams of the key groups if needed."""
         for place, job in enumerate(jobs):
             self._job_writer.check_size(job, place)
         messages = [job_message(self._subjects, self._job_writer.dated(job, due), due) for job in jobs]
@@ -98,23 +103,23 @@ class AtomicSubmit:
         return dict(enumerate(messages))
 
     async def _missing(
-        self, jobs: Sequence[Job], left: dict[int, OutgoingMessage]
+        self, jobs: Sequence[Job], unstored: dict[int, OutgoingMessage]
     ) -> dict[int, OutgoingMessage]:
-        """Those of which there is neither a message nor a record."""
+        """The messages of the jobs that have neither a message nor a record on the server."""
         missing: dict[int, OutgoingMessage] = {}
-        places = iter(left)
+        places = iter(unstored)
 
-        async def look_for_next() -> None:
+        async def find_next() -> None:
             for place in places:
                 if await self._job_reader.find(jobs[place].id, jobs[place].queue, consistent=True) is None:
-                    missing[place] = left[place]
+                    missing[place] = unstored[place]
 
-        await asyncio.gather(*(look_for_next() for _ in range(CONCURRENT_LOOKUPS)))
+        await asyncio.gather(*(find_next() for _ in range(CONCURRENT_LOOKUPS)))
         return dict(sorted(missing.items()))
 
 
 class Commit:
-    """One commit under way; `sent` tells that it may have been stored by a try without an answer."""
+    """One commit in progress. `sent` is True if a try without an answer may have stored it."""
 
     def __init__(
         self,
@@ -133,9 +138,10 @@ class Commit:
         self._messages = messages
 
     async def store(self) -> None:
-        """See that the messages stand, trying again over a broken connection, a restart or an election.
+        """Store the messages; retry after a broken connection, a restart or an election.
 
-        Raises `WrongSequence` where one stood before, and else what `AtomicSubmit.submit` translates.
+        Raises `WrongSequence` if one of the messages existed before, and otherwise the errors that
+        `AtomicSubmit.submit` translates.
         """
         try:
             await self._once()
@@ -148,7 +154,7 @@ class Commit:
         await with_retry(self._wire, self._once, failed=failed)
 
     async def _once(self) -> None:
-        if self.sent and await self._stands():
+        if self.sent and await self._is_stored():
             return
         try:
             await commit(self._wire, self._messages)
@@ -156,23 +162,23 @@ class Commit:
             self.sent = self.sent or error.sent
             raise
         except (*FULL, WrongSequence):
-            # A try before this one may be what fills the queue, or what stands in the way.
-            if not (self.sent and await self._stands()):
+            # An earlier try may have stored the messages: then they fill the queue, or have the ids.
+            if not (self.sent and await self._is_stored()):
                 raise
         except Refused as error:
-            if error.code in _AGAIN:
+            if error.code in _RETRY_CODES:
                 raise NoReply(str(error), sent=False) from error
-            if error.code == _NOT_ENABLED:
-                told = f"queue {self._queue} takes no commits: `jsq provision` brings it up to date"
-                raise Refused(told, error.code) from error
+            if error.code == _ATOMIC_DISABLED:
+                text = f"queue {self._queue} accepts no atomic batches; run `jsq provision` to update it"
+                raise Refused(text, error.code) from error
             raise
 
-    async def _stands(self) -> bool:
+    async def _is_stored(self) -> bool:
         return await self._job_reader.find(self._first, self._queue, consistent=True) is not None
 
 
 def check_fits(messages: Sequence[OutgoingMessage]) -> None:
-    """Raises `BadOption` for more than fits one commit."""
+    """Raise `BadOption` if the messages do not fit into one commit."""
     if len(messages) > MAX_COMMIT_MESSAGES:
         raise BadOption(
             "all_or_nothing",

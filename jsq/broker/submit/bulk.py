@@ -1,4 +1,7 @@
-"""Many jobs that differ in their arguments only: stored in bulk, and one by one where that cannot be."""
+"""Bulk submit: stores many jobs that differ in their ids and arguments only.
+
+It stores the jobs in batches. Delayed jobs, and jobs of a batch that failed, are stored one by one.
+"""
 
 import asyncio
 import functools
@@ -20,14 +23,14 @@ from jsq.transport.replies import FULL, NoReply, NoResponders, WrongSequence, he
 from jsq.transport.retrying import DEADLINE_SECONDS
 
 CONCURRENT_SUBMITS = 200
-"""Jobs in flight when each job is stored by itself."""
+"""Jobs in flight while the jobs are stored one by one."""
 
 PROBE_JOBS = 100
-"""Jobs of the first try after a try found no room."""
+"""Jobs of the first try after a try that found no room."""
 
 
 class BulkSubmit:
-    """Puts many jobs on a queue."""
+    """Stores many jobs on a queue."""
 
     def __init__(self, namespace: Namespace, store: JobStore) -> None:
         self._wire = namespace.wire
@@ -47,38 +50,38 @@ class BulkSubmit:
         *,
         ids_are_new: bool = True,
     ) -> tuple[dict[int, BrokerError], set[int]]:
-        """Store a job for each call, an id and its arguments; the rest is as in `pattern`.
+        """Store a job for each call, which is an id and arguments; everything else is as in `pattern`.
 
-        Returns the errors of those not stored, by their place; and the places of those whose message stood
-        before. With `ids_are_new`, the ids were generated for this call and never sent, so none can.
+        Returns the errors of the jobs that were not stored, by position, and the positions of the jobs whose
+        message existed before. With `ids_are_new`, the ids were generated for this call, so no message
+        exists.
 
-        Raises `BadArguments` before anything is sent. With `room`, the jobs for which there is no room wait
-        for it.
+        Raises `BadArguments` before it sends anything. With `room`, jobs wait while the queue is full.
         """
-        most = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
+        unchecked_size = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
         for place, (id, arguments) in enumerate(calls):
-            if len(arguments) >= most:
+            if len(arguments) >= unchecked_size:
                 self._job_writer.check_size(replace(pattern, id=id, arguments=arguments), place)
         if due is not None:
-            later = await self._store_one_by_one(
+            errors = await self._store_one_by_one(
                 pattern, calls, lambda job: self._job_writer.submit(job, due, room)
             )
-            return later, set()
+            return errors, set()
         refused: dict[int, BrokerError] = {}
         for start in range(0, len(calls), AT_A_TIME):
             part = calls[start : start + AT_A_TIME]
             found = await self._store_with_room(pattern, part, room, ids_are_new=ids_are_new)
             refused |= {start + place: error for place, error in found.items()}
-            why = next((found[place] for place in full_places(found)), None) or unavailable_error(found)
-            if why is not None:  # of the rest nothing was sent
-                refused |= dict.fromkeys(range(start + len(part), len(calls)), why)
+            reason = next((found[place] for place in full_places(found)), None) or unavailable_error(found)
+            if reason is not None:  # the remaining jobs are not sent
+                refused |= dict.fromkeys(range(start + len(part), len(calls)), reason)
                 break
         duplicates = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
         refused = {place: error for place, error in refused.items() if place not in duplicates}
         return await self._with_limit_value(refused), duplicates
 
     async def _with_limit_value(self, refused: dict[int, BrokerError]) -> dict[int, BrokerError]:
-        """The errors, where a queue is full with its limit's value."""
+        """The errors, where each `QueueFull` gets the present value of its limit."""
         full = next((error for error in refused.values() if isinstance(error, QueueFull)), None)
         if full is None:
             return refused
@@ -93,11 +96,11 @@ class BulkSubmit:
         size = PROBE_JOBS
         while room is not None and (full := full_places(refused)):
             places = full[:size]
-            some = [calls[place] for place in places]
+            part = [calls[place] for place in places]
             try:
                 found = await self._backpressure.wait(
                     pattern.queue,
-                    functools.partial(self._store_some, pattern, some, ids_are_new=ids_are_new),
+                    functools.partial(self._store_some, pattern, part, ids_are_new=ids_are_new),
                     room,
                 )
             except FULL:
@@ -105,13 +108,13 @@ class BulkSubmit:
             for place in places:
                 del refused[place]
             refused |= {places[place]: error for place, error in found.items()}
-            size = max(PROBE_JOBS // 10, 2 * (len(some) - len(found)))
+            size = max(PROBE_JOBS // 10, 2 * (len(part) - len(found)))
         return refused
 
     async def _store_some(
         self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, ids_are_new: bool
     ) -> dict[int, BrokerError]:
-        """Store as many jobs as there is room for. Raises `QueueFull`, `BrokerFull` where that is none."""
+        """Store as many jobs as have room. Raises `QueueFull` or `BrokerFull` if no job has room."""
         refused = await self._store(pattern, calls, ids_are_new=ids_are_new, full=True)
         places = full_places(refused)
         if len(places) == len(calls):
@@ -121,16 +124,16 @@ class BulkSubmit:
     async def _store(
         self, pattern: Job, calls: Sequence[tuple[str, bytes]], *, ids_are_new: bool, full: bool = False
     ) -> dict[int, BrokerError]:
-        """Store jobs; returns the errors of those that were not, by their place."""
+        """Store jobs; returns the errors of the jobs that were not stored, by position."""
         if pattern.waits_for_key:
             await self._streams.ensure_groups(pattern.queue)
         messages = self._messages(pattern, calls, ids_are_new=ids_are_new)
         refused: dict[int, BrokerError] = {}
         start = 0
         for part in parts(messages):
-            by_hand = calls[start : start + len(part)]
-            if silent := unavailable_error(refused):
-                refused |= dict.fromkeys(range(start, len(calls)), silent)
+            part_calls = calls[start : start + len(part)]
+            if unavailable := unavailable_error(refused):
+                refused |= dict.fromkeys(range(start, len(calls)), unavailable)
                 break
             try:
                 found = await self._bulk.store(part, full=full)
@@ -139,10 +142,10 @@ class BulkSubmit:
             except (NoReply, NoResponders, BrokerFull) as error:
                 if isinstance(error, NoResponders):
                     await self._streams.recreate(pattern.queue)
-                # Some may stand already: now each expects that it does not.
+                # Some messages may be stored: each of the next ones expects that no message has its id.
                 sent = isinstance(error, NoReply) and error.sent
                 put = functools.partial(self._store_one, sent=sent)
-                found = await self._store_one_by_one(pattern, by_hand, put, sent=sent)
+                found = await self._store_one_by_one(pattern, part_calls, put, sent=sent)
             refused |= {start + place: error for place, error in found.items()}
             start += len(part)
         return refused
@@ -153,7 +156,7 @@ class BulkSubmit:
         if not ids_are_new:
             jobs = (replace(pattern, id=id, arguments=arguments) for id, arguments in calls)
             return [job_message(self._subjects, job) for job in jobs]
-        # Ids that were not sent before: their messages need expect nothing, and their headers are the same.
+        # No message has one of these ids: the messages need no expected sequence, and have the same headers.
         lines = b"".join([header_line(name, value) for name, value in envelope.encode(pattern).items()])
         if pattern.waits_for_key:
             stem = self._subjects.groups.job(pattern.queue, pattern.key_token, STEM)
@@ -169,10 +172,10 @@ class BulkSubmit:
         *,
         sent: bool = False,
     ) -> dict[int, BrokerError]:
-        """Store jobs one by one, many at once; returns their errors.
+        """Store jobs with one request each, `CONCURRENT_SUBMITS` at a time; returns their errors.
 
-        Once it is full, or the server has been silent for long, none is tried. What was `sent` before may
-        stand nevertheless.
+        Once the queue is full, or the server has not answered until the deadline, sends no other job. Jobs
+        that were `sent` before may be stored nevertheless.
         """
         refused: dict[int, BrokerError] = {}
         left = iter(enumerate(calls))
@@ -181,8 +184,10 @@ class BulkSubmit:
             for place, (id, arguments) in left:
                 if (full := full_places(refused)) and not sent:
                     refused[place] = refused[full[0]]
-                elif silent := unavailable_error(refused):
-                    refused[place] = SubmitUnknown(id, DEADLINE_SECONDS, str(silent)) if sent else silent
+                elif unavailable := unavailable_error(refused):
+                    refused[place] = (
+                        SubmitUnknown(id, DEADLINE_SECONDS, str(unavailable)) if sent else unavailable
+                    )
                 else:
                     try:
                         await store(replace(pattern, id=id, arguments=arguments))
@@ -193,7 +198,7 @@ class BulkSubmit:
         return refused
 
     async def _store_one(self, job: Job, *, sent: bool) -> None:
-        """Store a job that may have been sent before: then an error does not tell that it does not stand."""
+        """Store a job. If it was `sent` before, an error does not mean that it is not stored."""
         try:
             await self._job_writer.enqueue(job)
         except FULL:
@@ -206,13 +211,15 @@ class BulkSubmit:
 
 
 def full_places(refused: Mapping[int, BrokerError]) -> list[int]:
-    """The places of those for which there was no room, in order."""
+    """The positions of the jobs that had no room, in order."""
     return sorted(place for place, error in refused.items() if isinstance(error, FULL))
 
 
 def unavailable_error(refused: Mapping[int, BrokerError]) -> BrokerError | None:
-    """Why no other job need be tried: for one of these nobody answered as long as a submit is tried."""
+    """The error for the jobs that were not sent, if no server answered for one of these jobs in time."""
     for error in refused.values():
         if isinstance(error, (SubmitUnknown, BrokerUnavailable)):
-            return BrokerUnavailable(f"not submitted, as no server answered for others of the bulk: {error}")
+            return BrokerUnavailable(
+                f"not submitted, because no server answered for other jobs of the bulk: {error}"
+            )
     return None

@@ -1,6 +1,6 @@
-"""How far a job has come, as the leaders of its streams know it.
+"""The position of a job in its life, read from the leaders of its streams.
 
-Unique keys depend on it: a replica that is behind could report a job as missing that has started.
+Unique keys depend on leader reads: a replica that is behind could report a started job as missing.
 """
 
 import asyncio
@@ -23,12 +23,15 @@ NEVER_SEQUENCE = 10**18
 """A sequence above all others: the server refuses a write that expects it, and reports the last sequence."""
 
 SUBMITTER_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""Seconds to wait for a claimed job that is missing: its submitter is probably about to store it."""
+"""Seconds between reads of a claimed job that is missing: its submitter is probably about to store it."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobPosition:
-    """How far a job has come. `found` is the state of a waiting job, `schedule` its sequence."""
+    """The position of a job in its life.
+
+    `found` is the state of a waiting job. `schedule` is the sequence of the schedule of a delayed job.
+    """
 
     life: JobLife
     found: StoredRevision | None = None
@@ -36,7 +39,7 @@ class JobPosition:
 
 
 class JobPositions:
-    """Reads how far jobs have come from the leaders of their streams."""
+    """Reads the positions of jobs from the leaders of their streams."""
 
     def __init__(self, namespace: Namespace, store: JobStore) -> None:
         self._wire = namespace.wire
@@ -46,10 +49,10 @@ class JobPositions:
         self._expiry = store.expiry
 
     async def find(self, queue: str, id: str) -> JobPosition:
-        """How far a job has come."""
+        """The position of a job."""
         seen = await self.find_started(queue, id) or await self._find_waiting(queue, id)
         if seen is not None and seen.found is not None and await self._is_expired(seen.found):
-            # A job that started in time has started before the expiry was noticed here.
+            # If the job started in time, it started before this read found that it has expired.
             return await self.find_started(queue, id) or JobPosition(JobLife.ENDED)
         if seen is not None:
             return seen
@@ -59,7 +62,7 @@ class JobPositions:
         )
 
     async def find_after_wait(self, queue: str, id: str) -> JobPosition:
-        """How far a job has come; waits a moment for a job that is missing."""
+        """The position of a job; waits for a missing job for a moment."""
         for pause in SUBMITTER_WAITS:
             seen = await self.find(queue, id)
             if seen.life is not JobLife.MISSING:
@@ -88,27 +91,27 @@ class JobPositions:
         return found.revision.expires is not None and has_expired(found, await self._expiry.now(found.queue))
 
     async def _find_waiting(self, queue: str, id: str) -> JobPosition | None:
-        """The position of a job by its message. Reads the streams in the order in which a message moves on.
+        """The position of a job by its message. Reads the streams in the order in which a message moves.
 
-        The job may start before the last of them is read.
+        The job may start while this method reads, so it checks the record again at the end.
         """
         subjects = self._subjects
-        ready, later = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
-        waits, literal = subjects.ready(queue, "*", id), subjects.ready(queue, "normal", id)
+        ready, scheduled = subjects.streams.ready(queue), subjects.streams.scheduled(queue)
+        pattern, probe = subjects.ready(queue, "*", id), subjects.ready(queue, "normal", id)
         found = await self._job_reader.find_in_group(queue, id) or await self.last_message(
-            ready, waits, literal
+            ready, pattern, probe
         )
         if found is None:
             subject = subjects.scheduled(queue, id)
-            found = await self.last_message(later, subject, subject)
+            found = await self.last_message(scheduled, subject, subject)
             if found is not None:
                 schedule = int(found.headers["Nats-Sequence"])
                 return await self.find_started(queue, id) or JobPosition(
                     JobLife.DELAYED, event_from_message(queue, id, found, "scheduled"), schedule
                 )
-            found = await self._reads.last(later, subjects.due(queue, "*", id), consistent=True)
+            found = await self._reads.last(scheduled, subjects.due(queue, "*", id), consistent=True)
             found = found or await self._job_reader.find_in_group(queue, id)
-            found = found or await self.last_message(ready, waits, literal)
+            found = found or await self.last_message(ready, pattern, probe)
         if found is not None:
             return JobPosition(JobLife.WAITING, event_from_message(queue, id, found, "queued"))
         return await self.find_started(queue, id)
@@ -116,8 +119,8 @@ class JobPositions:
     async def last_message(self, stream: str, pattern: str, probe: str) -> Reply | None:
         """The last message on a subject, from the leader of its stream.
 
-        A user that may not read from the leader sends a write to `probe`, which the leader refuses with the
-        last sequence. It then reads from replicas until one has reached that sequence.
+        If the user may not read from the leader, sends a write to `probe`, which the leader refuses with the
+        last sequence. Then reads from replicas until one has reached that sequence.
         """
         found = await self._reads.last(stream, pattern, consistent=True)
         if self._reads.may_ask_leader(stream):
@@ -125,7 +128,9 @@ class JobPositions:
         least, end = await self._last_sequence(pattern, probe), time.monotonic() + READ_SECONDS
         while least and sequence_or_zero(found) < least:
             if time.monotonic() > end:
-                raise BrokerUnavailable(f"no replica that was asked has come to {least} of {stream}")
+                raise BrokerUnavailable(
+                    f"no replica of {stream} has reached sequence {least} in {READ_SECONDS:g} s"
+                )
             await asyncio.sleep(0.02)
             found = await self._reads.last(stream, pattern)
         return found if least else None
@@ -135,7 +140,7 @@ class JobPositions:
             await publish_with_retry(self._wire, probe, b"", expecting(NEVER_SEQUENCE, pattern))
         except WrongSequence as refused:
             return refused.last
-        raise BrokerUnavailable(f"a write to {probe} was stored that expected {NEVER_SEQUENCE}")
+        raise BrokerUnavailable(f"the server stored a write to {probe} that expected {NEVER_SEQUENCE}")
 
 
 def sequence_or_zero(found: Reply | None) -> int:

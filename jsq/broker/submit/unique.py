@@ -1,9 +1,9 @@
-"""Unique jobs: a key is claimed in the bucket of ids, then its job is stored.
+"""Unique jobs: a submit claims a key in the bucket of ids, then stores its job.
 
-A claim is written by compare-and-set and is never deleted by a client. A submit that finds a claim reads from
-the leaders how far its job has come, and takes over a claim that is free. If the job of a claim was never
-stored, because its submitter died, the next submit stores its own job with the claimed id. So a claim never
-leads to two jobs.
+A client writes a claim by compare-and-set and never deletes it. A submit that finds a claim reads the
+position of the claimed job from the leaders, and takes over a claim that is free. If the job of a claim was
+never stored, because its submitter died, the next submit stores its own job with the claimed id. So a claim
+never leads to two jobs.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ CONCURRENT_UNIQUE_KEYS = 100
 """Keys whose jobs `submit_each` submits at the same time."""
 
 UNRELEASED_DELAY = timedelta(seconds=ID_SECONDS)
-"""The delay after which a successor starts if it is never released."""
+"""The delay after which the server makes a successor due that no client has released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class UniqueSubmit:
     once: bool = False
 
     def under(self, id: str, queue: str) -> Job:
-        """The job with the id of a claimed job that is missing."""
+        """The job of this submit, with the id and the queue of a claimed job that is missing."""
         return replace(self.job, id=id, queue=queue)
 
 
@@ -87,15 +87,15 @@ class UniqueKeys:
         self.positions = JobPositions(namespace, store)
         self._replacement = ScheduleReplacement(namespace, store)
         self._backpressure = store.backpressure
-        # Submits that replace the holder of a key take turns within one connection: at the same time, all but
-        # one of them would be refused.
+        # Submits that replace the holder of a key take turns within one connection. If they ran at the same
+        # time, the server would refuse all but one of them.
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def submit(self, order: UniqueSubmit) -> SubmitResult:
-        """Store a job unless its key is held; if it is, act as `on_duplicate` says.
+        """Store a job unless another job holds its key; if one does, `on_duplicate` decides what to do.
 
-        Raises `DuplicateJob`, `BrokerUnavailable` if other submits keep taking the key, and what
-        `JobWriter.submit` raises.
+        Raises `DuplicateJob`, `BrokerUnavailable` if other submits keep claiming the key, and the errors of
+        `JobWriter.submit`.
         """
         self._job_writer.check_size(order.job)
         if order.unique.on_duplicate in ("return", "raise"):
@@ -111,44 +111,44 @@ class UniqueKeys:
         Returns the results and the errors, by the positions of the jobs. Raises `BadArguments` before the
         first submit.
         """
-        lines: dict[str, list[int]] = {}
+        by_key: dict[str, list[int]] = {}
         for place, order in enumerate(orders):
             self._job_writer.check_size(order.job, place)
-            lines.setdefault(order.unique.key, []).append(place)
-        left = iter(list(lines.values()))
-        placed: dict[int, SubmitResult] = {}
+            by_key.setdefault(order.unique.key, []).append(place)
+        remaining = iter(list(by_key.values()))
+        results: dict[int, SubmitResult] = {}
         refused: dict[int, BrokerError | DuplicateJob] = {}
 
         async def submit_next() -> None:
-            for place in (place for line in left for place in line):
+            for place in (place for places in remaining for place in places):
                 try:
-                    placed[place] = await self.submit(orders[place])
+                    results[place] = await self.submit(orders[place])
                 except (BrokerError, DuplicateJob) as error:
                     refused[place] = error
 
         await asyncio.gather(*(submit_next() for _ in range(CONCURRENT_UNIQUE_KEYS)))
-        return placed, refused
+        return results, refused
 
     async def claim(self, key: str) -> UniqueClaim | None:
-        """The claim of a key, from the leader."""
+        """The claim of a key, read from the leader."""
         subject = self._subject(key)
         found = await self.positions.last_message(self._subjects.streams.bucket("ids"), subject, subject)
         return read_claim(found) if found is not None else None
 
     async def release_successor(self, key: str, id: str) -> None:
-        """Start the successor of the job `id`, if any; call it after the end of the job was recorded."""
+        """Release the successor of the job `id`, if any. Call it after the end of the job was recorded."""
         claim = await self.claim(key)
         if claim is not None and claim.job == id and claim.successor:
             await self._release(claim)
 
     async def is_orphaned(self, claim: UniqueClaim) -> bool:
-        """Whether the successor of a claim waits for a job that has ended."""
+        """Whether the successor of a claim still waits although its job has ended."""
         if not claim.successor or not await self._waiting_successor(claim):
             return False
         return (await self.positions.find(claim.queue, claim.job)).life is JobLife.ENDED
 
     async def release_orphan(self, queue: str, successor: str, revision: int) -> bool:
-        """Start the orphaned successor of a claim; returns False if the claim has changed."""
+        """Release the orphaned successor of a claim; returns False if the claim has changed."""
         found = await self._reads.get(self._subjects.streams.bucket("ids"), revision, consistent=True)
         claim = read_claim(found) if found is not None else None
         if claim is None or (claim.queue, claim.successor) != (queue, successor):
@@ -169,7 +169,10 @@ class UniqueKeys:
             )
             if placed is not None:
                 return placed
-        raise BrokerUnavailable(f"{order.job.task}: others keep taking its unique key: try again")
+        raise BrokerUnavailable(
+            f"{order.job.task}: other submits kept claiming its unique key for {DEADLINE_SECONDS:g} s; "
+            "try again"
+        )
 
     async def _claim_free_key(self, order: UniqueSubmit) -> SubmitResult | None:
         """Claim a key that has no claim. Returns None if another submit was faster."""
@@ -216,8 +219,8 @@ class UniqueKeys:
         if ours.window is not None and order.unique.on_duplicate in ("return", "raise"):
             # `return` and `raise` only read a claim: no other write expects its revision.
             body = encode_claim(replace(ours, stored=True))
-            left = str(max(1, ceil(ours.window - (time.monotonic() - began))))
-            self._wire.send(self._subject(order.unique.key), body, {EXPECTED: str(revision), TTL: left})
+            ttl = str(max(1, ceil(ours.window - (time.monotonic() - began))))
+            self._wire.send(self._subject(order.unique.key), body, {EXPECTED: str(revision), TTL: ttl})
         return placed
 
     async def _store_own(self, order: UniqueSubmit) -> SubmitResult:
@@ -241,9 +244,9 @@ class UniqueKeys:
     async def _replace_delayed(
         self, order: UniqueSubmit, held: UniqueClaim, seen: JobPosition, due: datetime | None
     ) -> SubmitResult | None:
-        """Store the job in place of a delayed one, with its id.
+        """Store the job in place of a delayed one, with the id of that one.
 
-        Returns None if that one has changed, or has fired all the same.
+        Returns None if the delayed job has changed, or if the server has published it nevertheless.
         """
         job, due = order.under(held.job, held.queue), due or self._wire.clock.moment()
         if not await self._job_writer.submit_if_absent(job, due, order.room, expect=seen.schedule):
@@ -253,7 +256,7 @@ class UniqueKeys:
             return None
         last = await self.positions.find_started(job.queue, job.id)
         if last is not None and last.life is JobLife.ENDED:
-            return None  # the delayed job was cancelled meanwhile: what was stored with its id will not run
+            return None  # the delayed job was cancelled meanwhile: the new job with its id will not run
         return SubmitResult(job.id, job.queue, duplicate=True)
 
     # -- successors ---------------------------------------------------------------------------------------
@@ -274,16 +277,15 @@ class UniqueKeys:
         due = self._wire.clock.moment() + UNRELEASED_DELAY
         if claim.successor:
             seen = await self.positions.find_after_wait(claim.queue, claim.successor)
-            behind = claim.passed_to_successor()
+            following = claim.passed_to_successor()
             match seen.life:
                 case JobLife.DELAYED:
-                    return await self._replace_delayed(order, behind, seen, due)
+                    return await self._replace_delayed(order, following, seen, due)
                 case JobLife.MISSING:
-                    return await self._store_under(order, behind, due)
-                case (
-                    JobLife.WAITING | JobLife.STARTED
-                ):  # it was released at its own due time, and holds the key
-                    await self._write(order, behind)
+                    return await self._store_under(order, following, due)
+                case JobLife.WAITING | JobLife.STARTED:
+                    # The successor became due by itself, and holds the key.
+                    await self._write(order, following)
                     return None
         if not await self._write(order, replace(claim, successor=order.job.id)):
             return None
@@ -306,7 +308,7 @@ class UniqueKeys:
                 return True
 
     async def _waiting_successor(self, claim: UniqueClaim) -> Reply | None:
-        """The schedule of a successor that was neither released nor started."""
+        """The schedule of a successor, unless it was released or has started."""
         subject = self._subjects.scheduled(claim.queue, claim.successor)
         found = await self.positions.last_message(
             self._subjects.streams.scheduled(claim.queue), subject, subject
@@ -314,19 +316,19 @@ class UniqueKeys:
         return None if found is None or envelope.ATTEMPTS in found.headers or self._is_due(found) else found
 
     def _is_due(self, found: Reply) -> bool:
-        """Whether a schedule fires about now."""
+        """Whether a schedule is due within a second."""
         return (scheduled_time(found.headers) - self._wire.clock.moment()).total_seconds() < 1.0
 
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _write(self, order: UniqueSubmit, claim: UniqueClaim) -> int:
         """Write a claim over the revision that was read; returns the new revision, 0 if it has changed."""
-        lasts = (
+        ttl = (
             claim.window
             if claim.window is not None
             else ID_SECONDS + seconds_until(order.due, self._wire.clock.moment())
         )
-        headers = {EXPECTED: str(claim.revision), TTL: str(ceil(lasts))}
+        headers = {EXPECTED: str(claim.revision), TTL: str(ceil(ttl))}
         subject, value = self._subject(order.unique.key), encode_claim(claim)
         try:
             put = functools.partial(self._job_writer.publish_shared, subject, value, headers)
