@@ -1,8 +1,16 @@
-"""The broker: jobs on JetStream, without user code. Wings, in import order:
+"""The broker: jobs on JetStream, without user code. Its wings, in import order:
 
-`topology` names and creates streams, `delivery` pulls messages and renews leases, `access` writes roles,
-`jobs` stores and finds jobs, `flow` limits them, `operations` changes them, `submit` stores many or unique
-jobs, `maintenance` repairs inconsistencies, `broker` is the facade, `health` examines the server.
+- `topology` names and creates streams.
+- `delivery` pulls messages and renews leases.
+- `access` writes roles.
+- `jobs` stores and finds jobs.
+- `flow` limits jobs.
+- `operations` changes jobs and queues.
+- `submit` stores many jobs or unique jobs.
+- `schedules` stores schedules and submits the jobs of ticks.
+- `maintenance` finds and repairs inconsistencies.
+- `broker` is the facade.
+- `health` examines the server.
 """
 
 from jsq.broker.broker import Broker

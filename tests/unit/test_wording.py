@@ -7,17 +7,10 @@ import pytest
 from tests.helpers.repository import ROOT
 from tests.helpers.wording import markdown_faults, python_faults, wording_faults
 
-PENDING = ("jsq/broker", "tests")
+PENDING = ("jsq/broker/flow", "tests")
 """Paths whose prose is not rewritten yet. The list may only shrink."""
 
-REWRITTEN = (
-    "jsq/broker/health",
-    "jsq/broker/maintenance",
-    "jsq/broker/operations",
-    "jsq/broker/schedules.py",
-    "tests/guide",
-    "tests/integration",
-)
+REWRITTEN = ("tests/guide", "tests/integration")
 """Paths in a pending folder whose prose follows the rules already."""
 
 FILES = sorted(
