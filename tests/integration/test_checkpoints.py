@@ -314,11 +314,11 @@ async def test_a_blocking_call_on_the_event_loop_is_refused(app: App, working: W
 async def test_a_first_attempt_reads_no_checkpoint_from_the_server(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    reads: list[str] = []
     newest = CheckpointStore.latest_sequence
 
     async def noted(steps: CheckpointStore, queue: str, id: str, place: str, **more: Any) -> int:
-        asked.append(id)
+        reads.append(id)
         return await newest(steps, queue, id, place, **more)
 
     monkeypatch.setattr(CheckpointStore, "latest_sequence", noted)
@@ -337,4 +337,4 @@ async def test_a_first_attempt_reads_no_checkpoint_from_the_server(
         again = await twice.submit()
         await again.result(WAIT)
 
-    assert asked == [again.id]
+    assert reads == [again.id]

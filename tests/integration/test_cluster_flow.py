@@ -161,8 +161,8 @@ async def jsq(three: Cluster, *words: str) -> str:
 
 async def use(client: Client, queue: str) -> list[JobHandle[Any]]:
     """Create everything that is created on first use. Returns jobs that run."""
-    held = client.task("note").options(queue=queue, delay=3600)
-    await held.submit()
+    waiting = client.task("note").options(queue=queue, delay=3600)
+    await waiting.submit()
     await client.task("note").options(queue=queue, delay=3600, unique="u").submit()
     await client.queues.pause(queue, task="other", until=3600)
     await client.schedules.add(f"daily-{queue}", "note", every=86_400, queue=queue)
@@ -265,8 +265,8 @@ async def test_key_groups_keep_their_order_and_their_limit(
         async def submit_next(number: int) -> None:
             if number >= AHEAD:
                 await jobs[key][number - AHEAD].wait(WAIT)
-            asked = client.task("visit").options(key=key, per_key=per_key)
-            jobs[key].append(await asked.submit(key, number))
+            submitter = client.task("visit").options(key=key, per_key=per_key)
+            jobs[key].append(await submitter.submit(key, number))
 
         return submit_next
 
@@ -395,8 +395,8 @@ async def test_a_paused_job_waits_and_continues(
             started[owner] += 1
 
     async def some(owner: str, task: str = "note", **options: Any) -> list[JobHandle[Any]]:
-        asked = client.task(task).options(**options)
-        return [await asked.submit(owner) for _ in range(5)]
+        submitter = client.task(task).options(**options)
+        return [await submitter.submit(owner) for _ in range(5)]
 
     async def each() -> list[JobHandle[Any]]:
         return [
@@ -536,25 +536,25 @@ async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
         return [await client.task("note").options(delay=seconds).submit() for _ in range(count)]
 
     later, shut = broker.subjects.streams.scheduled("default"), broker.subjects.streams.ready("shut")
-    keep_last: list[JobHandle[Any]] = []
+    rescheduled: list[JobHandle[Any]] = []
     await client.admin.provision({"shut": QueueSettings(replicas=3, lease=LEASE)})
     async with running_workers(three, declare):
         await client.queues.pause("shut")
-        held = [await delayed(3600) for _ in range(3)]
+        delayed_jobs = [await delayed(3600) for _ in range(3)]
         racing = await delayed(4, 60)
         lost = [await client.task("note").options(queue="shut", expires=6).submit() for _ in range(20)]
         async with without_leader(three, client, later):
-            await asyncio.gather(*(job.promote() for job in held[0]))
-            moved = await asyncio.gather(*(job.reschedule(delay=1) for job in held[1]))
+            await asyncio.gather(*(job.promote() for job in delayed_jobs[0]))
+            moved = await asyncio.gather(*(job.reschedule(delay=1) for job in delayed_jobs[1]))
             # Only one of a reschedule and the firing happens, and the caller knows which.
             for job in racing:
                 with contextlib.suppress(WrongState):
                     await job.reschedule(delay=3600)
-                    keep_last.append(job)
-            await all_succeed([*held[0], *held[1]])
+                    rescheduled.append(job)
+            await all_succeed([*delayed_jobs[0], *delayed_jobs[1]])
         async with without_leader(three, client, later, "cut off"):
-            await asyncio.gather(*(job.promote() for job in held[2]))
-            await all_succeed(held[2])
+            await asyncio.gather(*(job.promote() for job in delayed_jobs[2]))
+            await all_succeed(delayed_jobs[2])
         async with without_leader(three, client, shut):
             lost += [await client.task("note").options(queue="shut", expires=1).submit() for _ in range(20)]
             for job in lost:
@@ -563,17 +563,17 @@ async def test_expired_jobs_never_start_and_moved_jobs_run_at_their_new_time(
             await client.queues.resume("shut")
             in_time = await client.task("note").options(queue="shut", expires=60).submit()
             await all_succeed([in_time])
-        assert not any(started[job.id] for job in (*lost, *keep_last))
-        assert [one.state for one in await asyncio.gather(*(job.status() for job in keep_last))] == [
+        assert not any(started[job.id] for job in (*lost, *rescheduled))
+        assert [one.state for one in await asyncio.gather(*(job.status() for job in rescheduled))] == [
             "scheduled"
-        ] * len(keep_last)
-        await asyncio.gather(*(job.promote() for job in keep_last))
+        ] * len(rescheduled)
+        await asyncio.gather(*(job.promote() for job in rescheduled))
         await all_succeed(racing)
 
-    for job, result in zip(held[1], moved, strict=True):
+    for job, result in zip(delayed_jobs[1], moved, strict=True):
         assert result.due is not None
         assert started[job.id][0] >= result.due.timestamp() - 0.05
-    ids = {job.id for jobs in (*held, racing, [in_time]) for job in jobs}
+    ids = {job.id for jobs in (*delayed_jobs, racing, [in_time]) for job in jobs}
     assert {id for id in started if started[id]} == ids
     assert not any(started[job.id] for job in lost)
 
@@ -653,27 +653,27 @@ class Keys:
 
     async def returned(self, number: int) -> None:
         key = f"return-{number}"
-        asked = self.client.task("note").options(unique=key, delay=3600)
-        jobs = await asyncio.gather(*(asked.submit(key, n) for n in range(4)))
+        submitter = self.client.task("note").options(unique=key, delay=3600)
+        jobs = await asyncio.gather(*(submitter.submit(key, n) for n in range(4)))
         assert len({job.id for job in jobs}) == 1
         self.last[key] = jobs[0]
 
     async def replaced(self, number: int) -> None:
         key = f"replace-{number}"
-        asked = self.client.task("note").options(unique=key, delay=3600, on_duplicate="replace")
-        jobs = [await asked.submit(key, n) for n in range(4)]
+        submitter = self.client.task("note").options(unique=key, delay=3600, on_duplicate="replace")
+        jobs = [await submitter.submit(key, n) for n in range(4)]
         assert len({job.id for job in jobs}) == 4
         self.last[key] = jobs[-1]
 
     async def keep_last(self, number: int) -> None:
         """Submit a pending duplicate. Its predecessor ends while leaders are lost, or at the end."""
         key = f"keep-{number}"
-        asked = self.client.task("wait").options(unique=key, on_duplicate="keep_last")
-        self.first[key] = await asked.submit(key, 0)
+        submitter = self.client.task("wait").options(unique=key, on_duplicate="keep_last")
+        self.first[key] = await submitter.submit(key, 0)
         async for event in self.first[key].events():
             if event.state == "running":
                 break
-        jobs = [await asked.submit(key, n) for n in (1, 2, 3)]
+        jobs = [await submitter.submit(key, n) for n in (1, 2, 3)]
         assert len({job.id for job in jobs}) == 1
         self.last[key] = jobs[0]
         if number % 2:

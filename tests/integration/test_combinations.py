@@ -196,15 +196,15 @@ async def test_jobs_in_strict_order_keep_it_while_they_wait_for_a_rate_limit(
         assert [number for one, number in started if one == key] == list(range(6))
 
 
-@pytest.mark.parametrize("held", HOLDS)
-async def test_jobs_in_strict_order_keep_it_during_a_pause(harness: Harness, held: str) -> None:
-    await harness.pause(**HOLDS[held])
+@pytest.mark.parametrize("paused", HOLDS)
+async def test_jobs_in_strict_order_keep_it_during_a_pause(harness: Harness, paused: str) -> None:
+    await harness.pause(**HOLDS[paused])
     async with harness.working():
         jobs = [await harness.to("note", str(number), key="k", per_key=1) for number in range(5)]
-        if held != "queue":
+        if paused != "queue":
             await harness.until_requeued(jobs[0])
         assert await harness.states(*jobs) == {"queued"}
-        await harness.client.queues.resume(QUEUE, **HOLDS[held])
+        await harness.client.queues.resume(QUEUE, **HOLDS[paused])
         await harness.results(*jobs)
         await harness.clean()
     assert harness.started == ["0", "1", "2", "3", "4"]
@@ -467,12 +467,12 @@ async def test_a_job_that_expires_while_it_waits_for_its_rate_admits_the_next_of
     assert harness.started == ["first", "last"]
 
 
-@pytest.mark.parametrize("where", ["queue", "line", "later", "held"])
+@pytest.mark.parametrize("where", ["queue", "key group", "later", "paused"])
 async def test_an_expired_job_releases_its_unique_key_wherever_it_waits(harness: Harness, where: str) -> None:
-    options_of: dict[str, dict[str, Any]] = {"line": {"key": "k"}, "later": {"delay": 0.2}}
+    options_of: dict[str, dict[str, Any]] = {"key group": {"key": "k"}, "later": {"delay": 0.2}}
     options = options_of.get(where, {})
     await harness.pause(task="note")
-    async with harness.working() if where == "held" else contextlib.nullcontext():
+    async with harness.working() if where == "paused" else contextlib.nullcontext():
         old = await harness.to("note", "old", unique="u", expires=2.0, **options)
         assert (await harness.to("note", "old", unique="u")).id == old.id
         await harness.expired(old)
@@ -872,14 +872,14 @@ async def test_an_item_that_is_rate_limited_holds_its_own_key(harness: Harness) 
     async with harness.working():
         limited = await together.options(key="a").submit("a")
         await harness.until_state(limited, "snoozed")
-        held = await together.options(key="a").submit("held")
+        second = await together.options(key="a").submit("second")
         await (await together.options(key="b").submit("b")).result(WAIT)
-        await harness.until_requeued(held)
+        await harness.until_requeued(second)
         await harness.client.queues.resume(QUEUE, key="a")
         await limited.promote()
-        await harness.results(limited, held)
+        await harness.results(limited, second)
         await harness.clean()
-    assert sorted(started) == ["a", "a", "b", "held"]
+    assert sorted(started) == ["a", "a", "b", "second"]
 
 
 async def test_each_failed_item_has_its_callback_and_an_expired_job_joins_no_batch(harness: Harness) -> None:

@@ -390,6 +390,6 @@ async def follow(client: Client, first: str) -> str:
     claim = await broker.unique.claim(order.unique.key)
     assert claim is not None
     assert claim.job == first
-    placed = await broker.unique._store_successor(order, claim)
-    assert placed is not None
-    return placed.id
+    successor = await broker.unique._store_successor(order, claim)
+    assert successor is not None
+    return successor.id

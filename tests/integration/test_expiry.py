@@ -38,9 +38,9 @@ async def passed(until: Until, seconds: float) -> None:
 async def test_a_job_expires_on_time_without_a_worker(client: Client) -> None:
     start_time = time.time()
     job = await client.task("any").options(expires=1, tags=["x"]).submit()
-    asked = await job.status()
-    assert (asked.state, asked.tags) == ("queued", ("x",))
-    assert asked.expires is not None
+    submitted = await job.status()
+    assert (submitted.state, submitted.tags) == ("queued", ("x",))
+    assert submitted.expires is not None
 
     with pytest.raises(JobExpired, match=NOT_STARTED) as caught:
         await job.result(WAIT)
@@ -49,7 +49,7 @@ async def test_a_job_expires_on_time_without_a_worker(client: Client) -> None:
     assert code_of(caught.value) == JOB_FAILED
     assert 0.95 < took < 5
     record = await job.status()
-    assert (record.state, record.at, record.expires) == ("expired", asked.expires, asked.expires)
+    assert (record.state, record.at, record.expires) == ("expired", submitted.expires, submitted.expires)
     assert [one.id for one in await client.jobs.list(state="expired")] == [job.id]
     assert await client.jobs.list(state="queued") == []
     assert [one.state async for one in job.events()] == ["expired"]
@@ -61,16 +61,16 @@ async def test_a_waiting_client_is_notified_of_an_expiry_without_polling(
 ) -> None:
     job = await client.task("any").options(expires=1.5).submit()
     broker = await client.broker()
-    asked: list[str] = []
+    requests: list[str] = []
     ask = broker.wire.ask
 
     async def counted(subject: str, *rest: Any, **how: Any) -> Any:
-        asked.append(subject)
+        requests.append(subject)
         return await ask(subject, *rest, **how)
 
     monkeypatch.setattr(broker.wire, "ask", counted)
     assert (await job.wait(WAIT)).state == "expired"
-    assert 0 < len(asked) < 8
+    assert 0 < len(requests) < 8
 
 
 async def test_a_worker_that_starts_too_late_records_the_expiry_and_runs_nothing(

@@ -325,28 +325,28 @@ async def test_cached_settings_of_a_queue_expire(
 async def test_whether_a_queue_has_key_groups_is_asked_once_for_concurrent_submits(
     server: EmbeddedServer, client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = count_calls(broker, "STREAM.INFO.", monkeypatch)
+    api_calls = count_calls(broker, "STREAM.INFO.", monkeypatch)
     await client.admin.provision()
-    asked.clear()
+    api_calls.clear()
 
     assert not any(await asyncio.gather(*(broker.streams.has_groups(QUEUE) for _ in range(100))))
-    assert len(asked) <= 2
+    assert len(api_calls) <= 2
     async with Client(server.url, namespace=client.namespace) as other:
         await to(other, "k", 1)
     assert all(await asyncio.gather(*(broker.streams.has_groups(QUEUE) for _ in range(100))))
-    assert len(asked) <= 4
+    assert len(api_calls) <= 4
     assert await broker.streams.has_groups(QUEUE)
-    assert len(asked) <= 4
+    assert len(api_calls) <= 4
 
 
 async def test_jobs_without_keys_are_cancelled_without_a_read_of_key_groups(
     client: Client, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.task("visit").submit_many([("none", number) for number in range(200)])
-    asked = count_calls(broker, f"STREAM.INFO.{broker.subjects.streams.groups(QUEUE)}", monkeypatch)
+    api_calls = count_calls(broker, f"STREAM.INFO.{broker.subjects.streams.groups(QUEUE)}", monkeypatch)
 
     assert (await client.jobs.cancel_many(queue=QUEUE)).cancelled == 200
-    assert len(asked) <= 3
+    assert len(api_calls) <= 3
     assert await broker.job_reader.waiting_ids(QUEUE) == []
 
 
@@ -592,7 +592,7 @@ async def test_a_message_that_is_not_a_job_becomes_a_dead_letter(
     assert {dead_letter.id for dead_letter in await client.dead_letters.list()} == {"odd", "odder"}
 
 
-@pytest.mark.parametrize("where", ["line", "queue"])
+@pytest.mark.parametrize("where", ["key group", "queue"])
 @pytest.mark.parametrize(
     "headers",
     [
@@ -613,7 +613,9 @@ async def test_invalid_numbers_in_a_group_state_stop_no_worker_and_no_key(
     await to(client, "k", 0, per_key=1)
     subjects = broker.subjects
     subject = (
-        subjects.groups.job(QUEUE, "k", "odd") if where == "line" else subjects.ready(QUEUE, "normal", "odd")
+        subjects.groups.job(QUEUE, "k", "odd")
+        if where == "key group"
+        else subjects.ready(QUEUE, "normal", "odd")
     )
     await broker.wire.publish(subject, b"{}", {"Jsq-Job": "nonsense"} | headers)
     last = await to(client, "k", 1, per_key=1)
@@ -637,18 +639,18 @@ async def test_an_unreadable_key_group_ends_no_worker(
     until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    admit, met = KeyGroups.admit, asyncio.Event()
+    admit, has_failed = KeyGroups.admit, asyncio.Event()
 
     async def stumble(self: KeyGroups, queue: str, token: str, **until: Any) -> None:
         if token == "odd":
-            met.set()
+            has_failed.set()
             raise ValueError("nobody thought of it")
         await admit(self, queue, token, **until)
 
     monkeypatch.setattr(KeyGroups, "admit", stumble)
     await to(client, "odd", 0)
     async with working():
-        await asyncio.wait_for(met.wait(), 10)
+        await asyncio.wait_for(has_failed.wait(), 10)
         await (await to(client, "k", 1)).wait(10)
     assert run_log.started == ["k:1"]
 

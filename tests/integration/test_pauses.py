@@ -233,13 +233,13 @@ async def test_a_worker_notified_of_a_pause_observes_it_though_a_replica_is_behi
     await client.admin.provision()
     broker = await client.broker()
     bucket, read = broker.subjects.streams.bucket("limits"), broker.reads.last
-    asked: list[bool] = []
+    leader_reads: list[bool] = []
 
     async def read_from_one_behind(stream: str, subject: str, *, consistent: bool = False) -> Any:
         if stream != bucket:
             return await read(stream, subject, consistent=consistent)
-        asked.append(consistent)
-        behind = not consistent or (reader != "asks the leader" and len(asked) < 4)
+        leader_reads.append(consistent)
+        behind = not consistent or (reader != "asks the leader" and len(leader_reads) < 4)
         return None if behind else await read(stream, subject)
 
     def may_ask_leader(stream: str) -> bool:
@@ -365,10 +365,10 @@ async def test_rate_limited_pauses_the_key_or_else_the_queue(
         first = await call.options(key=key).submit("first")
         await until(lambda: client.queues.pauses(), WAIT)
         end = (await client.queues.pauses())["calls"][0].end
-        held = await call.options(key=key).submit("held")
+        requeued = await call.options(key=key).submit("held")
         free = await call.options(key="b").submit("free")
         assert await first.result(WAIT) == 1  # it spent no attempt
-        await asyncio.gather(held.result(WAIT), free.result(WAIT))
+        await asyncio.gather(requeued.result(WAIT), free.result(WAIT))
 
     at = dict(started)
     slack = timedelta(seconds=0.05)

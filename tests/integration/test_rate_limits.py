@@ -144,7 +144,7 @@ async def test_a_token_bucket_admits_its_burst_at_once(app: App, working: Workin
 async def test_a_job_waits_for_its_rate_on_the_server_and_is_requeued_once(
     app: App, working: Working, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    aside: collections.Counter[str] = collections.Counter()
+    requeues: collections.Counter[str] = collections.Counter()
 
     @app.task(rate="2/s", retries=0)
     async def call() -> None: ...
@@ -153,15 +153,15 @@ async def test_a_job_waits_for_its_rate_on_the_server_and_is_requeued_once(
         requeue = worker.dispatcher.limits.requeue
 
         async def counted(delivery: Delivery, *rest: object) -> None:
-            aside[delivery.id] += 1
+            requeues[delivery.id] += 1
             await requeue(delivery, *rest)  # type: ignore[arg-type]  # the same
 
         monkeypatch.setattr(worker.dispatcher.limits, "requeue", counted)
         jobs = [await call.submit() for _ in range(8)]
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
-    assert 5 <= len(aside) <= 7
-    assert aside.total() <= 2 * len(aside)
+    assert 5 <= len(requeues) <= 7
+    assert requeues.total() <= 2 * len(requeues)
 
 
 async def test_a_rate_holds_over_a_restart_of_the_server(
@@ -308,10 +308,12 @@ async def test_a_reservation_that_fails_leaves_the_others_their_replies(
     await broker.streams.ensure_shared()
     key = broker.subjects.limits.task_rate("any")
 
-    asked = [asyncio.create_task(broker.rate_limits.reserve(key, Rate(10), RateRequest())) for _ in range(5)]
+    reservations = [
+        asyncio.create_task(broker.rate_limits.reserve(key, Rate(10), RateRequest())) for _ in range(5)
+    ]
     await asyncio.sleep(0)
-    asked[0].cancel()
-    answers = await asyncio.gather(*asked, return_exceptions=True)
+    reservations[0].cancel()
+    answers = await asyncio.gather(*reservations, return_exceptions=True)
 
     assert isinstance(answers[0], asyncio.CancelledError)
     assert all(isinstance(answer, RateReply) and answer.reserved for answer in answers[1:])
@@ -363,10 +365,10 @@ async def test_a_job_without_a_limit_makes_no_reservation(
     @app.task
     async def plain() -> None: ...
 
-    async def asked(*_: object) -> RateReply:
+    async def fail_to_reserve(*_: object) -> RateReply:
         raise AssertionError("a limiter was asked")
 
-    monkeypatch.setattr(RateLimitStore, "reserve", asked)
+    monkeypatch.setattr(RateLimitStore, "reserve", fail_to_reserve)
     async with working():
         jobs = [await plain.submit() for _ in range(20)]
         await asyncio.gather(*(job.result(WAIT) for job in jobs))

@@ -344,12 +344,12 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
         await job.result(60)
     started, _ = await broker.records.history(job.id)
     stale = await broker.reads.get(broker.subjects.streams.records, started.sequence)
-    last, asked = broker.reads.last, []
+    last, stale_reads = broker.reads.last, []
 
     async def behind(stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
         if consistent or subject != broker.subjects.record(job.queue, job.id):
             return await last(stream, subject, consistent=consistent)
-        asked.append(subject)
+        stale_reads.append(subject)
         return stale  # as long as the replica does not have the end
 
     monkeypatch.setattr(broker.reads, "last", behind)
@@ -357,6 +357,6 @@ async def test_a_start_is_not_judged_by_a_replica_that_is_behind(
     async with working():
         await until(lambda: settled(client))
 
-    assert asked
+    assert stale_reads
     assert [event.state for event in await broker.records.history(job.id)] == ["running", "succeeded"]
     assert ran == [job.id]

@@ -98,16 +98,16 @@ def read_only_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]
     """A server for roles that may change nothing there. Each queue has a waiting job and a finished one."""
 
     async def fill() -> None:
-        async with held.client("jsq") as admin:
+        async with address.client("jsq") as admin:
             for queue in ("mail", "pay"):
                 await to(admin, queue, id=f"{queue}-1")
                 await (await to(admin, queue, id=f"{queue}-2")).cancel()
             await dead_letter(admin, "pay", "x")
             await admin.schedules.add("weekly", "greet", every=604_800, queue="pay")
 
-    with served(tmp_path_factory.mktemp("quiet")) as held:
+    with served(tmp_path_factory.mktemp("quiet")) as address:
         asyncio.run(fill())
-        yield held
+        yield address
 
 
 async def to(client: Client, queue: str, **options: Any) -> JobHandle[Any]:
@@ -357,7 +357,7 @@ async def test_a_worker_observes_rates_and_pauses_of_an_admin(place: Place, unti
 
             await admin.queues.pause("mail", task="greet")
             await until(lambda: worker.dispatcher.limits.rules.is_paused("mail"))
-            held = await to(web, "mail")
+            paused_job = await to(web, "mail")
 
             async def is_requeued() -> bool:
                 [stats] = await web.queues.stats("mail")
@@ -365,7 +365,7 @@ async def test_a_worker_observes_rates_and_pauses_of_an_admin(place: Place, unti
 
             await until(is_requeued)
             await admin.queues.resume("mail", task="greet")
-            assert await held.result(60) == "hello you"
+            assert await paused_job.result(60) == "hello you"
 
             await web.task("limited").options(queue="mail").submit()
             await until(admin.queues.pauses)
@@ -905,15 +905,15 @@ async def test_a_submitter_submits_unique_jobs_in_every_way(place: Place, until:
 
 async def test_a_worker_submits_the_pending_duplicate_of_a_unique_job(place: Place, until: Until) -> None:
     async with place.client("web") as web, working(place.login("hands"), "mail"):
-        asked = web.task("rest").options(queue="mail", unique="k", on_duplicate="keep_last")
-        first = await asked.submit(1.5)
+        submitter = web.task("rest").options(queue="mail", unique="k", on_duplicate="keep_last")
+        first = await submitter.submit(1.5)
 
         async def runs() -> bool:
             return (await first.status()).state == "running"
 
         await until(runs)
-        second = await asked.submit(0.1)
-        third = await asked.submit(0.2)
+        second = await submitter.submit(0.1)
+        third = await submitter.submit(0.2)
         assert (second.id, second.duplicate, third.duplicate) == (third.id, False, True)
         assert [await first.result(60), await third.result(60)] == [1.5, 0.2]
 

@@ -68,12 +68,12 @@ async def test_small_jobs_do_not_start_before_a_waiting_big_job(
         await until(lambda: started)
         jobs += [await big.submit(), *[await small.submit() for _ in range(5)]]
         await until(lambda: worker.dispatcher.waiting.count >= 2)
-        held = worker.dispatcher.waiting.next()
-        assert held is not None
+        delivery = worker.dispatcher.waiting.next()
+        assert delivery is not None
         # The delivery is kept for longer than one that only waits for a slot.
-        await until(lambda: time.monotonic() - held.received > MAX_SLOT_WAIT + 2 * ROUND_INTERVAL)
+        await until(lambda: time.monotonic() - delivery.received > MAX_SLOT_WAIT + 2 * ROUND_INTERVAL)
         assert started == ["first"]
-        assert worker.dispatcher.waiting.next() is held
+        assert worker.dispatcher.waiting.next() is delivery
         go_on.set()
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
@@ -174,12 +174,12 @@ async def test_a_paused_queue_with_a_weight_does_not_delay_other_queues(app: App
     @app.task
     async def note() -> None: ...
 
-    held = await note.options(queue="mail").submit()
+    paused_job = await note.options(queue="mail").submit()
     await client.queues.pause("mail")
     jobs = [await note.submit() for _ in range(30)]
     async with running_worker(Worker(app, queues={"mail": 3, "default": 1})):
         await asyncio.gather(*(job.result(WAIT) for job in jobs))
-        assert (await held.status()).state == "queued"
+        assert (await paused_job.status()).state == "queued"
 
 
 @pytest.mark.parametrize(

@@ -244,9 +244,9 @@ async def test_a_unique_job_has_the_other_options(
     app: App, working: Working, gate: Gate, until: Until
 ) -> None:
     work = gate.declare(app)
-    asked = work.options(unique="k", delay=0.5, priority="high", id="mine", deadline=30, tags=["t"])
-    first = await asked.submit(1)
-    second = await asked.submit(2)  # the same submit twice
+    submitter = work.options(unique="k", delay=0.5, priority="high", id="mine", deadline=30, tags=["t"])
+    first = await submitter.submit(1)
+    second = await submitter.submit(2)  # the same submit twice
     third = await work.options(unique="k").submit(3)
     assert [(h.id, h.duplicate) for h in (first, second, third)] == [("mine", d) for d in (False, True, True)]
     assert (await first.status()).state == "scheduled"
@@ -254,7 +254,7 @@ async def test_a_unique_job_has_the_other_options(
     gate.open.set()
     async with working():
         assert await first.result(WAIT) == 1
-        assert (await asked.submit(4)).duplicate  # its id is in use, though the key is free
+        assert (await submitter.submit(4)).duplicate  # its id is in use, though the key is free
         fourth = await work.options(unique="k", id="yours").submit(5)
         assert await fourth.result(WAIT) == 5
     assert gate.runs == [1, 5]

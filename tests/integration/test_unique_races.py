@@ -65,8 +65,8 @@ class Race:
         """Submit again whenever an error reports that the job is not stored, or may not be stored."""
         while True:
             try:
-                asked = client.task("work").options(unique=f"key {key}", on_duplicate=self.way)
-                return (await asked.submit(key)).id
+                submitter = client.task("work").options(unique=f"key {key}", on_duplicate=self.way)
+                return (await submitter.submit(key)).id
             except DuplicateJob as error:
                 return error.id
             except BrokerError:
