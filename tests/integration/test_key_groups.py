@@ -813,8 +813,8 @@ async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
 
     await admit_jobs(broker, "k")  # it has not released its slot yet
     assert (await waiting_for_key(broker), await on_queue(broker)) == ([job.id], [job.id])
-    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
-    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=token - 1)  # a late second release
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, up_to=0)
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, up_to=token - 1)  # a late second release
 
     assert (await group_state(broker, "k")).slots == ((job.id, "attempt", token),)
     assert (await waiting_for_key(broker), await on_queue(broker)) == ([], [job.id, job.id])
@@ -842,7 +842,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     for id in (job.id, behind.id):
         await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", id), first.payload, headers)
 
-    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, up_to=0)
 
     assert [one.id for one in (await group_state(broker, "k")).slots] == [behind.id]
     assert await waiting_for_key(broker) == []
@@ -899,13 +899,13 @@ async def test_a_slot_released_twice_at_the_same_time_is_free(
 
     async def publish_and_release(subject: str, *rest: Any, **how: Any) -> int:
         if subject == broker.subjects.groups.state(QUEUE, "k"):
-            release = broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
+            release = broker.key_groups.release_slot(QUEUE, "k", job.id, up_to=0)
             again.append(asyncio.create_task(release))
             await asyncio.sleep(0)  # the release has been requested
         return await publish(subject, *rest, **how)
 
     monkeypatch.setattr(broker.wire, "publish", publish_and_release)
-    await broker.key_groups.release_slot(QUEUE, "k", job.id, over=0)
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, up_to=0)
     for task in again:
         await task
 

@@ -1,4 +1,4 @@
-"""Values that jobs keep between their attempts, under keys below that of their record.
+"""Values that jobs keep between their attempts, under subjects below the subject of their record.
 
 A write expects that the last revision of the record is the start of the attempt that writes. So the server
 refuses the write of a worker that lost its lease. No status and no list of jobs shows these values.
@@ -18,22 +18,22 @@ log = logging.getLogger("jsq.broker")
 
 
 class CheckpointStore:
-    """Writes and reads what jobs keep."""
+    """Writes and reads the values that jobs keep."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
         self._reads = namespace.reads
         self._subjects = namespace.subjects
-        self._may_forget = True
+        self._may_delete = True
 
     async def write(
         self, queue: str, id: str, place: str, body: bytes, *, token: int, while_: Callable[[], bool]
     ) -> None:
-        """Keep `body` at a place, for the attempt with a token. Written twice, it is as good as once.
+        """Store `body` at a place, for the attempt with this token. A second call has no effect.
 
-        Raises `WrongSequence` when the record has another revision, and what
-        `publish_with_retry` raises after `while_` has returned False.
+        Raises `WrongSequence` if the record has another revision, and what `publish_with_retry` raises after
+        `while_` has returned False.
         """
         headers = block(expected(token, self._subjects.record(queue, id)))
         await publish_with_retry(
@@ -41,10 +41,10 @@ class CheckpointStore:
         )
 
     async def read(self, queue: str, id: str, place: str, *, token: int, while_: Callable[[], bool]) -> bytes:
-        """What stands at a place since the attempt with a token began; empty where nothing does.
+        """The value at a place, for the attempt with this token; empty if there is none.
 
-        That start ended what earlier attempts may write. A place may be one with wildcards: then it is what
-        was written last.
+        Earlier attempts can write nothing since this attempt has started. If the place has wildcards, returns
+        the value that was written last.
         """
         subject = self._subjects.checkpoint(queue, id, place)
         newest = await self.latest_sequence(queue, id, place, token=token, while_=while_)
@@ -58,7 +58,7 @@ class CheckpointStore:
         return await with_retry(self._wire, once) if newest else b""
 
     async def checkpoint(self, queue: str, id: str) -> bytes:
-        """A job's last checkpoint, as JSON; empty where there is none. One for who only looks."""
+        """A job's last checkpoint, as JSON; empty if there is none. A replica that is behind may answer."""
         found = await self._reads.last(
             self._subjects.streams.records, self._subjects.checkpoint(queue, id, CHECKPOINT)
         )
@@ -67,10 +67,11 @@ class CheckpointStore:
     async def latest_sequence(
         self, queue: str, id: str, place: str, *, token: int, while_: Callable[[], bool]
     ) -> int:
-        """The sequence of what was written last at a place, as the stream's leader knows it; 0 for nothing.
+        """The sequence of the last value at a place, from the stream leader; 0 if there is none.
 
-        A read may be answered by a replica that is behind. So it is asked by a write that expects what cannot
-        be, the sequence of an event: that is refused, with the truth.
+        A replica that is behind may answer a read. So this method makes a write with an expectation that
+        cannot be true: the place has the sequence of the record's revision. The leader refuses the write, and
+        its refusal has the actual sequence.
         """
         subjects = self._subjects
         headers = block(expected(token, subjects.checkpoint(queue, id, place)))
@@ -80,15 +81,18 @@ class CheckpointStore:
             )
         except WrongSequence as refused:
             return refused.last
-        raise Refused(f"the server took a write for job {id} that expects what cannot be")
+        raise Refused(f"the server accepted a write for job {id} whose expected sequence cannot exist")
 
     async def delete(self, queue: str, id: str, place: str = ">", *, but: int = 0) -> None:
-        """Remove what a job keeps, but for the last so many at a place. The rest goes after `max_age`."""
-        if not self._may_forget:
+        """Delete the values that a job keeps, except for the last `but` of them at a place.
+
+        If the login may not, the server deletes them after `max_age`.
+        """
+        if not self._may_delete:
             return
         subject = self._subjects.checkpoint(queue, id, place)
         try:
             await self._jetstream.purge(self._subjects.streams.records, subject, keep=but)
         except BrokerError as error:
-            self._may_forget = not isinstance(error, NotAllowed)
+            self._may_delete = not isinstance(error, NotAllowed)
             log.debug("job data not deleted", extra={"job": id, "subject": subject, "why": str(error)})

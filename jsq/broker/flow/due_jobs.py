@@ -1,16 +1,17 @@
 """Due jobs that the server does not move to their queue after its restart.
 
 A job that is due is in the SCHEDULED stream until READY (or GROUPS) sources it, usually a millisecond
-later. After a restart the server resumes the source of a work queue ten seconds late, and after a restart of
+later. After a restart, the server resumes the source of a work queue ten seconds late, and after a restart of
 a whole cluster half a minute late. An update that writes the sources in another notation resumes them at
-once. A worker that may not update a stream, because that would let it read the other queues of its account,
-forwards due jobs itself. It deletes the message of a job whose record shows that the job has begun. A job
-that is both forwarded and sourced has two messages, and its record lets one of them run.
+once. A worker may not be allowed to update a stream, because that would let it read the other queues of its
+account. Such a worker forwards due jobs itself. It deletes the message of a job whose record shows that the
+job has started. A job that is both forwarded and sourced has two messages, and its record lets one of them
+run.
 
 The wake-ups of key groups are sourced too, into a work queue. If that is empty after the loss of its leader,
-or after a restart, the server sources only what is newer than its last message. So it skips the jobs that
-came after the source had stopped, and before the last change of a group's state. Workers admit these jobs
-themselves, once the source works again.
+or after a restart, the server sources only messages that are newer than its last one. So it skips the jobs
+that were added after the source had stopped, and before the last change of a group's state. Workers admit
+these jobs themselves, when the source works again.
 """
 
 import asyncio
@@ -30,13 +31,13 @@ from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_header
 from jsq.transport.retrying import publish_with_retry
 
 FORWARD_LEASE = 3
-"""Seconds for which one worker alone forwards the due jobs of a queue, unless it renews the lease."""
+"""Seconds after which another worker may forward the due jobs of a queue, unless the lease is renewed."""
 
 OVERDUE_SECONDS = 0.5
-"""Seconds after which a due job is stuck. Before, it may have been moved already, and be out of date."""
+"""Seconds after which a due job counts as stuck. Before that, the server may have moved it already."""
 
 UNCHECKED_ARRIVALS = 1_000
-"""Jobs that were added to the key groups before the first check, and whose wake-ups may be missing."""
+"""Jobs added to the key groups before the first check whose wake-ups may be missing."""
 
 PAGE_MESSAGES = 200
 PAGE_BYTES = 4 * 2**20
@@ -79,7 +80,7 @@ class DueJobs:
         }
 
     def _note_groups(self, groups: JsonObject | None, state: JsonObject | None) -> None:
-        """Note how far the key groups of the queue have come, and since when their state has its leader."""
+        """Note the last sequence of the queue's key groups, and since when their state has its leader."""
         if groups is None or state is None:
             return
         self._last_arrival = groups["state"]["last_seq"]
@@ -94,7 +95,7 @@ class DueJobs:
         return self._checked_leader is not None and self._leader != self._checked_leader
 
     async def unconfirmed_keys(self) -> set[str]:
-        """The tokens of the keys to which jobs were added since the last checks that were confirmed."""
+        """The tokens of the keys to which jobs were added since the last confirmed checks."""
         if not await self._streams.has_groups(self._queue):
             return set()
         stream, subjects = self._subjects.streams.groups(self._queue), self._subjects.groups
@@ -169,7 +170,7 @@ class DueJobs:
         return self._wire.clock.now() - stored >= OVERDUE_SECONDS
 
     async def _begun(self, ids: set[str]) -> set[str]:
-        """Those of the jobs that run or have ended, by the leader's copy of their records.
+        """The ids of the jobs that run or have ended, by their records on the leader.
 
         An overdue message of such a job was moved already, by the server or by a worker that died before it
         deleted the message. While a job waits to be due, its record is neither running nor final.
@@ -182,7 +183,7 @@ class DueJobs:
         return {one.job for one in await asyncio.gather(*records) if one is not None and has_begun(one)}
 
     async def _move(self, message: Reply, prefix: str) -> bool:
-        """Store a message at its place, unless its job has one there, then delete it."""
+        """Store a message at its place, unless its job has one there, then delete the message here."""
         subject = message.headers["Nats-Subject"]
         *_, group, token = subject.split(".")
         headers = own_headers(message.headers) | expecting(0, f"{prefix}*.{token}")

@@ -1,12 +1,19 @@
-"""Lines: keyed jobs wait in them, and workers let them onto their queue, a key at a time.
+"""Key groups on the server: jobs with a key wait in them, and workers admit the jobs to their queue.
 
-There is no leader. Whoever looks after a key reads its turn, decides with `jsq.model.key_group` who is next,
-writes the new turn by compare-and-set, puts those who were let on onto the queue, and takes them out of the
-line. Each of these may be done again, by anybody: what a turn names as moving and still stands in the line is
-put on the queue first, and a job that has run meanwhile is settled by its log.
+The workers have no leader. A worker that updates a key group
 
-No wake-up is lost. Who comes into a line knocks, and who answers asks the leaders whether there is room; who
-leaves a turn looks into the line once more after it was written that there is room, and asks the leaders too.
+    1. reads the state of the group, and decides with `jsq.model.key_group` which jobs are next,
+    2. writes the new state by compare-and-set,
+    3. stores the admitted jobs on the queue,
+    4. deletes their messages in the group.
+
+Every worker may repeat each of these steps. An update first completes the last one: it moves the jobs that
+the state names as admitted and that are still in the group. If such a job has run meanwhile, its record
+refuses a second start.
+
+No wake-up is lost. Adding a job to a key group publishes a wake-up, and its handler reads the group from the
+stream leaders to find out whether a slot is free. Releasing a slot reads the group again after the release is
+stored, also from the leaders.
 """
 
 import asyncio
@@ -24,7 +31,7 @@ from jsq.broker.topology.configs import count_jobs
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import GroupSubjects, token_of
 from jsq.codec import envelope, revisions
-from jsq.codec import key_groups as turns
+from jsq.codec import key_groups as group_codec
 from jsq.codec.subject_token import ANY
 from jsq.errors import BadEnvelope, BadOption, BrokerFull, QueueFull
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob, key_token
@@ -41,28 +48,27 @@ from jsq.transport.replies import (
 from jsq.transport.retrying import While, publish_with_retry
 
 EMPTY_STATE_SECONDS = 60
-"""How long a turn stays that nobody has a place in."""
+"""How long the state of a key group without slots is stored."""
 
 ALL_ATTEMPTS = 2**63
-"""A sequence that no log comes to."""
+"""A sequence that no record reaches."""
 
 MAX_ADMITTED = 100
-"""Jobs of one key that are let on together."""
+"""Jobs of one key that are admitted in one update."""
 
 MAX_SCANNED = 200
-"""Messages of a line that are looked at to see whether someone in it may go on."""
+"""Waiting jobs of a queue that are read to find out whether one of them can be admitted."""
 
-KEYS_AT_ONCE = 100
-"""Keys that are looked after together."""
-
+CONCURRENT_UPDATES = 100
+"""Keys that are updated concurrently."""
 
 NEVER_REFRESHED = (-math.inf, QueueSettings())
-"""The settings of a queue that were never read, and when that was."""
+"""The time of the last read and the settings of a queue that was never read."""
 
 
 @dataclass
 class GroupUpdates:
-    """Visits to one key by this process: one at a time; what is asked for meanwhile, the next one does."""
+    """The updates of one key by this process, one at a time. Each serves all requests made before it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     releases: dict[str, int] = field(default_factory=dict)
@@ -71,16 +77,16 @@ class GroupUpdates:
     waiting: int = 0
 
     def add(self, releases: Mapping[str, int]) -> None:
-        for id, over in releases.items():
-            self.releases[id] = max(over, self.releases.get(id, 0))
+        for id, up_to in releases.items():
+            self.releases[id] = max(up_to, self.releases.get(id, 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Admissions:
-    """Who of a line is to be let on, with the turn that they make.
+    """The waiting jobs to admit, and the state of the key group after that.
 
-    `has_room` is left where the line ended first. `stranded` have a place already and stand in the line;
-    `outdated` are of attempts that are over.
+    `has_room` is False if the next waiting job has no slot. `stranded` jobs have a slot already, but their
+    messages are still in the group. `outdated` messages belong to attempts that are over.
     """
 
     state: GroupState
@@ -91,7 +97,7 @@ class Admissions:
 
 
 class KeyGroups:
-    """Lets jobs onto their queue in turn, and sees to it that who leaves makes room."""
+    """Admits the jobs of key groups to their queues, and releases their slots."""
 
     def __init__(self, namespace: Namespace, store: JobStore) -> None:
         self._wire = namespace.wire
@@ -101,51 +107,51 @@ class KeyGroups:
         self._streams = namespace.streams
         self._job_writer = store.writer
         self._known_names: dict[str, GroupSubjects] = {}
-        self._visits: dict[tuple[str, str], GroupUpdates] = {}
+        self._updates: dict[tuple[str, str], GroupUpdates] = {}
 
     async def admit(self, queue: str, token: str, *, while_: While | None = None) -> None:
-        """Let on those of a key for whom there is room. Raises what a write raises: then do it again."""
+        """Admit the jobs of a key for which there are slots. If a write raises an error, call it again."""
         await self._update(queue, token, {}, while_)
 
     async def admit_all(self, queue: str) -> None:
-        """Let on those of every key for whom there is room by now: the queue's rule has changed."""
+        """Admit the jobs of all keys for which there are slots, after a change of the queue's limits."""
         if not await self._streams.has_groups(queue):
             return
         stream, every = self._subjects.streams.group_state(queue), self._subjects.groups.state(queue, "*")
         after, more = 0, True
         while more:
             page, more = await self._reads.page(
-                stream, every, after=after, limit=KEYS_AT_ONCE, max_bytes=2**20
+                stream, every, after=after, limit=CONCURRENT_UPDATES, max_bytes=2**20
             )
             await asyncio.gather(*(self.admit(queue, last_token(reply)) for reply in page))
             more = more and bool(page)
             after = sequence_of(page[-1]) if page else 0
 
     async def release_slot(
-        self, queue: str, token: str, id: str, *, over: int = ALL_ATTEMPTS, while_: While | None = None
+        self, queue: str, token: str, id: str, *, up_to: int = ALL_ATTEMPTS, while_: While | None = None
     ) -> None:
-        """Give up the place that a job may have in its key's turn, and let on who is next; see `admit`.
+        """Release the slot of a job in its key group, and admit the next jobs; see `admit`.
 
-        Its attempts on top of the log's sequence `over`, or less, are over; a place that it was given for a
-        later one, it keeps.
+        The attempts on revisions of the record `up_to` this sequence are over. If the job has a slot for a
+        later attempt, it keeps that.
         """
-        await self._update(queue, token, {id: over}, while_)
+        await self._update(queue, token, {id: up_to}, while_)
 
     async def remove(self, queue: str, key: str, id: str) -> None:
-        """Take a job out of its line, and give up the place that it may have."""
+        """Delete a job from its key group, and release its slot if it has one."""
         subjects, token = self._subjects, key_token(key)
         await self._jetstream.purge(subjects.streams.scheduled(queue), subjects.groups.due(queue, token, id))
         await self._jetstream.purge(subjects.streams.groups(queue), subjects.groups.job(queue, token, id))
         await self.release_slot(queue, token, id)
 
     async def is_stalled(self, queue: str, token: str) -> bool:
-        """Whether there is room for one who waits in a line: someone ought to have looked after it."""
-        turn, _ = await self.state(queue, token)
-        found = await self._admissions(queue, token, turn, {}, consistent=True)
+        """Whether a key group has a slot for a waiting job, so that a worker should have admitted it."""
+        state, _ = await self.state(queue, token)
+        found = await self._admissions(queue, token, state, {}, consistent=True)
         return bool(found.admitted or found.stranded)
 
     async def any_stalled(self, queue: str) -> bool:
-        """Whether one of the first who wait in the lines of a queue has room, and will be let on."""
+        """Whether one of the first waiting jobs of a queue has a free slot, so that it will be admitted."""
         if not await self._streams.has_groups(queue):
             return False
         stream, every = self._subjects.streams.groups(queue), self._subjects.groups.job(queue, "*", ANY)
@@ -156,7 +162,7 @@ class KeyGroups:
         return False
 
     async def count_waiting(self, queue: str) -> int:
-        """How many jobs wait in the lines of a queue."""
+        """How many jobs wait in the key groups of a queue."""
         if not await self._streams.has_groups(queue):
             return 0
         subjects = self._subjects
@@ -166,61 +172,64 @@ class KeyGroups:
         return count_jobs(found["state"]) if found is not None else 0
 
     async def state(self, queue: str, token: str) -> tuple[GroupState, int]:
-        """Who of a key has a place, as the leader knows, and the sequence that this stands at."""
+        """The state of a key group, from the stream leader, and its sequence."""
         names = self._names(queue)
         reply = await self._reads.last(names.state_stream, names.state_prefix + token, consistent=True)
         return read_group_state(reply)
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    async def _update(self, queue: str, token: str, leaving: Mapping[str, int], while_: While | None) -> None:
-        """Look after a key, together with others here who ask for the same one meanwhile."""
-        visit = self._visits.setdefault((queue, token), GroupUpdates())
-        visit.add(leaving)
-        visit.requested = mine = visit.requested + 1
-        visit.waiting += 1
+    async def _update(
+        self, queue: str, token: str, releases: Mapping[str, int], while_: While | None
+    ) -> None:
+        """Update a key group, in one update for all callers in this process that request it meanwhile."""
+        updates = self._updates.setdefault((queue, token), GroupUpdates())
+        updates.add(releases)
+        updates.requested = mine = updates.requested + 1
+        updates.waiting += 1
         try:
-            async with visit.lock:
-                if visit.done < mine:
-                    await self._update_until_done(queue, token, visit, while_)
+            async with updates.lock:
+                if updates.done < mine:
+                    await self._update_until_done(queue, token, updates, while_)
         finally:
-            visit.waiting -= 1
-            if not visit.waiting:
-                del self._visits[queue, token]
+            updates.waiting -= 1
+            if not updates.waiting:
+                del self._updates[queue, token]
 
     async def _update_until_done(
-        self, queue: str, token: str, visit: GroupUpdates, while_: While | None
+        self, queue: str, token: str, updates: GroupUpdates, while_: While | None
     ) -> None:
-        asked, leaving = visit.requested, visit.releases
-        visit.releases = {}  # the same job may ask again meanwhile, because it was admitted again
-        rest: Mapping[str, int] | None = leaving
+        requested, releases = updates.requested, updates.releases
+        updates.releases = {}  # the same job may release again meanwhile, because it was admitted again
+        remaining: Mapping[str, int] | None = releases
         try:
-            while rest is not None:
-                rest = await self._update_once(queue, token, rest, while_)
+            while remaining is not None:
+                remaining = await self._update_once(queue, token, remaining, while_)
         except BaseException:
-            visit.add(leaving)
+            updates.add(releases)
             raise
-        visit.done = asked
+        updates.done = requested
 
     async def _update_once(
-        self, queue: str, token: str, leaving: Mapping[str, int], while_: While | None
+        self, queue: str, token: str, releases: Mapping[str, int], while_: While | None
     ) -> Mapping[str, int] | None:
-        """Bring a turn one step on. Returns who has still to leave it, or None when nothing is left to do."""
-        turn, sequence = await self.state(queue, token)
-        await self._finish_admissions(queue, token, turn.without(leaving), while_)
-        stays = turn.without(leaving).without_admitting()
-        # Who has just left looks at a replica: if it tells of nobody, the next step asks the leader.
-        found = await self._admissions(queue, token, stays, leaving, consistent=stays.slots == turn.slots)
+        """Make one step of an update. Returns the releases for the next step, or None if there is none."""
+        state, sequence = await self.state(queue, token)
+        await self._finish_admissions(queue, token, state.without(releases), while_)
+        released = state.without(releases).without_admitting()
+        # After a release, a replica is read. If it has no job to admit, the next step reads the leader.
+        unchanged = released.slots == state.slots
+        found = await self._admissions(queue, token, released, releases, consistent=unchanged)
         for message in found.outdated:
             await self._jetstream.delete_message(self._names(queue).groups_stream, sequence_of(message))
         for message in found.stranded:
-            await self._put_on_queue(queue, message, stays, while_)
-        if not found.admitted and stays.slots == turn.slots:
+            await self._put_on_queue(queue, message, released, while_)
+        if not found.admitted and unchanged:
             return None
         try:
             await self._write(queue, token, found.state, sequence, while_)
         except WrongSequence:
-            return leaving
+            return releases
         moves = [
             self._put_on_queue(queue, message, found.state, while_, just_admitted=True)
             for message in found.admitted
@@ -229,34 +238,36 @@ class KeyGroups:
         return {} if found.has_room else None
 
     async def _admissions(
-        self, queue: str, token: str, turn: GroupState, leaving: Mapping[str, int], *, consistent: bool
+        self, queue: str, token: str, state: GroupState, releases: Mapping[str, int], *, consistent: bool
     ) -> Admissions:
-        """Who is to be let on now, when some have left. To be `consistent`, the leader alone is asked."""
-        rule, after = await self._limits(queue), turn.admitted_up_to
-        let_on: list[Reply] = []
-        astray: list[Reply] = []
-        over: list[Reply] = []
-        room = True
+        """The jobs to admit now, after some releases. With `consistent`, only the leader is read."""
+        limits, after = await self._limits(queue), state.admitted_up_to
+        admitted: list[Reply] = []
+        stranded: list[Reply] = []
+        outdated: list[Reply] = []
+        has_room = True
         message = await self._first(queue, token, after, consistent=consistent)
         while message is not None:
-            waiter = read_waiting_job(message)
-            if waiter.previous_sequence <= leaving.get(waiter.id, -1):
-                over.append(message)
-            elif turn.already_admitted(waiter):
-                astray.append(message)
-            elif room := turn.has_room_for(waiter, rule):
-                let_on.append(message)
-                turn = turn.with_slot_for(waiter, rule)
-            if not room or len(let_on) == MAX_ADMITTED:
+            job = read_waiting_job(message)
+            if job.previous_sequence <= releases.get(job.id, -1):
+                outdated.append(message)
+            elif state.already_admitted(job):
+                stranded.append(message)
+            elif has_room := state.has_room_for(job, limits):
+                admitted.append(message)
+                state = state.with_slot_for(job, limits)
+            if not has_room or len(admitted) == MAX_ADMITTED:
                 break
-            message = await self._after(queue, token, waiter.sequence, consistent=consistent)
-        return Admissions(turn, tuple(let_on), tuple(astray), tuple(over), room)
+            message = await self._after(queue, token, job.sequence, consistent=consistent)
+        return Admissions(state, tuple(admitted), tuple(stranded), tuple(outdated), has_room)
 
     async def _first(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
-        """Who is the first to wait behind a sequence; to be `consistent`, in all of the line.
+        """The first waiting job after a sequence. If there is none, with `consistent`, the first of the
+        group.
 
-        The line may have been made anew, and who was let on may still stand in it. (A line is long: to ask
-        for its first from the beginning, or for its last, takes the server a hundred times as long.)
+        There may be jobs with lower sequences: the stream may have been created again, and admitted jobs may
+        still be in the group. The search starts at the sequence because a group may be long. A search from
+        the beginning, or for the last message, takes the server a hundred times as long.
         """
         found = await self._after(queue, token, after, consistent=consistent)
         return (
@@ -271,45 +282,44 @@ class KeyGroups:
         return await self._reads.next(names.groups_stream, subject, after=after, consistent=consistent)
 
     async def _finish_admissions(
-        self, queue: str, token: str, turn: GroupState, while_: While | None
+        self, queue: str, token: str, state: GroupState, while_: While | None
     ) -> None:
-        """Put those onto the queue who were let on last, if who let them on came no further."""
-
+        """Store the jobs on the queue that were admitted last, if the worker that admitted them did not."""
         names = self._names(queue)
 
         async def finish(id: str) -> None:
             subject = f"{names.group_prefix}{token}.{token_of(id)}"
             message = await self._reads.last(names.groups_stream, subject, consistent=True)
-            if message is not None and turn.already_admitted(read_waiting_job(message)):
-                await self._put_on_queue(queue, message, turn, while_)
+            if message is not None and state.already_admitted(read_waiting_job(message)):
+                await self._put_on_queue(queue, message, state, while_)
 
-        await asyncio.gather(*(finish(id) for id in turn.admitting))
+        await asyncio.gather(*(finish(id) for id in state.admitting))
 
     async def _put_on_queue(
         self,
         queue: str,
         message: Reply,
-        turn: GroupState,
+        state: GroupState,
         while_: While | None,
         *,
         just_admitted: bool = False,
     ) -> None:
-        """Put a job that was let on onto its queue, then take it out of the line.
+        """Store an admitted job on its queue, then delete its message in the key group.
 
-        With `just_admitted`, an existing message does not count: it is of a job that has released its slot.
+        With `just_admitted`, an existing message on the queue does not count: the job has released its slot.
         """
         id = id_of(message)
-        holder = turn.slot_of(id)
-        place = holder.kind if holder is not None else "start"
+        holder = state.slot_of(id)
+        kind = holder.kind if holder is not None else "start"
         level = envelope.header_priority(message.headers, f"{self._names(queue).ready_prefix}normal.")
         since = revisions.parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         headers = own_headers(message.headers) | {
-            envelope.GROUP_SLOT: f"{place} {key_token_of(message)} {since:.3f}"
+            envelope.GROUP_SLOT: f"{kind} {key_token_of(message)} {since:.3f}"
         }
         try:
             await self._store(queue, level, id, message.payload, headers, while_, just_admitted=just_admitted)
         except QueueFull:
-            # By way of what is due, which waits until there is room.
+            # The job becomes a due job, which waits until the queue has room.
             target = self._subjects.due(queue, level, id)
             await self._job_writer.requeue_message(target, message.payload, headers)
         await self._jetstream.delete_message(self._names(queue).groups_stream, sequence_of(message))
@@ -325,39 +335,37 @@ class KeyGroups:
         *,
         just_admitted: bool,
     ) -> None:
-        """Store a job with a place on its queue, unless it stands there.
+        """Store a job with a slot on its queue, unless it is there already.
 
-        One that stands there without a place was sent to the line, and goes when its delivery is settled, as
-        one of an attempt that is over does: it does not count.
+        A message of the job without a slot does not count: its worker has sent the job to the key group, and
+        will settle that message. The message of an attempt that is over does not count either.
         """
         prefix = self._names(queue).ready_prefix
         subject, every = f"{prefix}{level}.{token_of(id)}", f"{prefix}*.{token_of(id)}"
-        expect, instead = 0, dict[str, str]()
+        expect, replaces = 0, dict[str, str]()
         while True:
             try:
-                told = headers | instead | expecting(expect, every)
-                await self._publish(subject, payload, told, while_)
+                await self._publish(subject, payload, headers | replaces | expecting(expect, every), while_)
+                return
             except WrongSequence as refused:
-                stands = await self._reads.get(
+                found = await self._reads.get(
                     self._subjects.streams.ready(queue), refused.last, consistent=True
                 )
-                there = stands.headers if stands is not None else {}
-                same = envelope.GROUP_SLOT in there and envelope.previous_sequence(
-                    there
-                ) >= envelope.previous_sequence(headers)
-                if same and not just_admitted:
+                existing = found.headers if found is not None else {}
+                has_slot = envelope.GROUP_SLOT in existing
+                previous = envelope.previous_sequence(headers)
+                if has_slot and envelope.previous_sequence(existing) >= previous and not just_admitted:
                     return
-                expect = refused.last if stands is not None else 0
-                instead = {REPLACES: str(expect)} if expect and envelope.GROUP_SLOT not in there else {}
-            else:
-                return
+                expect = refused.last if found is not None else 0
+                replaces = {REPLACES: str(expect)} if expect and not has_slot else {}
 
     async def _write(
-        self, queue: str, token: str, turn: GroupState, sequence: int, while_: While | None
+        self, queue: str, token: str, state: GroupState, sequence: int, while_: While | None
     ) -> None:
-        """Write a turn over the one at a sequence. One that nobody has a place in goes after a while."""
-        headers = {EXPECTED: str(sequence)} | ({} if turn.slots else {TTL: str(EMPTY_STATE_SECONDS)})
-        await self._publish(self._names(queue).state_prefix + token, turns.encode(turn), headers, while_)
+        """Write the state of a key group over the one at a sequence. A state without slots expires."""
+        headers = {EXPECTED: str(sequence)} | ({} if state.slots else {TTL: str(EMPTY_STATE_SECONDS)})
+        subject = self._names(queue).state_prefix + token
+        await self._publish(subject, group_codec.encode(state), headers, while_)
 
     async def _publish(
         self, subject: str, payload: bytes, headers: Mapping[str, str], while_: While | None
@@ -383,23 +391,23 @@ class KeyGroups:
 
 
 def read_group_state(reply: Reply | None) -> tuple[GroupState, int]:
-    """A turn, and its sequence; what is none counts as nobody's."""
+    """The state in a message, and its sequence. A missing or invalid state counts as one without slots."""
     if reply is None:
         return GroupState(), 0
     try:
-        return turns.decode(reply.payload), sequence_of(reply)
+        return group_codec.decode(reply.payload), sequence_of(reply)
     except BadEnvelope:
         return GroupState(), sequence_of(reply)
 
 
 def read_waiting_job(message: Reply) -> WaitingJob:
-    """One who waits, as its message in the line tells."""
+    """The waiting job of a message in a key group."""
     key, per_key = "", None
     try:
-        if (told := envelope.parse_key(message.headers)) is not None:
-            key, per_key, _ = told
+        if (parsed := envelope.parse_key(message.headers)) is not None:
+            key, per_key, _ = parsed
     except (ValueError, BadOption):
-        pass  # what is no job is let on like any other: its worker puts it away
+        pass  # a message that is not a job is admitted too: its worker writes a dead letter for it
     return WaitingJob(
         id_of(message), key, per_key, sequence_of(message), envelope.previous_sequence(message.headers)
     )

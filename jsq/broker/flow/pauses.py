@@ -1,8 +1,9 @@
-"""Pauses: what is held on a queue stands in one record for each queue, written by compare-and-set.
+"""Pauses: each queue has one record of its pauses, written by compare-and-set.
 
-That record is the truth; workers look at it when they are told to, and every few seconds. A hold on a whole
-queue is set on its consumers too: the server itself delivers nothing then. A job whose task or key is held is
-put aside until the end of the hold, marked with its place, and brought back when the hold is lifted.
+The record decides. Workers read it when they are notified, and every few seconds. A pause of a whole queue is
+set on its consumers too, so that the server itself delivers nothing. A job whose task or key is paused is
+requeued until the end of the pause, with the scope of the pause in a header. It is released when the pause
+ends earlier.
 """
 
 import asyncio
@@ -26,22 +27,22 @@ from jsq.transport.retrying import publish_with_retry
 from jsq.transport.server_clock import PAST
 
 REPLICA_SECONDS = 1.0
-"""How long a replica is asked again that does not know yet of a write."""
+"""How long a read is repeated while the replica does not have the last write yet."""
 
 PAUSED_BY = "Jsq-Held"
-"""The header of a message that was put aside for a hold: what stands for the hold's place."""
+"""The header of a message that was requeued for a pause: a digest of the pause's scope."""
 
 RESERVED_ORDER = "Jsq-Turn"
-"""The header of a message that was put aside until its turn: it has stood in line."""
+"""The header of a message that was requeued for a rate limit: the job has a place in the limiter's order."""
 
 PAUSES_RECORD_SECONDS = 86_400
-"""How long a record stays of which no hold lasts: where there is none again, a try of an earlier write that
-was held up on its way would be stored, and hold the queue once more.
+"""How long a record without an active pause is stored. Without a record, a delayed retry of an earlier write
+would be accepted, and pause the queue again.
 """
 
 
 class PauseStore:
-    """Holds back what workers are not to begin."""
+    """Pauses and resumes queues, tasks and keys."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
@@ -51,68 +52,72 @@ class PauseStore:
         self._streams = namespace.streams
 
     async def pause(self, queue: str, pause: Pause) -> PauseSet:
-        """Hold a task, a key or a whole queue; done again, it is as good as once. Returns all that is held.
+        """Pause a task, a key or a whole queue; returns all pauses of the queue. A second call has no effect.
 
-        Raises `BadOption` for too many.
+        Raises `BadOption` if there are too many pauses.
         """
         now = self._now()
-        asked = pause.reason == "paused"
+        by_user = pause.reason == "paused"
         return await self._change(
-            queue, pause.scope, lambda pauses: pauses.with_pause(pause, now), asked=asked
+            queue, pause.scope, lambda pauses: pauses.with_pause(pause, now), by_user=by_user
         )
 
-    async def resume(self, queue: str, place: str) -> PauseSet:
-        """End a hold, and bring back what was put aside for it. Begun and broken off, it is to be done again:
-        it goes on where it stopped.
+    async def resume(self, queue: str, scope: str) -> PauseSet:
+        """End a pause, and release the jobs that were requeued for it; returns the other pauses of the queue.
+
+        If it fails half way, call it again: it continues where it stopped.
         """
         now = self._now()
-        return await self._change(queue, place, lambda pauses: pauses.without(place, now), lifts=True)
+        return await self._change(queue, scope, lambda pauses: pauses.without(scope, now), resumes=True)
 
     async def active(self, queue: str, *, least: int = 0) -> PauseSet:
-        """What is held on a queue now.
+        """The active pauses of a queue.
 
-        Where its record is known to have come to a sequence at `least`, the leader is asked, or else replicas
-        until one has come to that; for a moment only, for the record may have gone since.
+        `least` is a sequence that the record is known to have reached. Then reads the leader, or replicas
+        until one has reached it. That wait is short, because the record may have expired since.
         """
         end = time.monotonic() + REPLICA_SECONDS
         while True:
             pauses, sequence = await self._read(queue, consistent=least > 0)
-            asked = self._reads.may_ask_leader(self._subjects.streams.bucket("limits"))
-            if sequence >= least or asked or time.monotonic() > end:
+            from_leader = self._reads.may_ask_leader(self._subjects.streams.bucket("limits"))
+            if sequence >= least or from_leader or time.monotonic() > end:
                 return pauses.active(self._now())
             await asyncio.sleep(REPLICA_SECONDS / 50)
 
     async def active_by_queue(self) -> dict[str, PauseSet]:
-        """What is held, by queue."""
+        """The active pauses of all queues, by queue."""
         bucket = self._subjects.streams.bucket("limits")
         try:
             found = await self._reads.fetch(bucket, self._subjects.limits.pauses("*"))
         except NoResponders:
             await self._jetstream.check_absent(bucket)
             return {}
-        told = {one.headers["Nats-Subject"].rpartition(".")[2]: decode_pauses(one.payload) for one in found}
-        lasting = {queue: pauses.active(self._now()) for queue, pauses in told.items()}
-        return {queue: pauses for queue, pauses in lasting.items() if pauses}
+        read = {one.headers["Nats-Subject"].rpartition(".")[2]: decode_pauses(one.payload) for one in found}
+        active = {queue: pauses.active(self._now()) for queue, pauses in read.items()}
+        return {queue: pauses for queue, pauses in active.items() if pauses}
 
-    async def subscribe(self, queue: str, look: Callable[[str, int], None]) -> Callable[[], Awaitable[None]]:
-        """Have `look` called when there is something new about a queue, with that and the sequence that its
-        record has come to, as far as that is told; returns what ends that.
+    async def subscribe(
+        self, queue: str, refresh: Callable[[str, int], None]
+    ) -> Callable[[], Awaitable[None]]:
+        """Call `refresh` with the queue and a sequence when the pauses or settings of the queue have changed.
+
+        The sequence is the one that the record of the pauses has reached; 0 if it is not known. Returns a
+        function that ends the subscription.
         """
 
-        def heard(message: Reply) -> None:
-            told = message.payload
-            look(queue, int(told) if told.isdigit() and len(told) < 20 else 0)
+        def receive(message: Reply) -> None:
+            text = message.payload
+            refresh(queue, int(text) if text.isdigit() and len(text) < 20 else 0)
 
-        subscription = await self._wire.subscribe(self._subjects.refresh(queue), heard)
+        subscription = await self._wire.subscribe(self._subjects.refresh(queue), receive)
         return functools.partial(self._wire.unsubscribe, subscription)
 
     async def release_if_due(self, queue: str, id: str, task: str, key: str, until: float) -> bool:
-        """Bring back a job that was put aside `until` the end of a hold, if that ends earlier by now.
+        """Release a job that was requeued `until` the end of a pause, if the pause now ends earlier.
 
-        Returns whether it does.
-
-        Who lifts a hold writes the record, then looks for what was put aside; who puts aside does so, then
-        looks at the record. So one of the two sees what the other has done.
+        Returns whether it does. The client that ends a pause writes the record, then searches for requeued
+        jobs. The worker requeues a job, then reads the record. So at least one of them finds what the other
+        has written.
         """
         pause = (await self._read(queue, consistent=True))[0].of_job(task, key, self._now())
         if pause is not None and pause.end.timestamp() >= until:
@@ -126,11 +131,11 @@ class PauseStore:
         return True
 
     def notify(self, queue: str, sequence: int | None = None) -> None:
-        """Have the workers of a queue look at it anew: its record has come to a sequence."""
+        """Have the workers of a queue read its settings and its record, which has reached a sequence."""
         self._wire.send(self._subjects.refresh(queue), b"" if sequence is None else b"%d" % sequence)
 
     def marker(self, pause: Pause) -> dict[str, str]:
-        """The header of a message that is put aside for a hold."""
+        """The header of a message that is requeued for a pause."""
         return {PAUSED_BY: digest(pause.scope)}
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -138,17 +143,17 @@ class PauseStore:
     async def _change(
         self,
         queue: str,
-        place: str,
+        scope: str,
         change: Callable[[PauseSet], PauseSet],
         *,
-        asked: bool = True,
-        lifts: bool = False,
+        by_user: bool = True,
+        resumes: bool = False,
     ) -> PauseSet:
         while True:
             before, sequence = await self._read(queue, consistent=True)
             after = change(before)
-            if place == WHOLE_QUEUE and asked:
-                # First, for not everybody who may write the record may do this: then nothing is changed.
+            if scope == WHOLE_QUEUE and by_user:
+                # First: a login that may write the record, but not pause consumers, must change nothing.
                 await self._set_consumers(queue, after)
             try:
                 sequence = await self._write(queue, after, sequence)
@@ -156,21 +161,21 @@ class PauseStore:
             except WrongSequence:
                 continue
         self.notify(queue, sequence)
-        if place != WHOLE_QUEUE and (lifts or ends_earlier(before, after, place)):
-            await self._release_all(queue, place)
+        if scope != WHOLE_QUEUE and (resumes or ends_earlier(before, after, scope)):
+            await self._release_all(queue, scope)
         return after
 
     async def _set_consumers(self, queue: str, pauses: PauseSet) -> None:
-        """Have the server deliver nothing of a paused queue. What is rate limited, its workers see to."""
+        """Have the server deliver nothing of a paused queue. A rate limited queue is left to its workers."""
         pause = pauses.pauses.get(WHOLE_QUEUE)
         until = pause.end if pause is not None and pause.reason == "paused" else None
         for level in PRIORITIES:
             await self._jetstream.pause_consumer(self._subjects.streams.ready(queue), level, until)
 
-    async def _release_all(self, queue: str, place: str) -> None:
-        """Have what was put aside for a hold come back now: each by one write, unless it has come already."""
+    async def _release_all(self, queue: str, scope: str) -> None:
+        """Release the jobs that were requeued for a pause, each by one write that expects its message."""
         stream, subject = self._subjects.streams.scheduled(queue), self._subjects.scheduled(queue, ANY)
-        mark, after, more = digest(place), 0, True
+        mark, after, more = digest(scope), 0, True
         try:
             last = await self._reads.last(stream, subject, consistent=True)
             while more:
@@ -178,7 +183,7 @@ class PauseStore:
                 more = more and bool(page)
                 for message in page:
                     after = await self._release_marked(message, mark)
-            # What a replica did not know of yet, the leader does.
+            # The leader has the messages that the replica did not have yet.
             while last is not None and after < sequence_of(last):
                 found = await self._reads.next(stream, subject, after=after, consistent=True)
                 if found is None:
@@ -188,7 +193,7 @@ class PauseStore:
             return
 
     async def _release_marked(self, message: Reply, mark: str) -> int:
-        """Have what was put aside with a mark come back now; returns the sequence of what was looked at."""
+        """Release a message if it has this mark; returns its sequence."""
         if message.headers.get(PAUSED_BY) == mark:
             await self._release(message)
         return sequence_of(message)

@@ -1,7 +1,8 @@
 """The slots of queues: one record for each queue with a `concurrency`, written by compare-and-set.
 
-The workers of the queue share it. A worker that changes the record announces the change with the record
-itself, so that the others need not read it. An announcement may be lost: then they read it seconds later.
+The workers of the queue share the record. A worker that changes the record announces the change with the
+record itself, so that the other workers need not read it. If an announcement is lost, they read the record
+seconds later.
 """
 
 import asyncio
@@ -22,10 +23,10 @@ from jsq.transport.retrying import publish_with_retry
 from jsq.transport.server_clock import Clock
 
 KEPT_SECONDS = 60
-"""Seconds for which a record stays after the last lease in it."""
+"""Seconds for which a record is stored after its last lease has expired."""
 
 REPLICA_LAG_SECONDS = 1.0
-"""Seconds for which a replica is read again that does not have the last write yet."""
+"""Seconds for which a read is repeated while the replica does not have the last write yet."""
 
 SEQUENCE = "Jsq-Sequence"
 """The header of an announcement: the sequence of the record."""
@@ -35,8 +36,8 @@ SEQUENCE = "Jsq-Sequence"
 class StoredSlots:
     """The slots of a queue as of the sequence of their record; 0 if there is none.
 
-    `written` is the moment, by `jsq.broker.delivery.delivery.now`, at which this client sent the record; None
-    if it did not write it.
+    `written` is the time, by `jsq.broker.delivery.delivery.now`, at which this client sent the record; None
+    if another client did.
     """
 
     table: SlotTable
@@ -46,7 +47,7 @@ class StoredSlots:
 
 @dataclass(frozen=True, slots=True)
 class SlotMoment:
-    """The time of the server, as far as it is known: no earlier than `now`, and no later than `latest`."""
+    """The time of the server, within the precision of the estimate: from `now` to `latest`."""
 
     now: float
     latest: float
@@ -56,7 +57,7 @@ ChangeSlots = Callable[[SlotTable, SlotMoment], SlotTable]
 
 
 class QueueSlotStore:
-    """Reads and changes the slots of queues. `clock` tells the server's time; its own by default."""
+    """Reads and changes the slots of queues, by the server's time, which `clock` estimates."""
 
     def __init__(self, namespace: Namespace, clock: Clock | None = None) -> None:
         self._wire = namespace.wire
@@ -71,7 +72,7 @@ class QueueSlotStore:
         return SlotMoment(now - doubt, now + doubt)
 
     async def read(self, queue: str, *, least: int = 0) -> StoredSlots:
-        """The slots of a queue, of a replica that has come to the sequence `least`, if there is one soon."""
+        """The slots of a queue, from the leader or from a replica that reaches the sequence `least` soon."""
         end = time.monotonic() + REPLICA_LAG_SECONDS
         while True:
             try:
@@ -89,8 +90,8 @@ class QueueSlotStore:
     async def change(self, queue: str, change: ChangeSlots, *, seconds: float, least: int = 0) -> StoredSlots:
         """Change the slots of a queue; returns what is stored. Nothing is written if nothing changes.
 
-        `change` is called with what is stored, again if another worker was faster. `least` is the sequence
-        to which the record is known to have come. Each write is tried for so many `seconds`. Raises what
+        Calls `change` with the stored slots, and again if another worker was faster. `least` is a sequence
+        that the record is known to have reached. Each write is retried for `seconds`. Raises what
         `publish_with_retry` raises.
         """
         while True:
@@ -112,14 +113,14 @@ class QueueSlotStore:
         self._wire.send(self._keys.slots_changed(queue), body, {SEQUENCE: str(stored.sequence)})
 
     async def subscribe(
-        self, queue: str, heard: Callable[[StoredSlots], None]
+        self, queue: str, changed: Callable[[StoredSlots], None]
     ) -> Callable[[], Awaitable[None]]:
-        """Have `heard` called with each announced change of a queue; returns what ends that."""
+        """Call `changed` with each announced change of a queue; returns a function that ends this."""
 
         def receive(message: Reply) -> None:
             with contextlib.suppress(ValueError):
                 sequence = int(message.headers.get(SEQUENCE, ""))
-                heard(StoredSlots(decode_slots(message.payload), sequence))
+                changed(StoredSlots(decode_slots(message.payload), sequence))
 
         subscription = await self._wire.subscribe(self._keys.slots_changed(queue), receive)
         return functools.partial(self._wire.unsubscribe, subscription)

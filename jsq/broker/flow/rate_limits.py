@@ -1,7 +1,7 @@
-"""Limiters: one small record for each, written by compare-and-set, so that all workers share it.
+"""Rate limiters: one small record for each, written by compare-and-set, so that all workers share it.
 
-Those of one worker who ask the same limiter meanwhile are answered by one write. A limiter's record goes by
-itself when it tells no more than none would.
+One write serves all requests of a worker to the same limiter that arrive meanwhile. A limiter's record
+expires when it has the same meaning as no record.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from jsq.transport.replies import NoReply, NoResponders, WrongSequence
 from jsq.transport.retrying import publish_with_retry
 
 REPLICA_PAUSE = 0.02
-"""Seconds before a replica is asked again that does not know yet of a write."""
+"""Seconds before a replica that does not have the last write yet is read again."""
 
 WRITE_ID = "Jsq-Mark"
-"""The header by which a write is known again: two workers may well write the same."""
+"""The header that identifies a write: two workers may write the same record."""
 
 MAX_CACHED = 10_000
-"""Limiters whose record is kept here, so that it need not be read before it is written."""
+"""Limiters whose record is cached, so that it need not be read before it is written."""
 
 
 @dataclass(slots=True)
 class RateLimiter:
-    """What is known here of one limiter: its state, and the sequence of the record that told it."""
+    """The cached state of one limiter, the sequence of its record, and the requests that wait for it."""
 
     state: RateLimitState = field(default_factory=RateLimitState)
     rate: Rate | None = None
@@ -39,7 +39,7 @@ class RateLimiter:
 
 
 class RateLimitStore:
-    """Tells jobs when they may start."""
+    """Reserves the times at which jobs may start."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._wire = namespace.wire
@@ -48,22 +48,23 @@ class RateLimitStore:
         self._streams = namespace.streams
         self._known: dict[str, RateLimiter] = {}
 
-    async def reserve(self, key: str, rate: Rate, ask: RateRequest) -> RateReply:
-        """Ask a limiter for a moment; see `jsq.model.rate_limit`. Raises what `Wire.publish_with_retry`
-        raises.
+    async def reserve(self, key: str, rate: Rate, request: RateRequest) -> RateReply:
+        """Request a start time from a limiter; see `jsq.model.rate_limit`.
+
+        Raises what `publish_with_retry` raises.
         """
         limiter = self._limiter(key)
-        answer: asyncio.Future[RateReply] = asyncio.get_running_loop().create_future()
-        limiter.requests.append((rate, ask, answer))
+        reply: asyncio.Future[RateReply] = asyncio.get_running_loop().create_future()
+        limiter.requests.append((rate, request, reply))
         try:
             async with limiter.lock:
-                if not answer.done():  # another may have asked for us, while we waited for our turn
+                if not reply.done():  # another call may have served this request while it waited for the lock
                     await self._serve(key, limiter)
-            return await answer
+            return await reply
         finally:
-            if not answer.done():  # who has failed, or was cancelled, is given nothing by those who ask later
-                limiter.requests = [one for one in limiter.requests if one[2] is not answer]
-                answer.cancel()
+            if not reply.done():  # this call failed or was cancelled: a later call must not reserve for it
+                limiter.requests = [one for one in limiter.requests if one[2] is not reply]
+                reply.cancel()
 
     def _limiter(self, key: str) -> RateLimiter:
         if key not in self._known:
@@ -73,41 +74,42 @@ class RateLimitStore:
         return self._known[key]
 
     async def _serve(self, key: str, limiter: RateLimiter) -> None:
-        """Answer all who have asked so far. If that fails, each of them tries by himself."""
-        asked, limiter.requests = limiter.requests, []
+        """Serve all requests made so far. If that fails, the caller of each request tries again itself."""
+        served, limiter.requests = limiter.requests, []
         try:
-            answers = await self._reserve(key, limiter, asked[-1][0], [ask for _, ask, _ in asked])
+            requests = [request for _, request, _ in served]
+            replies = await self._reserve(key, limiter, served[-1][0], requests)
         except BaseException:
-            limiter.requests += [one for one in asked if not one[2].done()]
+            limiter.requests += [one for one in served if not one[2].done()]
             raise
-        for (_, _, future), answer in zip(asked, answers, strict=True):
+        for (_, _, future), reply in zip(served, replies, strict=True):
             if not future.done():
-                future.set_result(answer)
+                future.set_result(reply)
 
     async def _reserve(
-        self, key: str, limiter: RateLimiter, rate: Rate, asks: Sequence[RateRequest]
+        self, key: str, limiter: RateLimiter, rate: Rate, requests: Sequence[RateRequest]
     ) -> list[RateReply]:
         if limiter.rate != rate:
             await self._read(key, limiter, rate)
         while True:
             now = self._wire.clock.now()
-            state, answers = reserve(limiter.state, rate, now, asks)
-            if not must_write(limiter.state, state, asks, answers):
-                return answers
-            mark = new_id()
+            state, replies = reserve(limiter.state, rate, now, requests)
+            if not must_write(limiter.state, state, requests, replies):
+                return replies
+            write_id = new_id()
             headers = {
                 EXPECTED: str(limiter.sequence),
                 TTL: str(math.ceil(state_ttl(state, rate, now))),
-                WRITE_ID: mark,
+                WRITE_ID: write_id,
             }
             try:
                 limiter.sequence = await self._write(key, encode_state(state, rate), headers)
             except WrongSequence as refused:
-                if await self._read(key, limiter, rate, least=refused.last) == mark:
-                    return answers  # our own write, whose answer was lost
+                if await self._read(key, limiter, rate, least=refused.last) == write_id:
+                    return replies  # our own write was stored, and its reply was lost
             else:
                 limiter.state = state
-                return answers
+                return replies
 
     async def _write(self, key: str, body: bytes, headers: dict[str, str]) -> int:
         try:
@@ -120,9 +122,9 @@ class RateLimitStore:
         return await publish_with_retry(self._wire, key, body, headers, failed=failed)
 
     async def _read(self, key: str, limiter: RateLimiter, rate: Rate, least: int = 0) -> str:
-        """Learn what stands in the record: not from a replica that does not know yet of the write before.
+        """Read the record of a limiter, and return the id of the write that stored it.
 
-        Returns the mark of that write.
+        Waits a moment if a replica does not have the sequence `least` yet.
         """
         found = None
         try:
@@ -134,14 +136,17 @@ class RateLimitStore:
             limiter.state = decode_state(found.payload, rate, self._wire.clock.now())
             limiter.sequence = int(found.headers["Nats-Sequence"])
         if limiter.sequence < least:
-            await asyncio.sleep(REPLICA_PAUSE)  # then the next write is refused, and it is read again
+            await asyncio.sleep(REPLICA_PAUSE)  # the server refuses the next write: then this is called again
         return found.headers.get(WRITE_ID, "") if found is not None else ""
 
 
 def must_write(
-    before: RateLimitState, after: RateLimitState, asks: Sequence[RateRequest], answers: Sequence[RateReply]
+    before: RateLimitState,
+    after: RateLimitState,
+    requests: Sequence[RateRequest],
+    replies: Sequence[RateReply],
 ) -> bool:
-    """Whether there is something to write: a moment was given or given back, or someone stands in line."""
-    if any(answer.reserved for answer in answers) or any(ask.returned_moment is not None for ask in asks):
+    """Whether the state must be written: a time was reserved or returned, or a request was deferred."""
+    if any(one.reserved for one in replies) or any(one.returned_moment is not None for one in requests):
         return True
     return after.deferred_until != before.deferred_until

@@ -167,7 +167,7 @@ class Repairs:
         if slot is None:
             return False
         await self._key_groups.release_slot(
-            found.queue, found.key_token, found.job, over=slot.previous_sequence
+            found.queue, found.key_token, found.job, up_to=slot.previous_sequence
         )
         return True
 

@@ -94,7 +94,7 @@ def keeps(place: SlotKind, event: Revision) -> bool:
 async def release(attempt: AttemptState, over: int) -> None:
     """Release the slot of the attempts that build on the sequence `over`, or on an earlier one."""
     job, groups = attempt.job, attempt.resources.broker.key_groups
-    await groups.release_slot(job.queue, job.key_token, job.id, over=over, while_=attempt.has_lease)
+    await groups.release_slot(job.queue, job.key_token, job.id, up_to=over, while_=attempt.has_lease)
 
 
 async def release_unread(attempt: AttemptState) -> None:
