@@ -16,7 +16,7 @@ record that is deleted within these seconds is missing in the log.
 from dataclasses import replace
 from datetime import datetime
 
-from jsq.broker.jobs.records import RecordStore, read_event
+from jsq.broker.jobs.records import RecordStore, read_revision
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec.revisions import format_time
 from jsq.errors import NotAllowed
@@ -54,7 +54,7 @@ class EventLog:
             replies = await self._reads.fetch(stream, self._subjects.event(queue, id), since=start)
         except (NoResponders, NotAllowed):
             return []
-        return [event for reply in replies if (event := read_copy(reply)) is not None]
+        return [stored for reply in replies if (stored := read_copy(reply)) is not None]
 
 
 def read_copy(reply: Reply) -> StoredRevision | None:
@@ -62,5 +62,5 @@ def read_copy(reply: Reply) -> StoredRevision | None:
     origin = reply.headers.get(ORIGIN, "").split()
     if len(origin) < 2 or not origin[1].isdecimal():
         return None
-    found = read_event(reply)
+    found = read_revision(reply)
     return replace(found, sequence=int(origin[1])) if found is not None else None

@@ -77,22 +77,22 @@ class JobExpiry:
         last = await self._records.last(found.job, found.queue, consistent=True)
         if not has_expired(last or found, now):
             return False
-        event, expect = apply_expiry(last or found, now).revision, last.sequence if last is not None else 0
-        event = await self.with_kept_arguments(found.queue, event)
+        revision, expect = apply_expiry(last or found, now).revision, last.sequence if last is not None else 0
+        revision = await self.with_kept_arguments(found.queue, revision)
         try:
             ttl = record_ttl(first=not expect)
-            await self._records.write(found.queue, found.job, event, expect=expect, ttl=ttl)
+            await self._records.write(found.queue, found.job, revision, expect=expect, ttl=ttl)
         except WrongSequence:
             return False
         return True
 
-    async def with_kept_arguments(self, queue: str, event: Revision) -> Revision:
+    async def with_kept_arguments(self, queue: str, revision: Revision) -> Revision:
         """A final revision of a job, without its arguments if the job's options or its queue drop them."""
-        if not event.has_arguments and not event.arguments_size:
-            return event
-        kept = event.options.get("keep_arguments") is not False
+        if not revision.has_arguments and not revision.arguments_size:
+            return revision
+        kept = revision.options.get("keep_arguments") is not False
         return (
-            event
+            revision
             if kept and (await self._streams.settings(queue)).keep_arguments
-            else without_arguments(event)
+            else without_arguments(revision)
         )

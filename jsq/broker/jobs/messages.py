@@ -117,26 +117,26 @@ def seconds_until(due: datetime | None, now: datetime) -> float:
     return max(0.0, (due - now).total_seconds()) if due is not None else 0.0
 
 
-def event_from_message(queue: str, id: str, message: Reply, state: str) -> StoredRevision:
+def revision_from_message(queue: str, id: str, message: Reply, state: str) -> StoredRevision:
     """The state of a job without a record, from its message. Its sequence is 0: no write can expect it.
 
     A requeued job, which was due and waits for a limit or for the end of a pause, has the state `queued`.
     """
     state = "queued" if REQUEUED in message.headers else state
     at = revisions.parse_time(message.headers["Nats-Time-Stamp"])
-    event, due = Revision(state), None
+    revision, due = Revision(state), None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         job = envelope.decode(
             message.headers, message.payload, id=id, queue=queue, priority=message_priority(message)
         )
         submitted = revisions.moment_of(job.submitted) if job.submitted else at
-        queue, event = job.queue, replace(first_revision(job, state), submitted=submitted)
-        event = replace(
-            revisions.with_arguments(event, message.payload), options=envelope.recorded_options(job)
+        queue, revision = job.queue, replace(first_revision(job, state), submitted=submitted)
+        revision = replace(
+            revisions.with_arguments(revision, message.payload), options=envelope.recorded_options(job)
         )
     if state == "scheduled" and SCHEDULE in message.headers and scheduled_time(message.headers) != PAST:
         due = scheduled_time(message.headers)
-    return StoredRevision(queue, id, 0, at, replace(event, due=due))
+    return StoredRevision(queue, id, 0, at, replace(revision, due=due))
 
 
 def message_priority(message: Reply) -> Priority:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TypeAlias
 
 from jsq.broker.jobs.expiry import JobExpiry
-from jsq.broker.jobs.messages import event_from_message, id_of
-from jsq.broker.jobs.records import MAX_RECORDS_READ, RecordStore, read_event
+from jsq.broker.jobs.messages import id_of, revision_from_message
+from jsq.broker.jobs.records import MAX_RECORDS_READ, RecordStore, read_revision
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec.subject_token import ANY
 from jsq.errors import BrokerUnavailable, JobNotFound, NotAllowed
@@ -51,7 +51,7 @@ class JobReader:
         """
         try:
             found = None if consistent else await self._find(id, queue)
-            if found is None or await self._may_have_gone_on(found):
+            if found is None or await self._may_be_stale(found):
                 found = await self._find(id, queue, consistent=True) or await self._find_fallback(
                     id, queue, pending=pending
                 )
@@ -97,11 +97,11 @@ class JobReader:
                             if expires
                             else RECHECK_SECONDS
                         ):
-                            event = await arrived.get()
-                        state = event.revision.state
-                        if event.sequence > seen or state == "expired":
-                            seen, last = event.sequence, event
-                            yield event
+                            stored = await arrived.get()
+                        state = stored.revision.state
+                        if stored.sequence > seen or state == "expired":
+                            seen, last = stored.sequence, stored
+                            yield stored
                             if state in FINAL_STATES:
                                 return
                 if self._wire.closed:
@@ -172,11 +172,11 @@ class JobReader:
             with contextlib.suppress(NoResponders):
                 for reply in await self._reads.fetch(stream, subject, after=read.get(subject, 0)):
                     id = id_of(reply)
-                    found[id] = event_from_message(queue, id, reply, state)
+                    found[id] = revision_from_message(queue, id, reply, state)
                     read[subject] = sequence_of(reply)
         return list(found.values())
 
-    async def _may_have_gone_on(self, found: StoredRevision) -> bool:
+    async def _may_be_stale(self, found: StoredRevision) -> bool:
         """Whether the replica that answered may lack a change that callers rely on.
 
         An expired job may have started in time. A failed job may have been retried, perhaps by this caller,
@@ -228,7 +228,7 @@ class JobReader:
                 if token
                 else None
             )
-        started = read_event(start) if start is not None else None
+        started = read_revision(start) if start is not None else None
         if started is not None:
             queue, job = started.queue, started.job
         last = await self._records.last(job, queue, consistent=True)
@@ -255,7 +255,7 @@ class JobReader:
         for stream, subject, state in places:
             message = await self._reads.last(stream, subject, consistent=consistent)
             if message is not None:
-                return event_from_message(queue, id, message, state)
+                return revision_from_message(queue, id, message, state)
         return None
 
     async def places(self, queue: str) -> Sequence[Place]:

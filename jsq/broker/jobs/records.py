@@ -88,7 +88,7 @@ class RecordStore:
         self,
         queue: str,
         id: str,
-        event: Revision,
+        revision: Revision,
         *,
         expect: int,
         ttl: float | None = None,
@@ -100,7 +100,7 @@ class RecordStore:
         `WrongSequence` if the last revision is not `expect`, and the errors of `publish_with_retry` once
         `while_` has returned False.
         """
-        return await self.put(queue, id, revisions.encode(event), expect=expect, ttl=ttl, while_=while_)
+        return await self.put(queue, id, revisions.encode(revision), expect=expect, ttl=ttl, while_=while_)
 
     async def put(
         self,
@@ -156,14 +156,14 @@ class RecordStore:
                 raise
             return await with_retry(self._wire, once, while_=while_, failed=failed)
 
-    def write_progress(self, queue: str, id: str, event: Revision, *, token: int) -> None:
+    def write_progress(self, queue: str, id: str, revision: Revision, *, token: int) -> None:
         """Publish the progress of a running attempt.
 
         The server refuses it if the attempt's token is stale.
         """
         record = self._subjects.record(queue, id)
         headers = expecting(token, record) | {TTL: str(PROGRESS_SECONDS)}
-        self._wire.send(f"{record}.{PROGRESS}", revisions.encode(event), headers)
+        self._wire.send(f"{record}.{PROGRESS}", revisions.encode(revision), headers)
 
     async def delete(
         self, queue: str, id: str, found: StoredRevision, letter: OutgoingMessage | None
@@ -199,7 +199,7 @@ class RecordStore:
         A replica may not have it yet. With `consistent`, reads from the leader.
         """
         reply = await self._reads.last(self._stream, self._subjects.record(queue, id), consistent=consistent)
-        return read_event(reply) if reply is not None else None
+        return read_revision(reply) if reply is not None else None
 
     async def last_at_least(self, queue: str, id: str, least: int) -> StoredRevision | None:
         """The last revision of a record whose sequence is known to be at least `least`.
@@ -212,7 +212,7 @@ class RecordStore:
             for consistent in (False, True) if least else (False,):
                 reply = await self._reads.last(self._stream, subject, consistent=consistent)
                 if (int(reply.headers["Nats-Sequence"]) if reply is not None else 0) >= least:
-                    return read_event(reply) if reply is not None else None
+                    return read_revision(reply) if reply is not None else None
             if time.monotonic() > end:
                 raise NoReply(f"no replica has reached revision {least} of job {id} in {READ_SECONDS:g} s")
             await asyncio.sleep(0.1)
@@ -235,7 +235,7 @@ class RecordStore:
             except NotAllowed:  # a user of one queue may only read one key per request
                 reads = (self._reads.last(self._stream, key) for key in keys)
                 found += [reply for reply in await asyncio.gather(*reads) if reply is not None]
-        return {event.job: event for reply in found if (event := read_event(reply)) is not None}
+        return {stored.job: stored for reply in found if (stored := read_revision(reply)) is not None}
 
     async def list_last(self, queue: str = "*") -> list[StoredRevision]:
         """The last revision of each record, in the order of the changes."""
@@ -249,12 +249,12 @@ class RecordStore:
         key = f"{self._subjects.record(found.queue, found.job)}.{PROGRESS}"
         with contextlib.suppress(NotAllowed):
             reply = await self._reads.last(self._stream, key)
-            reported = read_event(reply) if reply is not None else None
+            reported = read_revision(reply) if reply is not None else None
             if reported is not None and reported.revision.token in (found.sequence, found.revision.token):
-                event = replace(
+                revision = replace(
                     found.revision, progress=reported.revision.progress, text=reported.revision.text
                 )
-                return replace(found, revision=event)
+                return replace(found, revision=revision)
         return found
 
     async def with_result(self, found: StoredRevision) -> StoredRevision:
@@ -279,7 +279,7 @@ class RecordStore:
         record = self._subjects.record(queue, id)
         found = await self._reads.fetch(self._stream, record, after=after, since=start)
         found += await self._reads.fetch(self._stream, f"{record}.{PROGRESS}", after=after, since=start)
-        read = [event for reply in found if (event := read_event(reply)) is not None]
+        read = [stored for reply in found if (stored := read_revision(reply)) is not None]
         return sorted(read, key=lambda one: one.sequence)
 
     # -- wait --------------------------------------------------------------------------------------------
@@ -303,9 +303,9 @@ class RecordStore:
         def receive(message: Reply) -> None:
             if final_only and not is_final(message.payload):
                 return
-            event = read_event(message)
-            if event is not None:
-                arrived.put_nowait(event)
+            stored = read_revision(message)
+            if stored is not None:
+                arrived.put_nowait(stored)
 
         wire = self._wire
         subjects = (subject,) if final_only else (subject, f"{subject}.{PROGRESS}")
@@ -365,10 +365,10 @@ def newest_each(replies: Sequence[Reply]) -> list[StoredRevision]:
         subject = reply.headers["Nats-Subject"]
         newest.pop(subject, None)  # so that the order is that of the last revisions
         newest[subject] = reply
-    return [event for reply in newest.values() if (event := read_event(reply)) is not None]
+    return [stored for reply in newest.values() if (stored := read_revision(reply)) is not None]
 
 
-def read_event(reply: Reply) -> StoredRevision | None:
+def read_revision(reply: Reply) -> StoredRevision | None:
     """A revision of a record; None if the record is deleted, or if jsq did not write it."""
     headers = reply.headers
     tokens = headers.get("Nats-Subject", "").split(".")

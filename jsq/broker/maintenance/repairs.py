@@ -12,8 +12,8 @@ from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.messages import (
     SCHEDULE,
     TARGET,
-    event_from_message,
     message_priority,
+    revision_from_message,
 )
 from jsq.broker.jobs.records import EXPECTED, TTL, expecting
 from jsq.broker.jobs.store import JobStore
@@ -126,7 +126,7 @@ class Repairs:
         last = await self._records.last(found.job, found.log_queue, consistent=True)
         message = await self._reads.get(found.stream, found.sequence, consistent=True)
         if last is None and message is not None:
-            last = event_from_message(found.queue, found.job, message, "queued")
+            last = revision_from_message(found.queue, found.job, message, "queued")
         if last is not None:
             await self._expiry.record(last)
         return await self._delete_message(found)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from jsq.broker.jobs.messages import id_of
-from jsq.broker.jobs.records import read_event
+from jsq.broker.jobs.records import read_revision
 from jsq.broker.topology.namespace import Namespace
 from jsq.model.job import PRIORITIES, Priority
 from jsq.model.repair import is_older
@@ -121,7 +121,9 @@ class ScanReads:
         read = []
         for first in range(0, len(replies), SCAN_PAGE_MESSAGES):
             read += [
-                event for reply in replies[first : first + SCAN_PAGE_MESSAGES] if (event := read_event(reply))
+                event
+                for reply in replies[first : first + SCAN_PAGE_MESSAGES]
+                if (event := read_revision(reply))
             ]
             await asyncio.sleep(0)
         return read

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from jsq.broker.jobs.reader import RECHECK_SECONDS
-from jsq.broker.jobs.records import is_final, read_event
+from jsq.broker.jobs.records import is_final, read_revision
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import read_id
@@ -47,7 +47,7 @@ class Completions:
     def receive(self, message: Reply) -> None:
         """Process a revision of any job of the queue; ignores jobs that are not expected."""
         if is_final(message.payload) and read_id(message.subject.rpartition(".")[2]) in self._expected:
-            event = read_event(message)
+            event = read_revision(message)
             if event is not None:
                 self._note(event)
 

@@ -8,7 +8,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
-from jsq.broker.jobs.messages import event_from_message, id_of
+from jsq.broker.jobs.messages import id_of, revision_from_message
 from jsq.broker.jobs.records import newest_each
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.cancel import Canceller
@@ -140,7 +140,7 @@ class JobQuery:
         (stream, subject, state), (after, last) = place, span
         found: list[StoredRevision] = []
         async for replies in self._backwards(stream, subject, last + 1, after):
-            some = [event_from_message(queue, id_of(reply), reply, state) for reply in replies]
+            some = [revision_from_message(queue, id_of(reply), reply, state) for reply in replies]
             some = [one for one in some if one.queue == queue]  # a job in quarantine here has a record
             recorded = await self._records.last_each(queue, [one.job for one in some])
             jobs = [recorded.get(one.job, one) for one in some]

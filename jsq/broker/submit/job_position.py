@@ -7,8 +7,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from jsq.broker.jobs.messages import event_from_message
-from jsq.broker.jobs.records import expecting, read_event
+from jsq.broker.jobs.messages import revision_from_message
+from jsq.broker.jobs.records import expecting, read_revision
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerUnavailable
@@ -85,7 +85,7 @@ class JobPositions:
     async def _last(self, queue: str, id: str) -> StoredRevision | None:
         record = self._subjects.record(queue, id)
         found = await self.last_message(self._subjects.streams.records, record, record)
-        return read_event(found) if found is not None else None
+        return read_revision(found) if found is not None else None
 
     async def _is_expired(self, found: StoredRevision) -> bool:
         return found.revision.expires is not None and has_expired(found, await self._expiry.now(found.queue))
@@ -107,13 +107,13 @@ class JobPositions:
             if found is not None:
                 schedule = int(found.headers["Nats-Sequence"])
                 return await self.find_started(queue, id) or JobPosition(
-                    JobLife.DELAYED, event_from_message(queue, id, found, "scheduled"), schedule
+                    JobLife.DELAYED, revision_from_message(queue, id, found, "scheduled"), schedule
                 )
             found = await self._reads.last(scheduled, subjects.due(queue, "*", id), consistent=True)
             found = found or await self._job_reader.find_in_group(queue, id)
             found = found or await self.last_message(ready, pattern, probe)
         if found is not None:
-            return JobPosition(JobLife.WAITING, event_from_message(queue, id, found, "queued"))
+            return JobPosition(JobLife.WAITING, revision_from_message(queue, id, found, "queued"))
         return await self.find_started(queue, id)
 
     async def last_message(self, stream: str, pattern: str, probe: str) -> Reply | None:
