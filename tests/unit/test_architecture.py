@@ -53,7 +53,7 @@ PURE_MODULES = {
     ),
     *("inspect", "json", "math", "re", "sys", "traceback", "types", "typing", "zoneinfo"),
 }
-"""What `model/` may import beside jsq: modules without I/O, clock or randomness."""
+"""The modules outside jsq that `model/` may import: those without I/O, clock or randomness."""
 
 CLOCKS = {"now", "utcnow", "today"}
 """The methods of `datetime` and `date` that read the clock."""
@@ -62,7 +62,7 @@ CATCH_ALL_NAMES = {"utils", "util", "common", "misc", "core", "helpers"}
 
 
 def modules() -> dict[str, Path]:
-    """Every module by its name inside the package; `broker` is the `__init__` of that folder."""
+    """Every module by its name in the package; `broker` is the `__init__` of that folder."""
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for path in sorted(ROOT.rglob("*.py"))
@@ -88,7 +88,7 @@ def imported(module: str) -> tuple[tuple[str, int], ...]:
 
 
 def read_imports(module: str) -> Iterator[tuple[str, int]]:
-    """What a module imports, wherever in it: the whole dotted name, and the line."""
+    """All imports of a module, also those in functions: the full dotted name, and the line."""
     path = MODULES[module]
     package = ".".join(["jsq", *path.relative_to(ROOT).parent.parts])
     for node in ast.walk(ast.parse(path.read_text())):
@@ -103,7 +103,7 @@ def read_imports(module: str) -> Iterator[tuple[str, int]]:
 
 
 def target(name: str) -> str | None:
-    """The module of jsq that an imported name comes from; None for what is not ours, or `jsq.__version__`."""
+    """The module of jsq that an imported name belongs to; None for other packages and `jsq.__version__`."""
     if name != "jsq" and not name.startswith("jsq."):
         return None
     parts = name.split(".")[1:]
@@ -226,9 +226,9 @@ def test_importing_jsq_loads_nothing_heavy() -> None:
     heavy = ("typer", "prometheus_client", "nats", "pydantic")
     script = f"import sys, jsq; print([name for name in {heavy} if name in sys.modules])"
 
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
-    assert told.stdout.strip() == "[]"
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -285,7 +285,7 @@ SHARED_NAMES = {
     "a command, named as in the shell": {"get", "ls", "pause", "purge", "resume", "retry", "rm", "submit"},
     "the App that a module declares, and its entry point": {"app", "main"},
 }
-"""Module-level names that several files may define, by the reason; every other name has one home."""
+"""Module-level names that several files may define, by the reason; one file defines every other name."""
 
 
 def oversized() -> Iterator[str]:

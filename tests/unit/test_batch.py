@@ -1,4 +1,4 @@
-"""What a batch task's function takes and gives, and how its jobs are gathered and judged."""
+"""The function of a batch task, and the outcomes of the jobs of a batch."""
 
 import functools
 from datetime import timedelta
@@ -46,7 +46,7 @@ def gives_dict(items: list[int]) -> dict[int, str]: ...  # type: ignore[empty-bo
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         (no_parameter, "one parameter, the list of items"),
         (two, "one parameter"),
@@ -59,9 +59,9 @@ def gives_dict(items: list[int]) -> dict[int, str]: ...  # type: ignore[empty-bo
         (gives_dict, "must return None, or a list"),
     ],
 )
-def test_a_function_that_cannot_take_a_batch_is_refused(function: Any, told: str) -> None:
+def test_a_function_that_cannot_take_a_batch_is_refused(function: Any, message: str) -> None:
     app = App()
-    with pytest.raises(BadOption, match=told) as caught:
+    with pytest.raises(BadOption, match=message) as caught:
         app.batch_task()(function)
     assert caught.value.field == "batch_task"
     assert app.tasks == {}
@@ -135,7 +135,7 @@ def test_the_item_and_result_types_are_read_from_the_list_annotations(
     assert read.wrapped is wrapped
 
 
-# -- shares ----------------------------------------------------------------------------------------------
+# -- outcomes of the jobs of a batch ---------------------------------------------------------------------
 
 share = functools.partial(split_result, task="index")
 

@@ -1,4 +1,4 @@
-"""What is owed after a failure, and under which ids."""
+"""The pending callbacks of a failure, and their ids."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +26,7 @@ def event(state: str, **fields: Any) -> Revision:
 
 
 @pytest.mark.parametrize(
-    ("told", "wanted"),
+    ("revision", "wanted"),
     [
         (event("failed", reason="error"), ["failed", "dead", "fallback"]),
         (event("failed", reason="rejected"), ["failed", "dead", "fallback"]),
@@ -34,7 +34,7 @@ def event(state: str, **fields: Any) -> Revision:
         (event("failed", reason="overdue"), ["dead", "fallback"]),
         (event("retrying", failures=1), ["failed"]),
         (event("retrying", reason="quarantined"), []),
-        (event("retrying", token=0, attempt=0), []),  # a replay
+        (event("retrying", token=0, attempt=0), []),  # a retried dead letter
         (event("snoozed"), []),
         (event("interrupted"), []),
         (event("succeeded"), []),
@@ -43,8 +43,8 @@ def event(state: str, **fields: Any) -> Revision:
     ],
     ids=str,
 )
-def test_an_event_has_its_pending_callbacks(told: Revision, wanted: list[str]) -> None:
-    recorded = with_pending_callbacks(told, JOB, ALL)
+def test_an_event_has_its_pending_callbacks(revision: Revision, wanted: list[str]) -> None:
+    recorded = with_pending_callbacks(revision, JOB, ALL)
 
     assert [kind for kind, _ in pending_callbacks(recorded, JOB, ALL)] == wanted
     assert recorded.callbacks_pending is bool(wanted)
@@ -99,12 +99,12 @@ def test_a_chain_of_fallbacks_has_valid_ids() -> None:
 
 
 def test_a_callback_receives_the_failure() -> None:
-    told = failure_of(
+    failure = failure_of(
         JOB,
         event("retrying", error="KeyError: 'k'", traceback="where", due=NOON, attempt=2, tags=("x",)),
     )
 
-    assert told == Failure(
+    assert failure == Failure(
         "j1",
         "mail",
         "mails",
@@ -115,7 +115,7 @@ def test_a_callback_receives_the_failure() -> None:
         tags=("x",),
         arguments={"to": "a"},
     )
-    assert not told.dead
+    assert not failure.dead
 
 
 def on_dead(failure: Failure) -> None: ...
@@ -138,11 +138,11 @@ def test_a_callback_may_annotate_its_parameter_or_not(function: Any) -> None:
 
 
 def test_unknown_fields_of_a_failure_are_ignored() -> None:
-    told = encode_failure(failure_of(JOB, event("failed", reason="error"))).replace(
+    failure = encode_failure(failure_of(JOB, event("failed", reason="error"))).replace(
         b'"job":', b'"new":1,"job":'
     )
 
-    [[got], _] = Signature(on_dead).unpack(told)
+    [[got], _] = Signature(on_dead).unpack(failure)
 
     assert got.job == "j1"
 

@@ -1,4 +1,4 @@
-"""What is known of a step, as it travels."""
+"""The encoding of the record of a step."""
 
 import pytest
 from hypothesis import given, settings

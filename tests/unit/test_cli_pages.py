@@ -1,4 +1,4 @@
-"""The rules of the command line, held over all its commands: words, options, and help pages."""
+"""The rules for all commands of the command line: verbs, options and help pages."""
 
 import re
 import shlex

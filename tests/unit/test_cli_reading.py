@@ -1,4 +1,4 @@
-"""What a user types, read: durations, moments, pairs, JSON."""
+"""Reading the input of users: durations, times, pairs and JSON."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -85,10 +85,10 @@ def test_pairs_are_split_at_the_first_equals_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "told"), [(["a"], "name=value"), (["=1"], "name=value"), (["a=1", "a=2"], "twice")]
+    ("texts", "message"), [(["a"], "name=value"), (["=1"], "name=value"), (["a=1", "a=2"], "twice")]
 )
-def test_a_bad_pair_is_refused(texts: list[str], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_a_bad_pair_is_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         read_pairs("--arg", texts)
 
 
@@ -126,7 +126,7 @@ def test_arguments_are_an_object_or_a_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"a": 1,\n "b" 2}', "--json: line 2 column 6: not JSON"),
         ("", "--json: line 1 column 1: not JSON"),
@@ -136,8 +136,8 @@ def test_arguments_are_an_object_or_a_list() -> None:
         ("[" * 100_000, "nested too deep"),
     ],
 )
-def test_a_json_error_names_its_position(text: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_a_json_error_names_its_position(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         read_call(text, "--json")
 
 
@@ -147,10 +147,10 @@ def test_an_input_line_holds_the_arguments_of_one_job() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"), [(b"[1,]", "line 3 column [34]"), (b"[\xff]", "line 3 column 2: not UTF-8")]
+    ("line", "message"), [(b"[1,]", "line 3 column [34]"), (b"[\xff]", "line 3 column 2: not UTF-8")]
 )
-def test_a_bad_input_line_is_reported_with_its_number(line: bytes, told: str) -> None:
-    with pytest.raises(UsageError, match=f"stdin: {told}"):
+def test_a_bad_input_line_is_reported_with_its_number(line: bytes, message: str) -> None:
+    with pytest.raises(UsageError, match=f"stdin: {message}"):
         read_line(line, "stdin", 3)
 
 
@@ -160,7 +160,7 @@ def test_a_bad_input_line_is_reported_with_its_number(line: bytes, told: str) ->
         (b'{"@line": 7, "@error": "no", "@arguments": [1]}', (Call(args=[1]), 7, "")),
         (b'{"@line": 7, "@id": "x-7", "@arguments": {"a": 2}}', (Call(named={"a": 2}), 7, "x-7")),
         (b'{"@line": 7, "@error": "no", "@text": "[1]"}', (Call(args=[1]), 7, "")),
-        # With a name that no such line has, it is an object of arguments.
+        # An object with a name that rejected lines do not have holds arguments.
         (b'{"@line": 7, "a": 2}', (Call(named={"@line": 7, "a": 2}), 3, "")),
     ],
 )
@@ -199,7 +199,7 @@ def test_an_app_is_found_in_the_working_directory(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "path", "told"),
+    ("code", "path", "message"),
     [
         ("", "shop_none", "no module is named shop_none"),
         ("", "shop b:app", "is not the name of a module"),
@@ -212,16 +212,16 @@ def test_an_app_is_found_in_the_working_directory(here: Path) -> None:
         ("def x(:", "shop_h", "cannot be imported: SyntaxError"),
     ],
 )
-def test_an_invalid_app_path_is_reported_in_one_line(here: Path, code: str, path: str, told: str) -> None:
+def test_an_invalid_app_path_is_reported_in_one_line(here: Path, code: str, path: str, message: str) -> None:
     name = path.partition(":")[0]
     if name != "shop_none" and name.isidentifier():
         (here / f"{name}.py").write_text(code)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         load_app(path)
 
 
 def test_an_error_that_jsq_raises_in_an_app_module_is_not_replaced(here: Path) -> None:
-    twice = "@app.task\ndef twin(): ...\n"
+    twice = "@app.task\ndef double(): ...\n"
     (here / "shop_i.py").write_text(f"from jsq import App\napp = App()\n{twice}{twice}")
     with pytest.raises(TaskExists):
         load_app("shop_i")

@@ -1,4 +1,4 @@
-"""Values as text: inert, and read back as they were."""
+"""Values as text: without control characters, and unchanged when they are read back."""
 
 import io
 import json
@@ -65,11 +65,11 @@ def test_yaml_represents_infinity_and_nan() -> None:
 
 def test_a_document_omits_empty_fields_and_includes_a_stored_result() -> None:
     record = JobRecord("a", "default", "succeeded", at=NOW, has_result=True, result=None)
-    told = document(record)
-    assert told["result"] is None
-    assert told["at"] == "2026-01-02T12:00:00Z"
-    assert "due" not in told
-    assert "error" not in told
+    written = document(record)
+    assert written["result"] is None
+    assert written["at"] == "2026-01-02T12:00:00Z"
+    assert "due" not in written
+    assert "error" not in written
     assert "result" not in document(JobRecord("a", "default", "queued"))
 
 
@@ -82,11 +82,11 @@ def test_a_cell_is_one_line_without_control_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [(0, "0s ago"), (59, "59s ago"), (61, "1m ago"), (7_300, "2h ago"), (-90_000, "in 1d")],
 )
-def test_a_time_is_shown_by_its_distance_from_now(seconds: float, told: str) -> None:
-    assert away(NOW - timedelta(seconds=seconds), NOW) == told
+def test_a_time_is_shown_by_its_distance_from_now(seconds: float, text: str) -> None:
+    assert away(NOW - timedelta(seconds=seconds), NOW) == text
 
 
 def test_columns_are_cut_from_the_last_one_and_never_the_first() -> None:
@@ -118,8 +118,8 @@ def test_the_most_specific_error_class_decides_the_exit_code() -> None:
 
 
 def test_an_error_without_a_jsq_class_is_reported_as_internal() -> None:
-    told = describe(ZeroDivisionError("by zero"))
-    assert told == "internal error: ZeroDivisionError: by zero (JSQ_DEBUG=1 prints the traceback)"
+    text = describe(ZeroDivisionError("by zero"))
+    assert text == "internal error: ZeroDivisionError: by zero (JSQ_DEBUG=1 prints the traceback)"
 
 
 SECRET_FIELDS = ("sequence", "has_result", "has_arguments", "arguments_size", "failures", "interruptions")

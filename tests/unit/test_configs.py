@@ -1,4 +1,4 @@
-"""The streams as they should be, and how a difference is told."""
+"""The configurations of streams and consumers, and the description of differences."""
 
 from typing import Any
 
@@ -155,7 +155,7 @@ def test_the_record_bucket_never_drops_records_and_keeps_their_history() -> None
     config = records_config(NAMES, 1)
 
     assert (config["discard"], config["deny_delete"]) == ("new", True)
-    assert config["max_msgs_per_subject"] == 64  # the most that a KV bucket may have
+    assert config["max_msgs_per_subject"] == 64  # the maximum of a KV bucket
     assert (config["allow_atomic"], config["allow_msg_ttl"], config["allow_direct"]) == (True, True, True)
     assert config["republish"] == {"src": "$KV.shop_jobs.>", "dest": "shop.on.>"}
 
@@ -225,9 +225,9 @@ def test_settings_that_cannot_be_read_are_the_defaults(metadata: Any) -> None:
 
 
 def test_unknown_settings_of_a_later_release_are_ignored() -> None:
-    told = '{"lease": 60.0, "colour": "red"}'
+    stored = '{"lease": 60.0, "colour": "red"}'
 
-    assert settings_of({"metadata": {"jsq.queue": told}}) == QueueSettings(lease=60.0)
+    assert settings_of({"metadata": {"jsq.queue": stored}}) == QueueSettings(lease=60.0)
 
 
 # -- differences ---------------------------------------------------------------------------------------------
@@ -267,9 +267,9 @@ def test_changed_settings_are_a_difference() -> None:
     wanted = ready_config(NAMES, "mail", CAREFUL, declared=True)
     have = ready_config(NAMES, "mail", QueueSettings(replicas=3), declared=True)
 
-    told = config_differences(wanted, have)
+    differences = config_differences(wanted, have)
 
-    assert [line.partition(" ")[0] for line in told] == ["max_msgs", "max_bytes", "metadata"]
+    assert [line.partition(" ")[0] for line in differences] == ["max_msgs", "max_bytes", "metadata"]
 
 
 def test_a_missing_field_is_a_difference() -> None:

@@ -1,4 +1,4 @@
-"""Why a job died, as its letter has room for it."""
+"""The cause of a failure, shortened to the size limit of a dead letter."""
 
 import json
 
@@ -17,17 +17,17 @@ def test_a_cause_that_fits_is_stored_uncut() -> None:
 def test_a_long_traceback_keeps_its_innermost_frames(room: int) -> None:
     why = {"reason": "error", "error": "ValueError: no", "traceback": "\n".join(map(str, range(5_000)))}
 
-    told = encode_death(why, room)
+    encoded = encode_death(why, room)
 
-    assert len(told) <= min(room, MAX_DEATH_BYTES)
-    assert json.loads(told)["error"] == "ValueError: no"
-    assert json.loads(told)["traceback"].endswith("4999")
+    assert len(encoded) <= min(room, MAX_DEATH_BYTES)
+    assert json.loads(encoded)["error"] == "ValueError: no"
+    assert json.loads(encoded)["traceback"].endswith("4999")
 
 
 def test_with_little_space_the_traceback_is_dropped_before_the_error_is_cut() -> None:
     why = {"reason": "error", "error": "e" * 9_000, "traceback": "t" * 9_000}
 
-    told = json.loads(encode_death(why, 100))
+    encoded = json.loads(encode_death(why, 100))
 
-    assert (told["reason"], told["traceback"]) == ("error", "")
-    assert 0 < len(told["error"]) < 100
+    assert (encoded["reason"], encoded["traceback"]) == ("error", "")
+    assert 0 < len(encoded["error"]) < 100

@@ -1,4 +1,4 @@
-"""The files of `deploy/`: time to stop, pods without rights, pinned versions, and one conf everywhere."""
+"""The files of `deploy/`: stop times, unprivileged pods, pinned versions, and the same conf everywhere."""
 
 import functools
 import importlib.util
@@ -43,7 +43,7 @@ Document = dict[str, Any]
 
 @functools.cache
 def written() -> list[Document]:
-    """The documents as they stand in the files."""
+    """The documents of the files, unchanged."""
     resources = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
     return [document for name in resources for document in yaml.safe_load_all((BASE / name).read_text())]
 
@@ -79,13 +79,13 @@ def init_container() -> Document:
 
 
 def selected(selector: Document, workload: Document) -> bool:
-    """Whether a selector picks the pods of a workload."""
+    """Whether a selector matches the pods of a workload."""
     labels = workload["spec"]["template"]["metadata"]["labels"]
     return bool(selector["matchLabels"].items() <= labels.items())
 
 
 def conf(path: Path) -> dict[str, str]:
-    """The settings of a conf that stand alone on their lines."""
+    """The settings of a conf that have a line of their own."""
     return dict(re.findall(r"^ *(\w+): (\S+)$", path.read_text(), re.MULTILINE))
 
 
@@ -100,12 +100,12 @@ def seconds(text: str) -> float:
 
 
 def option(arguments: list[str], name: str, default: object = None) -> str:
-    """The value of a `--name` among the arguments of a command."""
+    """The value of the option `--name` in the arguments of a command."""
     return arguments[arguments.index(name) + 1] if name in arguments else str(default)
 
 
 def grace(arguments: list[str]) -> float:
-    """How long a worker with these arguments lets its jobs run at a stop."""
+    """The seconds that a worker with these arguments lets its jobs run at a stop."""
     return float(option(arguments, "--grace", WorkerSettings().grace))
 
 
@@ -117,7 +117,7 @@ def version(image: str) -> tuple[int, ...]:
 
 @functools.cache
 def shop_app() -> App:
-    """The App of the example, imported from its file."""
+    """The app of the example, imported from its file."""
     spec = importlib.util.spec_from_file_location("shop_example", SHOP / "app.py")
     assert spec is not None
     assert spec.loader is not None
@@ -132,7 +132,7 @@ def shop_app() -> App:
 
 
 def kustomized(folder: Path) -> list[Document]:
-    """The documents of a kustomization as Kubernetes gets them."""
+    """The documents that kustomize generates for Kubernetes."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl, which renders a kustomization, is not on the PATH")
@@ -177,11 +177,11 @@ def test_the_servers_mount_the_conf_that_kustomize_generates(rendered: list[Docu
 
 @pytest.mark.parametrize("workload", workloads(), ids=titled)
 def test_a_pod_has_no_unneeded_privileges(workload: Document) -> None:
-    whole, own = pod(workload)["securityContext"], container(workload)["securityContext"]
+    of_pod, own = pod(workload)["securityContext"], container(workload)["securityContext"]
 
-    assert whole["runAsNonRoot"] is True
-    assert whole["runAsUser"] > 0
-    assert whole["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert of_pod["runAsNonRoot"] is True
+    assert of_pod["runAsUser"] > 0
+    assert of_pod["seccompProfile"] == {"type": "RuntimeDefault"}
     assert own["allowPrivilegeEscalation"] is False
     assert own["readOnlyRootFilesystem"] is True
     assert own["capabilities"] == {"drop": ["ALL"]}
@@ -218,7 +218,7 @@ def test_the_one_node_conf_is_the_base_conf_without_the_cluster() -> None:
 
 
 def test_an_image_of_an_app_need_not_be_in_a_registry() -> None:
-    """The tag `latest` would have each node pull it, also where it was loaded onto the nodes."""
+    """With the tag `latest` each node would pull the image, even if it was loaded onto the nodes."""
     for each in (container(one("Deployment", "worker")), init_container()):
         assert each["image"] == "jsq-app:1"
         assert each["imagePullPolicy"] == "IfNotPresent"
@@ -239,7 +239,7 @@ def test_an_init_container_creates_three_replicas_before_a_worker_starts() -> No
 
 
 def selectors(value: object) -> Iterator[dict[str, str]]:
-    """The labels of each selector within a document that names the pods of an app."""
+    """The labels of each selector of a document that selects the pods of an app."""
     if isinstance(value, list):
         for each in value:
             yield from selectors(each)
@@ -348,11 +348,11 @@ def test_a_server_is_probed_for_itself_not_for_each_of_its_streams() -> None:
 
 
 def probes(container: Document) -> dict[str, str]:
-    """The paths that are asked for, on a port that the container names."""
+    """The paths of the probes; each uses a port that the container names."""
     ports = {port["name"] for port in container["ports"]}
     found = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
-    assert {asked["port"] for asked in found.values()} <= ports
-    return {name: asked["path"] for name, asked in found.items()}
+    assert {probe["port"] for probe in found.values()} <= ports
+    return {name: probe["path"] for name, probe in found.items()}
 
 
 def test_a_server_has_longer_to_stop_than_a_lame_duck_takes() -> None:
@@ -485,7 +485,7 @@ def test_compose_mounts_the_shipped_conf_where_the_server_reads_it(services: dic
     assert (DEPLOY / source).resolve() == ROOT / "nats-server.conf"
     assert option(nats["command"], "-c") == target
     assert mode == "ro"
-    # The conf listens on the container's own loopback, where the worker is not.
+    # The conf listens on the loopback of the container, which the worker cannot reach.
     assert option(nats["command"], "-a") == "0.0.0.0"
 
 
@@ -544,7 +544,7 @@ def test_workers_are_started_with_options_that_exist(
 
 
 def instructions(dockerfile: Path = DEPLOY / "Dockerfile") -> Iterator[tuple[str, str]]:
-    """The instructions of a Dockerfile in their order: the word, and the text that follows it."""
+    """The instructions of a Dockerfile, in order: the word and the text that follows it."""
     text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
     for line in text.replace("\\\n", " ").splitlines():
         if line.strip():

@@ -1,4 +1,4 @@
-"""A job as a message: what goes in comes out, and what is no job is told apart."""
+"""The encoding of a job as a message, and messages that are not jobs."""
 
 import json
 import math
@@ -33,7 +33,7 @@ backoffs = st.builds(
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
     lambda at: at.replace(microsecond=at.microsecond // 1000 * 1000)
 )
-"""As they travel: to the millisecond."""
+"""Times with the precision of a message: milliseconds."""
 deadlines = st.integers(1, 10**9).map(lambda ms: ms / 1000) | moments
 jobs = st.builds(
     Job,
@@ -64,11 +64,11 @@ def opened(headers: dict[str, str] | None, payload: bytes = b"{}") -> Job:
 
 
 def order(**fields: Any) -> dict[str, str]:
-    """The headers of a message that somebody else wrote."""
+    """The headers of a message of another program."""
     return {JOB: json.dumps({"v": ENVELOPE_VERSION, "task": "send"} | fields)}
 
 
-# -- there and back ------------------------------------------------------------------------------------------
+# -- round trips ---------------------------------------------------------------------------------------------
 
 
 @quick
@@ -94,10 +94,10 @@ def test_a_quarantined_job_is_decoded_with_its_origin_queue() -> None:
     assert decode(encode(job), job.arguments, id="j1", queue="apart") == job
 
 
-@pytest.mark.parametrize("told", ["", "mail", "mail x", "a.b 3", "mail 3 4", "mail -1"])
-def test_an_invalid_origin_queue_is_refused(told: str) -> None:
+@pytest.mark.parametrize("header", ["", "mail", "mail x", "a.b 3", "mail 3 4", "mail -1"])
+def test_an_invalid_origin_queue_is_refused(header: str) -> None:
     with pytest.raises(BadEnvelope):
-        opened(order() | {ORIGIN_QUEUE: told})
+        opened(order() | {ORIGIN_QUEUE: header})
 
 
 def test_a_plain_job_takes_one_small_header() -> None:
@@ -168,7 +168,7 @@ def test_omitted_fields_are_left_to_the_task() -> None:
     assert (job.failures, job.crashes, job.previous_sequence, job.attempt) == (0, 0, 0, 1)
 
 
-# -- what is no job ------------------------------------------------------------------------------------------
+# -- messages that are not jobs ------------------------------------------------------------------------------
 
 WHOLE = encode(Job("j1", "send", tags=("a",), retries=3))[JOB]
 

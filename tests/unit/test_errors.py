@@ -1,4 +1,4 @@
-"""The tree of errors: where each stands, and what it says."""
+"""The tree of errors, and their messages."""
 
 import inspect
 import pickle
@@ -47,7 +47,7 @@ def test_every_error_class_has_a_docstring(kind: type[Exception]) -> None:
 def test_every_error_belongs_to_one_branch(kind: type[Exception]) -> None:
     above = [
         one for one in kind.__mro__[1:] if issubclass(one, JsqError)
-    ]  # a special case stands below another
+    ]  # an error class may be a subclass of another one
 
     assert [branch for branch in BRANCHES if issubclass(kind, branch)] == [above[-2]]
     assert set(above[:-2]) <= set(ERRORS)
@@ -73,7 +73,7 @@ def test_only_temporary_errors_are_retryable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (BadName("queue", "a b", "no blanks"), "queue name must be no blanks, got 'a b'"),
         (BadOption("delay", -1, "must be 0 or more; x"), "delay must be 0 or more, got -1; x"),
@@ -90,8 +90,8 @@ def test_only_temporary_errors_are_retryable() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_an_error_message_names_its_subject(error: Exception, told: str) -> None:
-    assert str(error) == told
+def test_an_error_message_names_its_subject(error: Exception, message: str) -> None:
+    assert str(error) == message
 
 
 def test_an_unknown_submit_names_the_id_that_makes_a_retry_safe() -> None:
@@ -130,10 +130,10 @@ def test_an_error_message_survives_a_failing_repr() -> None:
 
 
 def test_an_error_message_contains_no_control_characters() -> None:
-    told = str(BadName("queue", "a\x1b[2J\r\n\u202e\ud800", "no"))
+    message = str(BadName("queue", "a\x1b[2J\r\n\u202e\ud800", "no"))
 
-    assert told.isprintable()
-    assert told.encode()
+    assert message.isprintable()
+    assert message.encode()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The life of a job: the table of moves, and what a delivery makes of the log."""
+"""The states of a job: the table of transitions, and the verdict on a delivery."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -41,7 +41,7 @@ def in_state(state: str) -> StoredRevision:
 
 
 def ended_as(state: str, sequence: int = 7) -> StoredRevision:
-    """An attempt that began at revision 5, and ended at 7; that was rewritten later with another due time."""
+    """An attempt that began at revision 5 and ended at 7; a later `sequence` gives it another due time."""
     return logged(Revision(state, "mail", worker="w1", message=10, delivery=1, token=5), sequence=sequence)
 
 
@@ -112,50 +112,50 @@ def test_only_a_message_written_after_the_edit_starts_an_edited_job(
     assert judge_start(edited, Info("w2", 11, 1, previous=previous), other_waits=False) is verdict
 
 
-# -- what a delivery does ------------------------------------------------------------------------------------
+# -- the verdict on a delivery -------------------------------------------------------------------------------
 
 ROWS = [
-    ("a job the log does not know is started", None, Info("w1", 10, 1), False, Verdict.START),
+    ("a job without a record is started", None, Info("w1", 10, 1), False, Verdict.START),
     ("a queued job is started", in_state("queued"), Info("w2", 10, 1), False, Verdict.START),
     ("a scheduled job is started", in_state("scheduled"), Info("w2", 10, 1), False, Verdict.START),
-    ("a job handed back is started", in_state("interrupted"), Info("w2", 10, 2), False, Verdict.START),
-    ("a number given again is started", in_state("interrupted"), Info("w2", 10, 1), False, Verdict.START),
+    ("an interrupted job is started", in_state("interrupted"), Info("w2", 10, 2), False, Verdict.START),
+    ("a repeated number is started", in_state("interrupted"), Info("w2", 10, 1), False, Verdict.START),
     ("a job that succeeded is settled", in_state("succeeded"), Info("w1", 10, 2), False, Verdict.SETTLE),
     ("a job that failed is settled", in_state("failed"), Info("w1", 10, 2), False, Verdict.SETTLE),
     ("an expired job is settled", in_state("expired"), Info("w1", 10, 2), False, Verdict.SETTLE),
     ("a cancelled job is settled", in_state("cancelled"), Info("w1", 10, 1), False, Verdict.SETTLE),
-    ("a promised retry is kept", in_state("retrying"), Info("w2", 10, 2), False, Verdict.ENSURE_NEXT_ATTEMPT),
-    ("a promised snooze is kept", in_state("snoozed"), Info("w2", 10, 2), False, Verdict.ENSURE_NEXT_ATTEMPT),
-    ("a retry comes true", ended_as("retrying"), Info("w2", 12, 1, previous=7), False, Verdict.START),
-    ("a snooze comes true", ended_as("snoozed"), Info("w2", 12, 1, previous=7), False, Verdict.START),
-    ("a retry with another date", ended_as("retrying", 9), Info("w2", 12, 1, "", 7), False, Verdict.START),
-    ("one before it", ended_as("retrying"), Info("w2", 10, 2, "", 4), False, Verdict.ENSURE_NEXT_ATTEMPT),
-    ("our own start is adopted", running(), Info("w1", 10, 1), False, Verdict.RESUME),
-    ("a silent worker's job is taken over", running(), Info("w2", 10, 2), False, Verdict.RECLAIM),
-    ("our own lapsed delivery is taken over", running(), Info("w1", 10, 2), False, Verdict.RECLAIM),
-    ("a late delivery lets go", running(delivery=3), Info("w2", 10, 2), False, Verdict.ABANDON),
-    ("our own late delivery lets go", running(delivery=3), Info("w1", 10, 2), False, Verdict.ABANDON),
-    ("another worker's delivery lets go", running(), Info("w2", 10, 1), False, Verdict.ABANDON),
-    ("a double is dropped while the first waits", running(), Info("w2", 11, 1), True, Verdict.DROP),
-    ("what began in a quarantine runs there", running("q"), Info("w2", 10, 2), False, Verdict.DROP),
-    ("in its quarantine it is taken over", running("q"), Info("w2", 10, 2, "q"), False, Verdict.RECLAIM),
-    ("there a double is dropped", running("q"), Info("w2", 11, 1, "q"), True, Verdict.DROP),
-    ("a like number at home is another message", running(), Info("w2", 10, 2, "q"), True, Verdict.DROP),
-    ("a double takes over from one that is gone", running(), Info("w2", 11, 1), False, Verdict.RECLAIM),
+    ("a retry is ensured", in_state("retrying"), Info("w2", 10, 2), False, Verdict.ENSURE_NEXT_ATTEMPT),
+    ("a snooze is ensured", in_state("snoozed"), Info("w2", 10, 2), False, Verdict.ENSURE_NEXT_ATTEMPT),
+    ("a stored retry is started", ended_as("retrying"), Info("w2", 12, 1, previous=7), False, Verdict.START),
+    ("a stored snooze is started", ended_as("snoozed"), Info("w2", 12, 1, previous=7), False, Verdict.START),
+    ("a moved retry is started", ended_as("retrying", 9), Info("w2", 12, 1, "", 7), False, Verdict.START),
+    ("an older message", ended_as("retrying"), Info("w2", 10, 2, "", 4), False, Verdict.ENSURE_NEXT_ATTEMPT),
+    ("the start of this delivery is resumed", running(), Info("w1", 10, 1), False, Verdict.RESUME),
+    ("a job of a silent worker is reclaimed", running(), Info("w2", 10, 2), False, Verdict.RECLAIM),
+    ("an expired delivery of the same worker", running(), Info("w1", 10, 2), False, Verdict.RECLAIM),
+    ("a late delivery is abandoned", running(delivery=3), Info("w2", 10, 2), False, Verdict.ABANDON),
+    ("a late one of the same worker", running(delivery=3), Info("w1", 10, 2), False, Verdict.ABANDON),
+    ("a delivery beside another worker", running(), Info("w2", 10, 1), False, Verdict.ABANDON),
+    ("a duplicate is dropped while the first waits", running(), Info("w2", 11, 1), True, Verdict.DROP),
+    ("a quarantined job runs there", running("q"), Info("w2", 10, 2), False, Verdict.DROP),
+    ("in its quarantine it is reclaimed", running("q"), Info("w2", 10, 2, "q"), False, Verdict.RECLAIM),
+    ("there a duplicate is dropped", running("q"), Info("w2", 11, 1, "q"), True, Verdict.DROP),
+    ("an equal number in the origin queue", running(), Info("w2", 10, 2, "q"), True, Verdict.DROP),
+    ("a duplicate reclaims from a missing one", running(), Info("w2", 11, 1), False, Verdict.RECLAIM),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("last", "handing", "other_waits", "verdict"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
+    ("last", "info", "other_waits", "verdict"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
 )
 def test_a_delivery_whose_start_was_refused_gets_the_verdict_of_the_record(
-    last: StoredRevision | None, handing: Info, other_waits: bool, verdict: Verdict
+    last: StoredRevision | None, info: Info, other_waits: bool, verdict: Verdict
 ) -> None:
-    assert judge_start(last, handing, other_waits=other_waits) is verdict
+    assert judge_start(last, info, other_waits=other_waits) is verdict
 
 
 def test_every_verdict_has_a_row() -> None:
-    # Whether a worker lives is not in the record: see `jsq.worker.holders`.
+    # The record does not contain whether a worker is alive: see `jsq.worker.holders`.
     assert {row[4] for row in ROWS} == set(Verdict) - {Verdict.RESTART}
 
 
@@ -180,19 +180,19 @@ quick = settings(deadline=None, max_examples=200)
 
 
 @quick
-@given(last=events, handing=handings, other_waits=st.booleans())
-def test_a_finished_job_never_runs_again(last: StoredRevision, handing: Info, other_waits: bool) -> None:
-    verdict = judge_start(last, handing, other_waits=other_waits)
+@given(last=events, info=handings, other_waits=st.booleans())
+def test_a_finished_job_never_runs_again(last: StoredRevision, info: Info, other_waits: bool) -> None:
+    verdict = judge_start(last, info, other_waits=other_waits)
 
     assert (verdict is Verdict.SETTLE) == (last.state in FINAL_STATES)
 
 
 @quick
-@given(last=events, handing=handings, other_waits=st.booleans())
+@given(last=events, info=handings, other_waits=st.booleans())
 def test_every_start_is_a_transition_of_the_table(
-    last: StoredRevision, handing: Info, other_waits: bool
+    last: StoredRevision, info: Info, other_waits: bool
 ) -> None:
-    verdict = judge_start(last, handing, other_waits=other_waits)
+    verdict = judge_start(last, info, other_waits=other_waits)
 
     if verdict in (Verdict.START, Verdict.RECLAIM):
         assert "running" in TRANSITIONS[last.state]
@@ -201,65 +201,65 @@ def test_every_start_is_a_transition_of_the_table(
 
 
 @quick
-@given(last=events, handing=handings, other_waits=st.booleans())
+@given(last=events, info=handings, other_waits=st.booleans())
 def test_only_the_same_delivery_resumes_its_attempt(
-    last: StoredRevision, handing: Info, other_waits: bool
+    last: StoredRevision, info: Info, other_waits: bool
 ) -> None:
     event = last.revision
-    own = handing == Info(event.worker, event.message, event.delivery, event.quarantine, handing.previous)
+    own = info == Info(event.worker, event.message, event.delivery, event.quarantine, info.previous)
 
-    verdict = judge_start(last, handing, other_waits=other_waits)
+    verdict = judge_start(last, info, other_waits=other_waits)
 
     assert (verdict is Verdict.RESUME) == (own and last.state == "running")
 
 
 @quick
-@given(last=events, handing=handings, other_waits=st.booleans())
+@given(last=events, info=handings, other_waits=st.booleans())
 def test_a_next_attempt_starts_only_if_its_message_follows_the_last_outcome(
-    last: StoredRevision, handing: Info, other_waits: bool
+    last: StoredRevision, info: Info, other_waits: bool
 ) -> None:
-    verdict = judge_start(last, handing, other_waits=other_waits)
+    verdict = judge_start(last, info, other_waits=other_waits)
 
     if last.state in ("retrying", "snoozed"):
-        starts = handing.previous > last.revision.token
+        starts = info.previous > last.revision.token
         assert verdict is (Verdict.START if starts else Verdict.ENSURE_NEXT_ATTEMPT)
     else:
         assert verdict is not Verdict.ENSURE_NEXT_ATTEMPT
 
 
 @quick
-@given(last=events, handing=handings, other_waits=st.booleans(), later=st.integers(1, 5))
+@given(last=events, info=handings, other_waits=st.booleans(), later=st.integers(1, 5))
 def test_rescheduling_the_next_attempt_changes_no_verdict(
-    last: StoredRevision, handing: Info, other_waits: bool, later: int
+    last: StoredRevision, info: Info, other_waits: bool, later: int
 ) -> None:
     again = replace(last, sequence=last.sequence + later, revision=replace(last.revision, due=NOON))
 
-    assert judge_start(again, handing, other_waits=other_waits) is judge_start(
-        last, handing, other_waits=other_waits
+    assert judge_start(again, info, other_waits=other_waits) is judge_start(
+        last, info, other_waits=other_waits
     )
 
 
 @quick
-@given(handing=handings, started=sequences, state=st.sampled_from(["retrying", "snoozed"]))
+@given(info=handings, started=sequences, state=st.sampled_from(["retrying", "snoozed"]))
 def test_after_an_outcome_only_the_message_of_the_next_attempt_starts(
-    handing: Info, started: int, state: str
+    info: Info, started: int, state: str
 ) -> None:
-    begun = replace(handing, previous=started)  # it wrote `running` on top of `started`, so above it
+    begun = replace(info, previous=started)  # it wrote `running` with `started` as the expected sequence
     token, end = started + 1, started + 2
-    last = logged(Revision(state, "mail", token=token, message=handing.message), sequence=end)
+    last = logged(Revision(state, "mail", token=token, message=info.message), sequence=end)
 
     assert judge_start(last, begun, other_waits=False) is Verdict.ENSURE_NEXT_ATTEMPT
-    assert judge_start(last, replace(handing, previous=end), other_waits=False) is Verdict.START
+    assert judge_start(last, replace(info, previous=end), other_waits=False) is Verdict.START
 
 
 @quick
-@given(last=events, handing=handings, previous=sequences, other_waits=st.booleans())
+@given(last=events, info=handings, previous=sequences, other_waits=st.booleans())
 def test_the_previous_sequence_matters_only_to_a_next_attempt(
-    last: StoredRevision, handing: Info, previous: int, other_waits: bool
+    last: StoredRevision, info: Info, previous: int, other_waits: bool
 ) -> None:
     if last.state not in ("retrying", "snoozed"):
-        assert judge_start(last, handing, other_waits=other_waits) is judge_start(
-            last, replace(handing, previous=previous), other_waits=other_waits
+        assert judge_start(last, info, other_waits=other_waits) is judge_start(
+            last, replace(info, previous=previous), other_waits=other_waits
         )
 
 
@@ -268,9 +268,9 @@ def test_the_previous_sequence_matters_only_to_a_next_attempt(
 def test_only_the_newer_of_two_deliveries_reclaims(last: StoredRevision, one: Info, other: Info) -> None:
     older, newer = sorted((one.delivery, other.delivery))
 
-    message, lane = last.revision.message, last.revision.quarantine
+    message, quarantine = last.revision.message, last.revision.quarantine
     takes = [
-        judge_start(last, Info("w9", message, number, lane), other_waits=False) is Verdict.RECLAIM
+        judge_start(last, Info("w9", message, number, quarantine), other_waits=False) is Verdict.RECLAIM
         for number in (older, newer)
     ]
 
@@ -278,15 +278,15 @@ def test_only_the_newer_of_two_deliveries_reclaims(last: StoredRevision, one: In
 
 
 @quick
-@given(last=events, handing=handings, other_waits=st.booleans())
+@given(last=events, info=handings, other_waits=st.booleans())
 def test_a_reclaimed_delivery_cannot_reclaim_the_job_back(
-    last: StoredRevision, handing: Info, other_waits: bool
+    last: StoredRevision, info: Info, other_waits: bool
 ) -> None:
-    if judge_start(last, handing, other_waits=other_waits) is not Verdict.RECLAIM:
+    if judge_start(last, info, other_waits=other_waits) is not Verdict.RECLAIM:
         return
-    worker, message, delivery = handing.worker, handing.message, handing.delivery
+    worker, message, delivery = info.worker, info.message, info.delivery
     after = logged(
-        Revision("running", "mail", 1, 0, 0, worker, message, delivery, quarantine=handing.quarantine)
+        Revision("running", "mail", 1, 0, 0, worker, message, delivery, quarantine=info.quarantine)
     )
     before = last.revision
     loser = Info(before.worker, before.message, before.delivery, before.quarantine)

@@ -1,4 +1,4 @@
-"""A revision of a record as JSON, and moments as text."""
+"""The encoding of a revision of a record as JSON, and of times as text."""
 
 import hashlib
 import json
@@ -164,15 +164,15 @@ def test_the_fast_encoding_of_a_success_equals_that_of_its_event(
     running = encode_running(job, delivery, submitted, submitted + 1)
     ended = replace(running_revision(job, delivery, submitted, submitted + 1), state="succeeded", token=token)
     packed = json.dumps({"result": value}).encode()
-    members, told = argument_members(arguments), with_arguments(ended, arguments)
+    members, expected = argument_members(arguments), with_arguments(ended, arguments)
 
-    whole = encode_succeeded(running, token, members, packed)
-    assert is_final(whole)
-    assert decode(whole) == decode(encode(replace(told, has_result=True, result=value)))
+    encoded = encode_succeeded(running, token, members, packed)
+    assert is_final(encoded)
+    assert decode(encoded) == decode(encode(replace(expected, has_result=True, result=value)))
     assert decode(encode_succeeded(running, token, b"", packed)) == replace(
         ended, has_result=True, result=value
     )
-    assert decode(encode_succeeded(running, token, members, b"")) == told
+    assert decode(encode_succeeded(running, token, members, b"")) == expected
     assert decode(encode_succeeded(running, token, b"", b"")) == ended
 
 
@@ -195,7 +195,7 @@ RUNNING = encode_running(Job("j1", "mail"), DeliveryInfo("w1", 7, 1), 1, 1)
 
 
 def succeeded_with(arguments: bytes) -> Revision:
-    """The revision of a success of a job with these arguments, as it is read."""
+    """The decoded revision of a success of a job with these arguments."""
     return decode(encode_succeeded(RUNNING, 9, argument_members(arguments), b""))
 
 
@@ -246,7 +246,7 @@ def test_arguments_of_any_depth_leave_the_record_readable(depth: int) -> None:
         assert read.has_arguments == (depth <= 200)
 
 
-# -- what is read --------------------------------------------------------------------------------------------
+# -- decoding ------------------------------------------------------------------------------------------------
 
 
 def test_empty_fields_are_omitted() -> None:
@@ -263,8 +263,8 @@ def test_unknown_fields_are_ignored() -> None:
 
 
 def test_an_event_of_a_message_without_a_task_can_be_decoded() -> None:
-    put_away = Revision("failed", "", reason="bad_envelope", error="no job")
-    assert decode(encode(put_away)) == put_away
+    rejected = Revision("failed", "", reason="bad_envelope", error="no job")
+    assert decode(encode(rejected)) == rejected
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_the_decoder_raises_only_its_own_error_for_any_bytes(payload: bytes) -> 
         decode(payload)
 
 
-# -- moments -------------------------------------------------------------------------------------------------
+# -- times ---------------------------------------------------------------------------------------------------
 
 
 @quick

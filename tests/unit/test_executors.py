@@ -1,4 +1,4 @@
-"""Where functions run: however one ends, its executor says so and lives."""
+"""The executors: each reports the end of a function and survives it."""
 
 import asyncio
 import contextvars
@@ -17,7 +17,7 @@ from jsq.executors import Executor, LoopExecutor, Raised, Returned, ThreadExecut
 from jsq.executors.base import FunctionEnd
 
 WAIT = 10.0
-"""Seconds after which a test gives up."""
+"""Seconds after which a test fails."""
 
 ERRORS = [
     ValueError("no"),
@@ -43,7 +43,7 @@ def raises(error: BaseException) -> None:
 
 
 def on_loop(function: Callable[[], Any]) -> Callable[[], Any]:
-    """A coroutine function that does the same."""
+    """A coroutine function that behaves like a plain function."""
 
     async def run() -> Any:
         return function()
@@ -180,21 +180,21 @@ async def test_an_interrupted_coroutine_may_clean_up_and_return() -> None:
 
 
 async def test_a_coroutine_that_swallows_its_cancellation_runs_to_its_end() -> None:
-    began, told, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    began, cancelled, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def stubborn() -> str:
         began.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            told.set()
+            cancelled.set()
         await release.wait()
         return "late"
 
     execution = LoopExecutor().start(stubborn)
     await began.wait()
     execution.interrupt()
-    await told.wait()
+    await cancelled.wait()
 
     assert not execution.end.done()
     release.set()
@@ -277,7 +277,7 @@ async def test_an_idle_thread_is_used_again() -> None:
 
 
 async def idle(executor: ThreadExecutor) -> None:
-    """Wait until a thread has nothing to do."""
+    """Wait until a thread is idle."""
     assert await asyncio.to_thread(executor._idle.acquire, timeout=WAIT)
     executor._idle.release()
 
@@ -406,6 +406,6 @@ async def main():
 asyncio.run(main())
 """
 
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
 
-    assert (told.returncode, told.stdout, told.stderr) == (0, "leaving\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")

@@ -1,4 +1,4 @@
-"""When a job has expired, by its last event: pure functions of that and of a moment."""
+"""The expiry of a job: pure functions of its last event and a time."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -63,21 +63,23 @@ def test_a_job_without_an_expiry_never_expires() -> None:
 
 def test_an_expiry_is_stored_in_utc_to_the_millisecond() -> None:
     berlin = timezone(timedelta(hours=2))
-    asked = datetime(2026, 7, 1, 15, 0, 0, 123_456, tzinfo=berlin)
-    assert expiry_time(asked, None, NOON) == datetime(2026, 7, 1, 13, 0, 0, 123_000, tzinfo=UTC)
+    expires = datetime(2026, 7, 1, 15, 0, 0, 123_456, tzinfo=berlin)
+    assert expiry_time(expires, None, NOON) == datetime(2026, 7, 1, 13, 0, 0, 123_000, tzinfo=UTC)
     assert expiry_time(1.5, None, NOON) == NOON + 1.5 * SECOND
 
 
 @pytest.mark.parametrize(
-    ("expires", "due", "told"),
+    ("expires", "due", "message"),
     [
         (NOON, None, "must be in the future"),
         (5, NOON + 5 * SECOND, "must be after the start of the job"),
         (NOON + SECOND, NOON + 2 * SECOND, "must be after the start of the job"),
     ],
 )
-def test_an_expiry_that_no_job_could_meet_is_refused(expires: Any, due: datetime | None, told: str) -> None:
-    with pytest.raises(BadOption, match=f"expires {told}"):
+def test_an_expiry_that_no_job_could_meet_is_refused(
+    expires: Any, due: datetime | None, message: str
+) -> None:
+    with pytest.raises(BadOption, match=f"expires {message}"):
         expiry_time(expires, due, NOON)
 
 
@@ -92,10 +94,10 @@ def test_messages_and_events_carry_the_expiry_unchanged() -> None:
 
 def test_headers_beyond_the_limit_of_a_record_are_omitted() -> None:
     many = {f"h{n}": "x" * 200 for n in range(60)}
-    told = revision_headers(many)
-    assert 5 < len(told) < 15
-    assert list(told) == list(many)[: len(told)]
-    assert sum(len(name) + len(value) for name, value in told.items()) < MAX_REVISION_HEADER_BYTES
+    kept = revision_headers(many)
+    assert 5 < len(kept) < 15
+    assert list(kept) == list(many)[: len(kept)]
+    assert sum(len(name) + len(value) for name, value in kept.items()) < MAX_REVISION_HEADER_BYTES
 
 
 def test_the_expiry_ends_with_the_first_start() -> None:
@@ -119,7 +121,9 @@ def test_a_declared_expiry_counts_from_the_first_message() -> None:
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_sweep_records_expiries_without_waiting_for_the_minimum_age(lost: bool, recorded: bool) -> None:
     message = StoredMessage("default", "j1", "READY", 7, NOON - SECOND, undeliverable=lost, expires=NOON)
-    found = last("snoozed", reason="unknown_task") if recorded else None  # none: the message tells it all
+    found = (
+        last("snoozed", reason="unknown_task") if recorded else None
+    )  # without a record, only the message counts
 
     assert judge_message(message, found, expired_before=NOON) is Inconsistency.UNRECORDED_EXPIRY
     early = judge_message(message, found, expired_before=NOON - SECOND)

@@ -1,4 +1,4 @@
-"""Names, ids and options: what a job may carry."""
+"""The names, ids and options of a job."""
 
 import re
 import time
@@ -54,7 +54,7 @@ HOSTILE = [
     5,
     b"default",
 ]
-"""What is the name of nothing."""
+"""Values that are not valid names."""
 
 
 # -- names ---------------------------------------------------------------------------------------------------
@@ -198,11 +198,11 @@ def test_delay_and_at_together_are_refused() -> None:
         Options(delay=1, at=NOW)
 
 
-# -- when ----------------------------------------------------------------------------------------------------
+# -- due times -----------------------------------------------------------------------------------------------
 
 
 class Nowhere(tzinfo):
-    """A time zone that does not say where it is."""
+    """A time zone without an offset."""
 
     def utcoffset(self, at: datetime | None) -> None:
         return None
@@ -316,12 +316,12 @@ def test_too_many_headers_are_refused() -> None:
         Options(headers={f"h{n}": "" for n in range(MAX_HEADERS + 1)})
 
 
-@pytest.mark.parametrize("letter", ["x", "é", "🐢", '"'])
-def test_headers_are_measured_as_they_are_sent(letter: str) -> None:
+@pytest.mark.parametrize("character", ["x", "é", "🐢", '"'])
+def test_headers_are_measured_as_they_are_sent(character: str) -> None:
     with pytest.raises(BadOption, match="16384 bytes at most"):
-        Options(headers={"big": letter * MAX_HEADER_BYTES})
+        Options(headers={"big": character * MAX_HEADER_BYTES})
 
-    largest = letter * ((MAX_HEADER_BYTES - 20) // 12)
+    largest = character * ((MAX_HEADER_BYTES - 20) // 12)
     sealed = envelope.encode(Job("j1", "mail", headers=Options(headers={"big": largest}).headers))
 
     assert sum(len(value) for value in sealed.values()) < MAX_HEADER_BYTES + 200

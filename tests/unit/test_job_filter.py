@@ -1,4 +1,4 @@
-"""What may be said of jobs that are looked for: read once, and judged by records and arguments."""
+"""Filters of jobs: reading the criteria, and matching records and arguments."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -62,7 +62,7 @@ def test_arguments_are_found_by_their_paths(arg: Any, fits: bool) -> None:
     choice = read_criteria(arg=arg)
 
     assert choice.matches_arguments(payload) is fits
-    # As they travel from one who does not know the task.
+    # The form of a submit by name, which does not know the task.
     assert choice.matches_arguments(b"[[7], " + payload + b"]") is fits
 
 
@@ -106,8 +106,8 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_an_invalid_criterion_is_refused_by_name(bad: str) -> None:
-    which, told = BAD[bad]
-    with pytest.raises(BadOption, match=told):
+    which, message = BAD[bad]
+    with pytest.raises(BadOption, match=message):
         read_criteria(**which)
 
 

@@ -1,10 +1,10 @@
-"""Who of a key may be let on, and for how long he keeps his place."""
+"""The admission of jobs of a key group, and how long they hold a slot."""
 
 import random
 
 import pytest
 
-from jsq.codec import key_groups as turns
+from jsq.codec import key_groups
 from jsq.errors import BadEnvelope, BadOption
 from jsq.model.key_group import (
     READY_PER_KEY,
@@ -59,7 +59,7 @@ def test_invalid_weights_are_refused(weights: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("per_key", "rule", "place", "most"),
+    ("per_key", "limits", "place", "most"),
     [
         (None, GroupLimits(), "start", READY_PER_KEY),
         (None, GroupLimits(weights={"k": 3}), "start", 3 * READY_PER_KEY),
@@ -71,78 +71,83 @@ def test_invalid_weights_are_refused(weights: object) -> None:
     ],
 )
 def test_the_limit_of_a_submit_overrides_that_of_the_queue(
-    per_key: int | None, rule: GroupLimits, place: SlotKind, most: int
+    per_key: int | None, limits: GroupLimits, place: SlotKind, most: int
 ) -> None:
-    assert slot_for(WaitingJob("a", "k", per_key), rule) == (place, most)
+    assert slot_for(WaitingJob("a", "k", per_key), limits) == (place, most)
 
 
 def test_a_group_admits_jobs_up_to_its_limit_and_again_after_a_release() -> None:
-    rule, turn = GroupLimits(per_key=2), GroupState()
+    limits, state = GroupLimits(per_key=2), GroupState()
 
     for number, id in enumerate("ab", 1):
-        assert turn.has_room_for(WaitingJob(id, "k", sequence=number), rule)
-        turn = turn.with_slot_for(WaitingJob(id, "k", sequence=number), rule)
+        assert state.has_room_for(WaitingJob(id, "k", sequence=number), limits)
+        state = state.with_slot_for(WaitingJob(id, "k", sequence=number), limits)
 
-    assert turn == GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "attempt")), ("a", "b"), 2)
-    assert not turn.has_room_for(WaitingJob("c", "k"), rule)
-    assert turn.without({"a": 0}).has_room_for(WaitingJob("c", "k"), rule)
-    assert turn.without({"a": 0}) == GroupState((SlotHolder("b", "attempt"),), ("b",), 2)
-    assert turn.without({"x": 0}) == turn
-    assert turn.without_admitting().admitting == ()
-    assert (turn.slot_of("a"), turn.slot_of("c")) == (SlotHolder("a", "attempt"), None)
+    assert state == GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "attempt")), ("a", "b"), 2)
+    assert not state.has_room_for(WaitingJob("c", "k"), limits)
+    assert state.without({"a": 0}).has_room_for(WaitingJob("c", "k"), limits)
+    assert state.without({"a": 0}) == GroupState((SlotHolder("b", "attempt"),), ("b",), 2)
+    assert state.without({"x": 0}) == state
+    assert state.without_admitting().admitting == ()
+    assert (state.slot_of("a"), state.slot_of("c")) == (SlotHolder("a", "attempt"), None)
 
 
 def test_a_late_release_does_not_release_a_newer_slot_of_the_same_job() -> None:
-    rule, back = GroupLimits(per_key=2), WaitingJob("a", "k", sequence=9, previous_sequence=70)
-    turn = GroupState((SlotHolder("a", "attempt", 0),))
+    limits, back = GroupLimits(per_key=2), WaitingJob("a", "k", sequence=9, previous_sequence=70)
+    state = GroupState((SlotHolder("a", "attempt", 0),))
 
-    assert not turn.already_admitted(back)
-    assert not turn.has_room_for(back, rule)  # it has not left yet
-    turn = turn.without({"a": 0}).with_slot_for(back, rule)
+    assert not state.already_admitted(back)
+    assert not state.has_room_for(back, limits)  # it has not released its slot yet
+    state = state.without({"a": 0}).with_slot_for(back, limits)
 
-    assert turn.already_admitted(back)
-    assert turn.without({"a": 0}) == turn.without({"a": 69}) == turn
-    assert turn.without({"a": 70}).slots == ()
+    assert state.already_admitted(back)
+    assert state.without({"a": 0}) == state.without({"a": 69}) == state
+    assert state.without({"a": 70}).slots == ()
 
 
 def test_a_lower_limit_admits_no_job_until_enough_slots_are_released() -> None:
-    turn = GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "attempt"), SlotHolder("c", "attempt")))
+    state = GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "attempt"), SlotHolder("c", "attempt")))
 
-    assert not turn.has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
-    assert not turn.without({"a": 0}).has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
-    assert turn.without({"a": 0, "b": 0}).has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
+    assert not state.has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
+    assert not state.without({"a": 0}).has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
+    assert state.without({"a": 0, "b": 0}).has_room_for(WaitingJob("d", "k"), GroupLimits(per_key=2))
 
 
 def test_slots_that_are_held_until_the_start_have_a_limit_of_their_own() -> None:
-    turn = GroupState(
+    state = GroupState(
         (SlotHolder("a", "attempt"), *(SlotHolder(str(number), "start") for number in range(READY_PER_KEY)))
     )
 
-    assert turn.has_room_for(WaitingJob("c", "gold"), GroupLimits(weights={"gold": 2}))
-    assert not turn.has_room_for(WaitingJob("c", "k"), GroupLimits())
-    assert turn.without({"0": 0}).has_room_for(WaitingJob("c", "k"), GroupLimits())
+    assert state.has_room_for(WaitingJob("c", "gold"), GroupLimits(weights={"gold": 2}))
+    assert not state.has_room_for(WaitingJob("c", "k"), GroupLimits())
+    assert state.without({"0": 0}).has_room_for(WaitingJob("c", "k"), GroupLimits())
 
 
 def test_with_weights_keys_are_served_in_proportion() -> None:
-    """A queue is served in order; who begins makes room for the next of his key, at its end."""
-    rule, waits = GroupLimits(weights={"gold": 3}), {"gold": 300, "tin": 300}
+    """Jobs start in the order of the queue.
+
+    The start of a job releases a slot for the next one of its key.
+    """
+    limits, waits = GroupLimits(weights={"gold": 3}), {"gold": 300, "tin": 300}
     of_key = {key: GroupState() for key in waits}
     queue: list[tuple[str, str]] = []
     started: list[str] = []
 
-    def let_on(key: str) -> None:
-        while waits[key] and of_key[key].has_room_for(waiter := WaitingJob(f"{key}{waits[key]}", key), rule):
-            of_key[key] = of_key[key].with_slot_for(waiter, rule)
-            queue.append((key, waiter.id))
+    def admit(key: str) -> None:
+        while waits[key] and of_key[key].has_room_for(
+            waiting := WaitingJob(f"{key}{waits[key]}", key), limits
+        ):
+            of_key[key] = of_key[key].with_slot_for(waiting, limits)
+            queue.append((key, waiting.id))
             waits[key] -= 1
 
     for key in waits:
-        let_on(key)
+        admit(key)
     for _ in range(200):
         key, id = queue.pop(0)
         started.append(key)
         of_key[key] = of_key[key].without({id: 0})
-        let_on(key)
+        admit(key)
 
     span = 4 * READY_PER_KEY
     assert all(started[n : n + span].count("tin") == READY_PER_KEY for n in range(200 - span))
@@ -150,22 +155,22 @@ def test_with_weights_keys_are_served_in_proportion() -> None:
 
 def test_no_order_of_admissions_and_releases_exceeds_the_limit() -> None:
     for seed in range(50):
-        chance, rule, turn, line = (
+        chance, limits, state, backlog = (
             random.Random(seed),
             GroupLimits(per_key=3),
             GroupState(),
             list(range(1, 200)),
         )
         for _ in range(500):
-            waiter = WaitingJob(str(line[0]), "k", sequence=line[0]) if line else None
-            if waiter is not None and turn.has_room_for(waiter, rule) and chance.random() < 0.7:
-                turn = turn.with_slot_for(waiter, rule)
-                line.pop(0)
-            elif turn.slots:
-                turn = turn.without({chance.choice(turn.slots).id: 0})
-            assert len(turn.slots) <= 3
-            assert not {one.id for one in turn.slots} & {str(one) for one in line}
-        assert not line
+            waiting = WaitingJob(str(backlog[0]), "k", sequence=backlog[0]) if backlog else None
+            if waiting is not None and state.has_room_for(waiting, limits) and chance.random() < 0.7:
+                state = state.with_slot_for(waiting, limits)
+                backlog.pop(0)
+            elif state.slots:
+                state = state.without({chance.choice(state.slots).id: 0})
+            assert len(state.slots) <= 3
+            assert not {one.id for one in state.slots} & {str(one) for one in backlog}
+        assert not backlog
 
 
 @pytest.mark.parametrize(
@@ -188,15 +193,15 @@ def test_a_slot_is_held_over_the_events_of_its_kind(
 
 
 @pytest.mark.parametrize(
-    "turn",
+    "state",
     [
         GroupState(),
         GroupState((SlotHolder("a", "job", 7),)),
         GroupState((SlotHolder("a", "attempt"), SlotHolder("b", "start")), ("b",), 7),
     ],
 )
-def test_a_group_state_is_decoded_as_it_was_encoded(turn: GroupState) -> None:
-    assert turns.decode(turns.encode(turn)) == turn
+def test_a_group_state_is_decoded_as_it_was_encoded(state: GroupState) -> None:
+    assert key_groups.decode(key_groups.encode(state)) == state
 
 
 @pytest.mark.parametrize(
@@ -204,4 +209,4 @@ def test_a_group_state_is_decoded_as_it_was_encoded(turn: GroupState) -> None:
 )
 def test_an_invalid_group_state_is_refused(payload: bytes) -> None:
     with pytest.raises(BadEnvelope):
-        turns.decode(payload)
+        key_groups.decode(payload)

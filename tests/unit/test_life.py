@@ -1,9 +1,9 @@
-"""The life of one job as a model: a record, a queue, and workers that die, stall and lose answers.
+"""A model of the life of one job: a record, a queue, and workers that die, stall and lose replies.
 
-The judgement is jsq's own (`judge_start`, the table of moves, what an outcome writes); the server and the
-order of things are the model's. Hypothesis looks for an order of steps in which a job is lost, ends twice,
-or starts after a confirmed cancel. A model whose log does not compare, or which follows a wrong verdict, is
-found out in the same way.
+The decisions are those of jsq: `judge_start`, the table of transitions, and the events of outcomes. The
+server and the order of steps belong to the model. Hypothesis searches for an order in which a job is lost,
+ends twice, or starts after a confirmed cancel. The same search detects faulty models: a log that accepts
+every write, or a wrong verdict.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -58,7 +58,7 @@ OUTCOMES: list[Outcome] = [
 
 @dataclass
 class Message:
-    """The job's message, standing on its queue or due later."""
+    """The message of the job, on its queue or due later."""
 
     job: Job
     deliveries: int = 0
@@ -66,10 +66,10 @@ class Message:
 
 
 @dataclass
-class Hand:
-    """A worker with a delivery of the job, somewhere between its start and its end."""
+class HeldDelivery:
+    """A worker with a delivery of the job, in a phase between its start and its end."""
 
-    handing: DeliveryInfo
+    info: DeliveryInfo
     job: Job
     expect: int
     phase: str = "got"
@@ -81,10 +81,10 @@ class Hand:
 
 @dataclass
 class Server:
-    """What survives everything: the record, the queue, what is due later, the dead letter.
+    """The durable state: the record, the queue, the message that is due later, and the dead letter.
 
-    A failure and its letter are one write, and so are a replay and the end of the letter; unless it is
-    `apart`.
+    A failure and its dead letter are one write, and so are a retry of a dead letter and its removal. With
+    `apart` they are separate writes.
     """
 
     compares: bool = True
@@ -92,7 +92,7 @@ class Server:
     log: list[StoredRevision] = field(default_factory=list)
     ready: dict[int, Message] = field(default_factory=dict)
     later: Message | None = None
-    letter: bool = False
+    dead_letter: bool = False
     sequence: int = 0
 
     @property
@@ -112,7 +112,7 @@ class Server:
         if self.compares and expect != self.at:
             return 0
         if not self.apart:
-            self.letter = event.state == "failed"
+            self.dead_letter = event.state == "failed"
         self.log.append(StoredRevision("default", "j1", self.next(), NOON, event))
         return self.at
 
@@ -137,7 +137,7 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.server = Server(self.compares, self.apart)
-        self.hands: dict[str, Hand] = {}
+        self.held: dict[str, HeldDelivery] = {}
         self.ran: set[int] = set()
         self.replaying: StoredRevision | None = None
         self.cancelling: StoredRevision | None = None
@@ -149,29 +149,29 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: any(not message.holder for message in self.server.ready.values()))
     @rule(worker=WORKERS)
     def deliver(self, worker: str) -> None:
-        worker = next((name for name in (worker, "w1", "w2", "w3") if name not in self.hands), "")
+        worker = next((name for name in (worker, "w1", "w2", "w3") if name not in self.held), "")
         if not worker:
             return
         sequence, message = next((k, m) for k, m in self.server.ready.items() if not m.holder)
         message.deliveries += 1
         message.holder = worker
         previous = message.job.previous_sequence
-        handing = DeliveryInfo(worker, sequence, message.deliveries, previous=previous)
-        self.hands[worker] = Hand(handing, message.job, previous)
+        info = DeliveryInfo(worker, sequence, message.deliveries, previous=previous)
+        self.held[worker] = HeldDelivery(info, message.job, previous)
 
-    @precondition(lambda self: self.hands)
+    @precondition(lambda self: self.held)
     @rule(worker=WORKERS)
     def lapse(self, worker: str) -> None:
-        """The lease is over. What the worker has under way may still arrive."""
-        if hand := self.hands.get(worker):
-            hand.lapsed = True
-            self.free(hand)
+        """The lease expires. Writes of the worker may still arrive."""
+        if delivery := self.held.get(worker):
+            delivery.lapsed = True
+            self.free(delivery)
 
-    @precondition(lambda self: self.hands)
+    @precondition(lambda self: self.held)
     @rule(worker=WORKERS)
     def die(self, worker: str) -> None:
-        if hand := self.hands.pop(worker, None):
-            self.free(hand)
+        if delivery := self.held.pop(worker, None):
+            self.free(delivery)
 
     @precondition(lambda self: self.server.later is not None)
     @rule()
@@ -180,9 +180,9 @@ class Life(RuleBasedStateMachine):
         self.server.put_ready(self.server.later.job)
         self.server.later = None
 
-    def free(self, hand: Hand) -> None:
-        message = self.server.ready.get(hand.handing.message)
-        if message is not None and message.holder == hand.handing.worker:
+    def free(self, delivery: HeldDelivery) -> None:
+        message = self.server.ready.get(delivery.info.message)
+        if message is not None and message.holder == delivery.info.worker:
             message.holder = ""
 
     # -- a worker ------------------------------------------------------------------------------------------
@@ -190,120 +190,124 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.in_phase("got"))
     @rule(worker=WORKERS, answered=st.booleans(), late=st.sampled_from([False] * 9 + [True]))
     def start(self, worker: str, answered: bool, late: bool) -> None:
-        """Begin; or, where the deadline has passed, record that it is too late for that."""
-        hand = self.hand(worker, "got")
-        if hand is None:
+        """Start the job, or record that its deadline has passed."""
+        delivery = self.held_in(worker, "got")
+        if delivery is None:
             return
-        event = unstarted_revision(hand.job, hand.handing) if late else started(hand)
-        token = self.server.write(event, hand.expect)
+        event = unstarted_revision(delivery.job, delivery.info) if late else started(delivery)
+        token = self.server.write(event, delivery.expect)
         if token and answered and late:
-            hand.outcome, hand.phase = PAST_DEADLINE, "done"
+            delivery.outcome, delivery.phase = PAST_DEADLINE, "done"
         elif token and answered:
-            hand.token, hand.phase = token, "running"
+            delivery.token, delivery.phase = token, "running"
         elif not token:
-            self.refused_start(hand)
+            self.refused_start(delivery)
 
-    def refused_start(self, hand: Hand) -> None:
+    def refused_start(self, delivery: HeldDelivery) -> None:
         server, last = self.server, self.server.last
-        other = last is not None and last.revision.message != hand.handing.message
+        other = last is not None and last.revision.message != delivery.info.message
         waits = other and last is not None and last.revision.message in server.ready
-        verdict = judge_start(last, hand.handing, other_waits=waits)
+        verdict = judge_start(last, delivery.info, other_waits=waits)
         verdict = self.swapped.get(verdict, verdict)
-        hand.expect = server.at
+        delivery.expect = server.at
         if last is not None:
-            hand.job = with_counts(hand.job, last.revision)
+            delivery.job = with_counts(delivery.job, last.revision)
         match verdict:
             case StartVerdict.RESUME:
-                hand.token, hand.phase = server.at, "running"
+                delivery.token, delivery.phase = server.at, "running"
             case StartVerdict.START:
                 pass
             case StartVerdict.RECLAIM:
-                self.take_over(hand)
+                self.reclaim(delivery)
             case StartVerdict.ABANDON:
-                self.settle(hand, acknowledged=False)
+                self.settle(delivery, acknowledged=False)
             case _:
                 if verdict is StartVerdict.ENSURE_NEXT_ATTEMPT and last is not None:
-                    self.promise(with_counts(hand.job, last.revision, after=last.sequence))
-                self.settle(hand, acknowledged=True)
+                    self.ensure_next_attempt(with_counts(delivery.job, last.revision, after=last.sequence))
+                self.settle(delivery, acknowledged=True)
 
-    def take_over(self, hand: Hand) -> None:
-        hand.job = with_counts(hand.job, started(hand), crashes=hand.job.crashes + 1)
-        if hand.job.crashes >= MAX_CRASHES:
-            hand.token, hand.phase = hand.expect, "ended"
-            hand.outcome = Failed("crashed", Fault("its workers died"))
+    def reclaim(self, delivery: HeldDelivery) -> None:
+        delivery.job = with_counts(delivery.job, started(delivery), crashes=delivery.job.crashes + 1)
+        if delivery.job.crashes >= MAX_CRASHES:
+            delivery.token, delivery.phase = delivery.expect, "ended"
+            delivery.outcome = Failed("crashed", Fault("its workers died"))
 
     @precondition(lambda self: self.in_phase("running"))
     @rule(worker=WORKERS, outcome=st.sampled_from(OUTCOMES))
     def run(self, worker: str, outcome: Outcome) -> None:
-        if hand := self.hand(worker, "running"):
-            self.ran.add(hand.token)
-            hand.outcome, hand.phase = outcome, "ended"
+        if delivery := self.held_in(worker, "running"):
+            self.ran.add(delivery.token)
+            delivery.outcome, delivery.phase = outcome, "ended"
 
     @precondition(lambda self: self.in_phase("ended"))
     @rule(worker=WORKERS, answered=st.booleans())
     def record(self, worker: str, answered: bool) -> None:
-        hand = self.hand(worker, "ended")
-        if hand is None:
+        delivery = self.held_in(worker, "ended")
+        if delivery is None:
             return
-        assert hand.outcome is not None
-        event = outcome_revision(started(hand), hand.outcome, token=hand.token, now=NOON)
-        written = self.server.write(event, hand.token)
+        assert delivery.outcome is not None
+        event = outcome_revision(started(delivery), delivery.outcome, token=delivery.token, now=NOON)
+        written = self.server.write(event, delivery.token)
         if written and not answered:
             return
         last = self.server.last
-        ours = last is not None and last.revision.token == hand.token and last.state == event.state
+        ours = last is not None and last.revision.token == delivery.token and last.state == event.state
         if not written and not ours:
-            hand.outcome = None
-            self.settle(hand, acknowledged=self.server.ended and not hand.lapsed)
+            delivery.outcome = None
+            self.settle(delivery, acknowledged=self.server.ended and not delivery.lapsed)
             return
-        hand.token, hand.recorded, hand.phase = written or self.server.at, event, "recorded"
+        delivery.token, delivery.recorded, delivery.phase = written or self.server.at, event, "recorded"
 
     @precondition(lambda self: self.in_phase("recorded"))
     @rule(worker=WORKERS)
     def follow_up(self, worker: str) -> None:
-        """Keep what the record promises, before the delivery is settled."""
-        hand = self.hand(worker, "recorded")
-        if hand is None:
+        """Store the next attempt or the dead letter of the record, before the delivery is settled."""
+        delivery = self.held_in(worker, "recorded")
+        if delivery is None:
             return
-        assert hand.recorded is not None
-        if isinstance(hand.outcome, TryAgain):
-            self.promise(with_counts(hand.job, hand.recorded, after=hand.token))
-        if isinstance(hand.outcome, Failed) and self.server.apart:
-            self.server.letter = True
-        hand.phase = "done"
+        assert delivery.recorded is not None
+        if isinstance(delivery.outcome, TryAgain):
+            self.ensure_next_attempt(with_counts(delivery.job, delivery.recorded, after=delivery.token))
+        if isinstance(delivery.outcome, Failed) and self.server.apart:
+            self.server.dead_letter = True
+        delivery.phase = "done"
 
     @precondition(lambda self: self.in_phase("done"))
     @rule(worker=WORKERS)
     def settle_recorded(self, worker: str) -> None:
         """The acknowledgement arrives, perhaps so late that another worker has the message."""
-        if hand := self.hand(worker, "done"):
-            self.settle(hand, acknowledged=not isinstance(hand.outcome, Interrupted))
+        if delivery := self.held_in(worker, "done"):
+            self.settle(delivery, acknowledged=not isinstance(delivery.outcome, Interrupted))
 
-    def settle(self, hand: Hand, *, acknowledged: bool) -> None:
-        self.free(hand)
-        del self.hands[hand.handing.worker]
+    def settle(self, delivery: HeldDelivery, *, acknowledged: bool) -> None:
+        self.free(delivery)
+        del self.held[delivery.info.worker]
         if acknowledged:
-            self.server.ready.pop(hand.handing.message, None)
+            self.server.ready.pop(delivery.info.message, None)
 
-    def promise(self, job: Job) -> None:
+    def ensure_next_attempt(self, job: Job) -> None:
         self.server.put_later(job)
         last = self.server.last
         if last is not None and last.sequence != job.previous_sequence and last.state in FINAL_STATES:
             self.server.later = None
 
-    def hand(self, worker: str, phase: str) -> Hand | None:
-        """The worker's hand if it is in that phase, else another's that is: few steps come to nothing."""
-        found = [hand for hand in self.hands.values() if hand.phase == phase]
-        return next((hand for hand in found if hand.handing.worker == worker), found[0] if found else None)
+    def held_in(self, worker: str, phase: str) -> HeldDelivery | None:
+        """The delivery of the worker if it is in that phase, otherwise one of another worker, so that most
+        steps act.
+        """
+        found = [delivery for delivery in self.held.values() if delivery.phase == phase]
+        return next(
+            (delivery for delivery in found if delivery.info.worker == worker), found[0] if found else None
+        )
 
     def in_phase(self, phase: str) -> bool:
-        return any(hand.phase == phase for hand in self.hands.values())
+        return any(delivery.phase == phase for delivery in self.held.values())
 
     # -- submitter and operator ----------------------------------------------------------------------------
 
     @rule()
     def submit_again(self) -> None:
-        """A submitter whose answer was lost repeats itself, perhaps when the job has long ended."""
+        """A submitter whose reply was lost submits again, perhaps long after the job has ended."""
         if not self.server.ready:
             self.server.put_ready(Job("j1", "mail", "default"))
 
@@ -315,7 +319,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.cancel_read)
     @rule(dies=st.booleans())
     def cancel(self, dies: bool) -> None:
-        """Record the cancel on top of what was read, then take the messages away, or die between the two."""
+        """Record the cancel on the revision that was read, then delete the messages, or die in between."""
         self.cancel_read = False
         found = self.cancelling.revision if self.cancelling is not None else Revision("queued", "mail")
         counts = (found.attempt, found.failures, found.crashes)
@@ -325,59 +329,67 @@ class Life(RuleBasedStateMachine):
             self.server.ready.clear()
             self.server.later = None
 
-    @precondition(lambda self: self.server.letter and self.server.last and self.server.last.state == "failed")
+    @precondition(
+        lambda self: self.server.dead_letter and self.server.last and self.server.last.state == "failed"
+    )
     @rule()
-    def begin_replay(self) -> None:
+    def begin_dead_letter_retry(self) -> None:
         failed = self.server.at
         if self.server.write(Revision("retrying", "mail", due=NOON, reason="replayed", token=failed), failed):
             self.replaying = self.server.last
 
     @precondition(lambda self: self.replaying is not None)
     @rule()
-    def end_replay(self) -> None:
-        """Store the message of a replay: the operator's second step, or that of a sweep after a crash."""
+    def end_dead_letter_retry(self) -> None:
+        """Store the message of a retried dead letter: the second step of the operator, or of a sweep after a
+        crash.
+        """
         assert self.replaying is not None
         self.server.put_later(Job("j1", "mail", "default", previous_sequence=self.replaying.sequence))
         self.replaying = None
 
-    @precondition(lambda self: self.server.later is not None and self.promised())
+    @precondition(lambda self: self.server.later is not None and self.next_attempt_pending())
     @rule(dies=st.booleans())
     def reschedule(self, dies: bool) -> None:
-        """Give the next attempt another due time: in the record, then in its message, or die between."""
+        """Change the due time of the next attempt: in the record, then in its message, or die between the
+        two.
+        """
         last = self.server.last
         assert last is not None
         assert self.server.later is not None
         if self.server.write(replace(last.revision, due=NOON), last.sequence) and not dies:
             self.server.later = Message(replace(self.server.later.job, previous_sequence=self.server.at))
 
-    def promised(self) -> bool:
+    def next_attempt_pending(self) -> bool:
         last = self.server.last
         return last is not None and last.state in ("retrying", "snoozed")
 
-    # -- what must hold ------------------------------------------------------------------------------------
+    # -- invariants ----------------------------------------------------------------------------------------
 
     @invariant()
     def every_event_may_follow_the_one_before(self) -> None:
         states = ["queued", *(event.state for event in self.server.log)]
         for before, after in pairwise(states):
             if before == after in ("retrying", "snoozed"):
-                continue  # another due time of the same promised attempt
+                continue  # another due time of the same next attempt
             assert after in TRANSITIONS[before], f"{after} after {before}"
 
     @invariant()
-    def only_what_ran_has_succeeded(self) -> None:
+    def only_jobs_that_ran_have_succeeded(self) -> None:
         for event in self.server.log:
             assert event.state != "succeeded" or event.revision.token in self.ran
 
     @invariant()
-    def a_job_that_has_not_ended_is_somewhere(self) -> None:
+    def an_unfinished_job_has_a_message(self) -> None:
         server = self.server
         assert server.ended or server.ready or server.later or self.replaying, "the job is lost"
 
     @invariant()
-    def a_job_has_a_letter_if_and_only_if_it_failed(self) -> None:
+    def a_job_has_a_dead_letter_if_and_only_if_it_failed(self) -> None:
         last = self.server.last
-        assert self.server.letter == (last is not None and last.state == "failed"), "letter and record differ"
+        assert self.server.dead_letter == (last is not None and last.state == "failed"), (
+            "dead letter and record differ"
+        )
 
     @invariant()
     def attempts_rise(self) -> None:
@@ -397,40 +409,40 @@ class Life(RuleBasedStateMachine):
             assert event.interruptions == counted, event.state
 
     def teardown(self) -> None:
-        """When nothing breaks any more, one good worker brings the job to its end, and nothing is left."""
-        for worker in list(self.hands):
+        """Without further faults, one correct worker ends the job, and nothing is left over."""
+        for worker in list(self.held):
             self.die(worker)
         if self.replaying is not None:
-            self.end_replay()
+            self.end_dead_letter_retry()
         for _ in range(60):
             if self.server.later is not None:
                 self.fire()
             if not self.server.ready:
                 break
             self.deliver("w1")
-            self.work_off("w1")
+            self.finish("w1")
         assert self.server.ended, "the job does not end"
         assert not self.server.ready, "a message is left"
-        assert self.server.later is None, "a promise is left"
-        self.a_job_has_a_letter_if_and_only_if_it_failed()
+        assert self.server.later is None, "a next attempt is left"
+        self.a_job_has_a_dead_letter_if_and_only_if_it_failed()
 
-    def work_off(self, worker: str) -> None:
+    def finish(self, worker: str) -> None:
         for _ in range(20):
             self.start(worker, True, False)
             self.run(worker, Succeeded(b"1"))
             self.record(worker, True)
             self.follow_up(worker)
             self.settle_recorded(worker)
-            if worker not in self.hands:
+            if worker not in self.held:
                 return
 
 
-def started(hand: Hand) -> Revision:
-    return running_revision(hand.job, hand.handing, submitted=1)
+def started(delivery: HeldDelivery) -> Revision:
+    return running_revision(delivery.job, delivery.info, submitted=1)
 
 
 def is_replay(event: Revision) -> bool:
-    """Whether a dead letter was replayed, so that all counts begin at 0 again."""
+    """Whether a dead letter was retried, so that all counts restart at 0."""
     return event.reason == "replayed"
 
 
@@ -446,14 +458,14 @@ def with_counts(job: Job, event: Revision, *, after: int | None = None, crashes:
     )
 
 
-class LetterApart(Life):
-    """The same with letters that are written after the record of the failure."""
+class SeparateDeadLetter(Life):
+    """The model with dead letters that are written after the record of the failure."""
 
     apart = True
 
 
-class Careless(Life):
-    """The same with a log that takes every write."""
+class AcceptsEveryWrite(Life):
+    """The model with a log that accepts every write."""
 
     compares = False
 
@@ -462,25 +474,25 @@ class LosesNextAttempt(Life):
     swapped: ClassVar = {StartVerdict.ENSURE_NEXT_ATTEMPT: StartVerdict.DROP}
 
 
-class StartsWhatHasEnded(Life):
+class StartsEndedJobs(Life):
     swapped: ClassVar = {StartVerdict.SETTLE: StartVerdict.START}
 
 
-class DropsWhatAnotherHolds(Life):
+class DropsJobsOfOthers(Life):
     swapped: ClassVar = {StartVerdict.ABANDON: StartVerdict.DROP}
 
 
-class DropsWhatCrashed(Life):
+class DropsCrashedJobs(Life):
     swapped: ClassVar = {StartVerdict.RECLAIM: StartVerdict.DROP}
 
 
 FAULTY = [
-    Careless,
-    LetterApart,
+    AcceptsEveryWrite,
+    SeparateDeadLetter,
     LosesNextAttempt,
-    StartsWhatHasEnded,
-    DropsWhatAnotherHolds,
-    DropsWhatCrashed,
+    StartsEndedJobs,
+    DropsJobsOfOthers,
+    DropsCrashedJobs,
 ]
 
 THOROUGH = settings(
@@ -491,7 +503,7 @@ THOROUGH = settings(
 )
 
 SEARCH = settings(THOROUGH, max_examples=40_000, derandomize=True, phases=[Phase.generate], print_blob=False)
-"""Enough to find a fault that is there; the shortest way to it is not wanted."""
+"""Enough examples to find a built-in fault; the counterexample need not be minimal."""
 
 Step = Callable[[Life], None]
 
@@ -537,29 +549,32 @@ CANCELLED_THEN_SUBMITTED_AGAIN = [cancel, Life.submit_again, deliver("w1")]
 STARTED_THEN_LAPSED = [deliver("w1"), start("w1"), lapse("w1")]
 
 COUNTEREXAMPLES: dict[type[Life], list[Step]] = {
-    Careless: [*CANCELLED_THEN_SUBMITTED_AGAIN, start("w1", answered=False)],
-    LetterApart: [deliver("w1"), start("w1"), run("w1", Failed("error", Fault(""))), record("w1")],
+    AcceptsEveryWrite: [*CANCELLED_THEN_SUBMITTED_AGAIN, start("w1", answered=False)],
+    SeparateDeadLetter: [deliver("w1"), start("w1"), run("w1", Failed("error", Fault(""))), record("w1")],
     LosesNextAttempt: [
         *(deliver("w1"), start("w1"), run("w1", TryAgain(1.0, Fault("again"))), lapse("w1")),
         record("w1", answered=False),
     ],
-    StartsWhatHasEnded: [
+    StartsEndedJobs: [
         *(*CANCELLED_THEN_SUBMITTED_AGAIN, start("w1", answered=False), start("w1", answered=False))
     ],
-    DropsWhatAnotherHolds: [deliver("w2"), lapse("w2"), deliver("w1"), start("w1"), start("w2")],
-    DropsWhatCrashed: STARTED_THEN_LAPSED,
+    DropsJobsOfOthers: [deliver("w2"), lapse("w2"), deliver("w1"), start("w1"), start("w2")],
+    DropsCrashedJobs: STARTED_THEN_LAPSED,
 }
-"""For each faulty model an order of steps that its search has found. The search itself is a proof."""
+"""For each faulty model, a counterexample that its search has found.
+
+The search is a test of the proof tier.
+"""
 
 
 def play(life: Life, steps: Iterable[Step]) -> None:
-    """Takes the steps and checks every invariant after each of them, as Hypothesis does."""
+    """Run the steps and check every invariant after each of them, as Hypothesis does."""
     for step in steps:
         step(life)
         life.every_event_may_follow_the_one_before()
-        life.only_what_ran_has_succeeded()
-        life.a_job_that_has_not_ended_is_somewhere()
-        life.a_job_has_a_letter_if_and_only_if_it_failed()
+        life.only_jobs_that_ran_have_succeeded()
+        life.an_unfinished_job_has_a_message()
+        life.a_job_has_a_dead_letter_if_and_only_if_it_failed()
         life.attempts_rise()
         life.every_interruption_is_counted()
     life.teardown()

@@ -1,4 +1,4 @@
-"""How servers' own reports are read and compared."""
+"""Reading and comparing the monitoring reports of servers."""
 
 from typing import Any
 
@@ -21,9 +21,15 @@ FULL = StreamCopy(40_000, 1, 40_000)
 def report(
     server: str, copy: StreamCopy, *, leads: bool = False, current: frozenset[str] = ALL, **more: Any
 ) -> ServerReport:
-    told: dict[str, Any] = {"version": "2.15.1", "health": "ok", "clock": 0.0, "storage": 5, "max_storage": 0}
+    fields: dict[str, Any] = {
+        "version": "2.15.1",
+        "health": "ok",
+        "clock": 0.0,
+        "storage": 5,
+        "max_storage": 0,
+    }
     return ServerReport(
-        server, **told | more, copies={"READY": copy}, current={"READY": current} if leads else {}
+        server, **fields | more, copies={"READY": copy}, current={"READY": current} if leads else {}
     )
 
 
@@ -31,12 +37,12 @@ def servers(*copies: StreamCopy, **more: Any) -> list[ServerReport]:
     return [report(f"n{place}", copy, leads=place == 0, **more) for place, copy in enumerate(copies)]
 
 
-def told(*rounds: list[ServerReport]) -> list[tuple[str, str]]:
+def findings(*rounds: list[ServerReport]) -> list[tuple[str, str]]:
     return [(one.severity, one.subject) for one in judge_copies(rounds)]
 
 
 def test_equal_replicas_are_reported_as_ok() -> None:
-    assert told(servers(FULL, FULL, FULL)) == [("ok", "replicas")]
+    assert findings(servers(FULL, FULL, FULL)) == [("ok", "replicas")]
 
 
 def test_a_replica_that_lacks_messages_is_an_error_that_names_the_fullest() -> None:
@@ -48,7 +54,7 @@ def test_a_replica_that_lacks_messages_is_an_error_that_names_the_fullest() -> N
 
 
 def test_replicas_of_a_busy_stream_that_keep_up_are_reported_as_ok() -> None:
-    """Each was read at another moment."""
+    """The reports of the servers were read at different times."""
     rounds = [
         servers(
             StreamCopy(at, at, 2 * at),
@@ -58,7 +64,7 @@ def test_replicas_of_a_busy_stream_that_keep_up_are_reported_as_ok() -> None:
         for at in (100, 150, 200)
     ]
 
-    assert told(*rounds) == [("ok", "replicas")]
+    assert findings(*rounds) == [("ok", "replicas")]
 
 
 def test_a_busy_stream_with_a_damaged_replica_is_an_error() -> None:
@@ -67,25 +73,25 @@ def test_a_busy_stream_with_a_damaged_replica_is_an_error() -> None:
         for at in (1000, 1050, 1100)
     ]
 
-    assert told(*rounds) == [("error", "stream READY")]
+    assert findings(*rounds) == [("error", "stream READY")]
 
 
 def test_a_replica_that_is_not_current_is_not_compared() -> None:
     behind = servers(FULL, FULL, StreamCopy(10, 1, 10), current=frozenset({"n0", "n1"}))
 
-    assert told(behind) == [("ok", "replicas")]
+    assert findings(behind) == [("ok", "replicas")]
 
 
 def test_a_stream_on_one_server_is_not_compared() -> None:
-    assert told([report("n0", FULL, leads=True, current=frozenset({"n0"}))]) == []
+    assert findings([report("n0", FULL, leads=True, current=frozenset({"n0"}))]) == []
 
 
 def test_without_reports_nothing_is_compared() -> None:
-    assert told() == told([]) == []
+    assert findings() == findings([]) == []
 
 
 @pytest.mark.parametrize(
-    ("wrong", "severity", "says"),
+    ("wrong", "severity", "message"),
     [
         ({}, "ok", "nats-server 2.15.1, healthy"),
         ({"health": "stream is not current"}, "error", "is not healthy: stream is not current"),
@@ -98,11 +104,11 @@ def test_without_reports_nothing_is_compared() -> None:
     ],
     ids=str,
 )
-def test_each_server_is_judged_by_its_own_report(wrong: dict[str, Any], severity: str, says: str) -> None:
+def test_each_server_is_judged_by_its_own_report(wrong: dict[str, Any], severity: str, message: str) -> None:
     [found] = judge_server(report("n0", FULL, **wrong), 30.0)
 
     assert (found.severity, found.subject) == (severity, "server n0")
-    assert says in found.message
+    assert message in found.message
 
 
 def test_a_report_holds_only_the_streams_of_the_namespace() -> None:
@@ -132,9 +138,11 @@ def test_a_report_holds_only_the_streams_of_the_namespace() -> None:
     assert (found.clock, found.storage, found.max_storage) == (0.5, 7, 9)
 
 
-@pytest.mark.parametrize(("told", "ahead"), [(10.0, 0.0), (10.4, 0.0), (12.0, 1.5), (9.0, -1.0), (10.5, 0.0)])
-def test_a_clock_offset_excludes_the_uncertainty_of_the_reply(told: float, ahead: float) -> None:
-    assert clock_offset(told, 10.0, 10.5) == ahead
+@pytest.mark.parametrize(
+    ("reported", "ahead"), [(10.0, 0.0), (10.4, 0.0), (12.0, 1.5), (9.0, -1.0), (10.5, 0.0)]
+)
+def test_a_clock_offset_excludes_the_uncertainty_of_the_reply(reported: float, ahead: float) -> None:
+    assert clock_offset(reported, 10.0, 10.5) == ahead
 
 
 @pytest.mark.parametrize(

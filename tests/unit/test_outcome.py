@@ -1,4 +1,4 @@
-"""What an exception comes to, and how it is told."""
+"""The outcome of an exception, and its description."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -34,7 +34,7 @@ STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
 
 
 def caught(error: BaseException) -> BaseException:
-    """The exception as a task would raise it, with a traceback."""
+    """The exception with a traceback, as if a task had raised it."""
     try:
         raise error
     except BaseException as raised:
@@ -120,13 +120,15 @@ def test_a_traceback_starts_in_the_code_of_the_user() -> None:
     try:
         seconds("delay", -1)
     except Exception as error:
-        told = describe_error(error).traceback
+        described = describe_error(error).traceback
 
-    assert "test_outcome.py" in told.splitlines()[0]
+    assert "test_outcome.py" in described.splitlines()[0]
 
 
 def test_leading_frames_of_jsq_are_removed_from_a_traceback() -> None:
-    frames: dict[str, Any] = {"__name__": "jsq.worker.run"}  # not a module beside that of `describe_error`
+    frames: dict[str, Any] = {
+        "__name__": "jsq.worker.run"
+    }  # another folder than the module of `describe_error`
     exec("def call(function): return function()", frames)
     try:
         frames["call"](lambda: int("x"))
@@ -186,7 +188,7 @@ def test_a_job_fails_exactly_when_its_retries_are_spent(
     assert isinstance(outcome, TryAgain) or outcome.reason in REASONS  # type: ignore[union-attr]  # Failed has it
 
 
-# -- judge, by type, by predicate, in time -------------------------------------------------------------------
+# -- retry rules: type, predicate, window --------------------------------------------------------------------
 
 
 def ruled(**options: Any) -> RetryPolicy:
@@ -226,10 +228,10 @@ def test_a_predicate_is_called_with_the_error_and_the_attempt() -> None:
         seen.append((str(error), attempt))
         return attempt < 3
 
-    asked = ruled(retry_if=when)
+    policy = ruled(retry_if=when)
     error = ValueError("no")
     outcomes = [
-        judge_outcome(error, failures=1, policy=asked, pick=max, attempt=attempt)
+        judge_outcome(error, failures=1, policy=policy, pick=max, attempt=attempt)
         for attempt in (2, 3)  # a crash counts as an attempt, not as a failure
     ]
 
@@ -239,14 +241,14 @@ def test_a_predicate_is_called_with_the_error_and_the_attempt() -> None:
 
 def test_a_predicate_is_not_called_for_an_error_that_is_decided_already() -> None:
     def when(error: BaseException, attempt: int) -> bool:
-        raise AssertionError("asked")
+        raise AssertionError("called")
 
-    asked = ruled(retry_if=when, no_retry_on=KeyError)
+    policy = ruled(retry_if=when, no_retry_on=KeyError)
 
-    assert isinstance(judged(Retry(), policy=asked), TryAgain)
-    assert isinstance(judged(Snooze(1), policy=asked), TryAgain)
-    assert isinstance(judged(KeyError(), policy=asked), Failed)
-    spent = judged(ValueError("no"), failures=3, policy=asked)
+    assert isinstance(judged(Retry(), policy=policy), TryAgain)
+    assert isinstance(judged(Snooze(1), policy=policy), TryAgain)
+    assert isinstance(judged(KeyError(), policy=policy), Failed)
+    spent = judged(ValueError("no"), failures=3, policy=policy)
     assert isinstance(spent, Failed)
     assert spent.fault.error == "ValueError: no"
 
@@ -258,10 +260,10 @@ def test_a_predicate_that_raises_is_recorded_and_ignored() -> None:
     outcome = judged(ValueError("no"), policy=ruled(retry_if=when))
 
     assert isinstance(outcome, TryAgain)
-    told = (
+    message = (
         "ValueError: no (its retry_if raised AttributeError: 'ValueError' object has no attribute 'status')"
     )
-    assert outcome.fault.error == told
+    assert outcome.fault.error == message
 
 
 @given(
@@ -336,7 +338,7 @@ def test_a_deep_traceback_keeps_its_innermost_frames() -> None:
     def down(depth: int, last: str = "") -> None:
         if depth == 0:
             raise ValueError("the bottom")
-        # Two lines in turn: Python tells equal frames only once.
+        # Two alternating lines, because Python prints equal frames only once.
         if depth % 2:
             down(depth - 1)
         else:
@@ -388,8 +390,8 @@ def test_no_attempt_starts_at_or_after_the_deadline(delay: float, left: float) -
     if delay < left:
         assert outcome is again
     else:
-        told = "its deadline is before the next attempt; the last: ValueError: no"
-        assert outcome == Expired(Fault(told, "where"))
+        message = "its deadline is before the next attempt; the last: ValueError: no"
+        assert outcome == Expired(Fault(message, "where"))
 
 
 @pytest.mark.parametrize(
@@ -407,12 +409,12 @@ def test_a_job_without_a_deadline_is_retried_after_any_delay() -> None:
 
 def test_a_deadline_in_seconds_counts_from_when_the_server_stored_the_job() -> None:
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    asked = Job("j1", "mail", deadline=30.0)
+    job = Job("j1", "mail", deadline=30.0)
 
-    assert with_deadline(asked, 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=30)
+    assert with_deadline(job, 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=30)
     assert with_deadline(Job("j1", "mail"), 5.0, noon.timestamp()).deadline == noon + timedelta(seconds=5)
     assert with_deadline(Job("j1", "mail"), None, noon.timestamp()).deadline is None
     assert with_deadline(Job("j1", "mail", deadline=noon), 5.0, 0.0).deadline == noon
     assert (
         with_deadline(Job("j1", "mail", previous_sequence=7), 5.0, 0.0).deadline is None
-    )  # a replay has none
+    )  # a retried dead letter has none

@@ -1,4 +1,6 @@
-"""The protocol comes in pieces of any size: each message goes to its callback once, whole, and in order."""
+"""The protocol parser: with chunks of any size, each message reaches its callback once, complete and in
+order.
+"""
 
 import asyncio
 from typing import Any
@@ -21,24 +23,24 @@ commands = st.sampled_from(["ping", "pong", "ok"])
 
 
 class Library:
-    """Notes what the library is told."""
+    """A stub of the NATS library that notes the calls of the parser."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
 
     async def _process_ping(self) -> None:
-        self.told.append("ping")
+        self.calls.append("ping")
 
     async def _process_pong(self) -> None:
-        self.told.append("pong")
+        self.calls.append("pong")
 
     async def _process_err(self, text: str) -> None:
-        self.told.append(("err", text))
+        self.calls.append(("err", text))
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, raw: bytes | None
     ) -> None:
-        self.told.append((sid, reply, raw or b"", data))
+        self.calls.append((sid, reply, raw or b"", data))
 
 
 COMMANDS = {"ping": b"PING\r\n", "pong": b"PONG\r\n", "ok": b"+OK\r\n"}
@@ -54,14 +56,14 @@ def written(item: str | tuple[int, bytes, bytes, bytes]) -> bytes:
 
 
 def made(library: Library) -> NatsParser:
-    def hear(message: Reply) -> None:
-        library.told.append((OURS, message.reply.encode(), message.raw, message.payload))
+    def receive(message: Reply) -> None:
+        library.calls.append((OURS, message.reply.encode(), message.raw, message.payload))
 
-    return NatsParser(library, {b"%d" % OURS: hear}, lambda: None)
+    return NatsParser(library, {b"%d" % OURS: receive}, lambda: None)
 
 
-async def read(reader: NatsParser, chunks: list[bytes], turns: list[bool]) -> None:
-    """Feed a stream as a socket does; where `turns` says so, the library's reading task has its turn."""
+async def read(reader: NatsParser, chunks: list[bytes], pauses: list[bool]) -> None:
+    """Feed chunks as a socket does. After a chunk whose entry in `pauses` is true, the reading task runs."""
     stream = asyncio.StreamReader()
     reader.tap(stream)
 
@@ -70,9 +72,9 @@ async def read(reader: NatsParser, chunks: list[bytes], turns: list[bool]) -> No
             await reader.parse(chunk)
 
     reading = asyncio.ensure_future(loop())
-    for chunk, turn in zip(chunks, turns, strict=False):
+    for chunk, pause in zip(chunks, pauses, strict=False):
         stream.feed_data(chunk)
-        if turn:
+        if pause:
             await asyncio.sleep(0)
     stream.feed_eof()
     await reading
@@ -84,12 +86,12 @@ def test_messages_arrive_in_order_for_any_split_of_the_stream(data: st.DataObjec
     stream = b"".join(map(written, items))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) if a < b]
-    turns = data.draw(st.lists(st.booleans(), min_size=len(chunks), max_size=len(chunks)))
+    pauses = data.draw(st.lists(st.booleans(), min_size=len(chunks), max_size=len(chunks)))
     library = Library()
 
-    asyncio.run(read(made(library), chunks, turns))
+    asyncio.run(read(made(library), chunks, pauses))
 
-    assert library.told == [item for item in items if item != "ok"]
+    assert library.calls == [item for item in items if item != "ok"]
 
 
 async def test_a_large_message_in_small_pieces_is_joined_once() -> None:
@@ -99,17 +101,17 @@ async def test_a_large_message_in_small_pieces_is_joined_once() -> None:
 
     await read(made(library), [stream[at : at + 4096] for at in range(0, len(stream), 4096)], [False] * 300)
 
-    assert library.told == [(OURS, b"", b"", body)]
+    assert library.calls == [(OURS, b"", b"", body)]
 
 
 async def test_a_callback_that_raises_does_not_stop_the_parser(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[bytes] = []
 
-    def hear(message: Reply) -> None:
+    def receive(message: Reply) -> None:
         heard.append(message.payload)
         raise ValueError("mine")
 
-    reader = NatsParser(Library(), {b"7": hear}, lambda: None)
+    reader = NatsParser(Library(), {b"7": receive}, lambda: None)
     await read(reader, [written((OURS, b"", b"", b"1")) + written((OURS, b"", b"", b"2"))], [True])
 
     assert heard == [b"1", b"2"]
@@ -123,10 +125,12 @@ async def test_invalid_protocol_raises_the_protocol_error_of_the_library(line: b
 
 
 async def test_the_flush_callback_runs_after_each_chunk() -> None:
-    spoken: list[int] = []
-    reader = NatsParser(Library(), {b"7": lambda message: None}, lambda: spoken.append(1))
+    flushes: list[int] = []
+    reader = NatsParser(Library(), {b"7": lambda message: None}, lambda: flushes.append(1))
     await read(reader, [written((OURS, b"", b"", b"1")) * 3, written("ping")], [True, True])
-    assert len(spoken) == 3  # the chunk of messages; the one that was passed on; the library's reading of it
+    assert (
+        len(flushes) == 3
+    )  # the chunk of messages, the chunk that was passed on, and its reading by the library
 
 
 async def test_reset_discards_the_partial_message_of_the_old_connection() -> None:
@@ -135,11 +139,11 @@ async def test_reset_discards_the_partial_message_of_the_old_connection() -> Non
     await read(reader, [written((OURS, b"", b"", b"lost"))[:-3]], [True])
     reader.reset()
     await read(reader, [written((OURS, b"", b"", b"whole"))], [True])
-    assert library.told == [(OURS, b"", b"", b"whole")]
+    assert library.calls == [(OURS, b"", b"", b"whole")]
 
 
 async def test_any_error_of_a_command_is_reported_as_a_protocol_error() -> None:
-    """At any other error the library would stop reading, and leave the connection open."""
+    """After any other error the library would stop reading and leave the connection open."""
 
     class Stumbling(Library):
         async def _process_pong(self) -> None:
@@ -152,4 +156,4 @@ async def test_any_error_of_a_command_is_reported_as_a_protocol_error() -> None:
         await reader.parse(b"PING\r\nPONG\r\nPING\r\n")
 
     assert isinstance(caught.value.__cause__, asyncio.InvalidStateError)
-    assert library.told == ["ping"]
+    assert library.calls == ["ping"]

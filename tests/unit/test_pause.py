@@ -1,4 +1,4 @@
-"""What is held back on a queue, and until when."""
+"""The pauses of a queue, and their ends."""
 
 from datetime import UTC, datetime, timedelta, timezone
 

@@ -1,4 +1,4 @@
-"""The terms of other task queues: each is answered with jsq's term and a guide page that explains it."""
+"""The terms of other task queues: an error names the term of jsq and the guide page that explains it."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ OPTION_NAMES = {
 
 
 @pytest.fixture
-def app() -> App:  # no server is needed: nothing here connects
+def app() -> App:  # these tests need no server, because nothing connects
     return App("nats://127.0.0.1:1")
 
 
@@ -110,7 +110,7 @@ def test_other_unknown_names_are_answered_as_before(app: App) -> None:
 def test_an_option_among_the_arguments_names_the_place_of_options(
     app: App, given: dict[str, Any], hint: str
 ) -> None:
-    """arq, RQ and SAQ take both in one call."""
+    """arq, RQ and SAQ accept both in one call."""
 
     @app.task
     def add(a: int, b: int = 2) -> int:

@@ -1,4 +1,4 @@
-"""The guide's comparison with other task queues: the code of jsq is valid, and others have a source."""
+"""The comparison of the guide with other task queues: the jsq code is valid, and statements have sources."""
 
 import ast
 import inspect
@@ -27,11 +27,11 @@ KNOWN = {
     "job.reschedule": {"delay", "at"},
     "RateLimited": {"retry_after"},
 }
-"""The names that each call of the table may be given."""
+"""The keyword arguments that each call of the tables accepts."""
 
 
 def code_of_jsq() -> Iterator[str]:
-    """The code in the second column of the tables of features."""
+    """The code in the second column of the feature tables."""
     text = (GUIDE / "comparison.md").read_text().partition("\n## When\n")[2]
     for row in re.findall(r"^\|(?! ---| feature )(.*)\|$", text, flags=re.MULTILINE):
         yield from re.findall(r"`([^`]+)`", row.split("|")[1])

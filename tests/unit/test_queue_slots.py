@@ -1,4 +1,4 @@
-"""The slots of a queue: shares, claims, leases and turns, as pure functions and under random histories."""
+"""The slots of a queue: shares, requests, leases and rotation, as pure functions and in random histories."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ limits = st.integers(1, 12)
 
 
 def table(**holders: tuple[int, int] | tuple[int, int, float]) -> SlotTable:
-    """A table of live workers: slots, wanted, and since when."""
+    """A table of live workers: their slots, the slots that they want, and the time since they hold them."""
     return SlotTable(
         {
             name: SlotHolding(one[0], one[1], one[2] if len(one) > 2 else 0.0, NEVER)
@@ -89,7 +89,7 @@ def test_the_first_free_slot_goes_to_the_worker_that_waits_longest() -> None:
     assert table(a=(0, 1, 7), b=(0, 1, 3), c=(0, 1, 5)).shares(1) == {"a": 0, "b": 1, "c": 0}
 
 
-# -- what a worker does ----------------------------------------------------------------------------------
+# -- decisions of a worker -------------------------------------------------------------------------------
 
 
 def test_a_single_worker_takes_the_slots_it_wants_up_to_the_limit() -> None:
@@ -136,7 +136,7 @@ def test_a_busy_worker_eventually_yields_its_slot_to_one_without_any() -> None:
     assert settle(before, "a", busy, 1, now=early) is before
     given = settle(before, "a", busy, 1, now=late)
     assert slots(given) == {"a": 0, "b": 0}
-    assert settle(given, "a", busy, 1, now=late + 0.1).of("a").slots == 0  # the other one is first
+    assert settle(given, "a", busy, 1, now=late + 0.1).of("a").slots == 0  # the other worker comes first
     assert settle(given, "b", SlotUse(wanted=1), 1, now=late + 0.1).of("b").slots == 1
 
 
@@ -155,9 +155,9 @@ def test_a_worker_may_grow_up_to_its_share_or_while_slots_are_free() -> None:
 
 def test_a_worker_without_capacity_yields_idle_slots_to_one_that_wants_more() -> None:
     before = table(a=(1, 2), b=(1, 1))
-    asked = settle(before, "b", SlotUse(running=1, wanted=2, least=2), 2)
-    assert asked.of("b").wanted == 2
-    given = settle(asked, "a", SlotUse(running=0, wanted=0, least=2), 2)
+    requested = settle(before, "b", SlotUse(running=1, wanted=2, least=2), 2)
+    assert requested.of("b").wanted == 2
+    given = settle(requested, "a", SlotUse(running=0, wanted=0, least=2), 2)
     assert settle(given, "b", SlotUse(running=1, wanted=2, least=2), 2).of("b").slots == 2
 
 
@@ -191,7 +191,7 @@ steps = st.tuples(names, st.integers(0, 9), st.integers(0, 9), st.booleans(), st
 def test_no_history_exceeds_the_limit_or_takes_a_used_slot(
     history: list[tuple[str, int, int, bool, float, int]],
 ) -> None:
-    """Workers run as many jobs as they like within their slots; the limit may change at any time."""
+    """Workers run any number of jobs within their slots; the limit may change at any time."""
     found, now, running = SlotTable(), 0.0, dict[str, int]()
     for worker, jobs, more, backlog, passed, limit in history:
         now += passed
@@ -214,17 +214,17 @@ def test_no_history_exceeds_the_limit_or_takes_a_used_slot(
 @given(st.dictionaries(names, st.integers(1, 9), min_size=1), limits)
 def test_workers_that_decide_in_rotation_reach_their_shares(wants: Mapping[str, int], limit: int) -> None:
     found = SlotTable()
-    for turn in range(4):
+    for round_number in range(4):
         for worker, wanted in wants.items():
             use = SlotUse(running=0, wanted=wanted, least=wanted)
-            found = settle(found, worker, use, limit, now=float(turn) / 10)
+            found = settle(found, worker, use, limit, now=float(round_number) / 10)
     assert found.held == min(limit, sum(wants.values()))
     assert slots(found) == found.shares(limit)
 
 
 @given(st.integers(2, 5), st.integers(1, 4))
 def test_every_busy_worker_gets_slots_eventually(workers: int, limit: int) -> None:
-    """Each runs one job after another, in as many slots as it has."""
+    """Each worker uses all of its slots for one job after another."""
     found, now, served = SlotTable(), 0.0, dict.fromkeys(range(workers), 0)
     for _ in range(20 * workers):
         now += TURN_SECONDS / 4
@@ -236,7 +236,7 @@ def test_every_busy_worker_gets_slots_eventually(workers: int, limit: int) -> No
     assert min(served.values()) > 0
 
 
-# -- bytes -----------------------------------------------------------------------------------------------
+# -- encoding --------------------------------------------------------------------------------------------
 
 
 def test_a_slot_table_is_decoded_as_it_was_encoded() -> None:

@@ -1,4 +1,4 @@
-"""Rates as they are written, and when a limiter lets jobs start."""
+"""The text form of rates, and the starts that a rate limit admits."""
 
 import heapq
 import random
@@ -28,18 +28,21 @@ from tests.helpers.rate_limits import most_in_a_window
 NOW = 1_764_000_000.0
 
 
-def worked(
+def simulated_starts(
     rate: Rate, arrivals: Iterable[float], *, late: random.Random, state: RateLimitState | None = None
 ) -> list[float]:
-    """When jobs start that arrive so: each asks, waits or comes back, and starts late by any it may."""
+    """The start times of jobs with these arrivals.
+
+    Each job requests a reservation, is deferred or starts, and starts late by a random part of the margin.
+    """
     state = state or RateLimitState()
     waiting = [(arrival, number, False) for number, arrival in enumerate(arrivals)]
     heapq.heapify(waiting)
     starts = []
     while waiting:
-        now, number, turn = heapq.heappop(waiting)
+        now, number, deferred = heapq.heappop(waiting)
         state, [answer] = reserve(
-            decode_state(encode_state(state, rate), rate, now), rate, now, [RateRequest(now, turn)]
+            decode_state(encode_state(state, rate), rate, now), rate, now, [RateRequest(now, deferred)]
         )
         if answer.reserved:
             starts.append(answer.moment + late.uniform(0, rate.slack))
@@ -49,7 +52,7 @@ def worked(
     return starts
 
 
-# -- how a rate is written -------------------------------------------------------------------------------
+# -- the text form of a rate -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_no_window_contains_more_starts_than_the_limit(
 ) -> None:
     arrivals = [NOW + sum(gaps[:place]) * rate.per / 20 for place in range(len(gaps))]
 
-    starts = worked(rate, arrivals, late=late)
+    starts = simulated_starts(rate, arrivals, late=late)
 
     assert len(starts) == len(gaps)
     assert most_in_a_window(starts, rate.per) <= rate.count
@@ -150,9 +153,9 @@ def test_a_bucket_admits_its_burst_and_then_its_rate(
     rate = Rate(count, per, "bucket", burst)
     arrivals = [NOW + sum(gaps[:place]) * per / 20 for place in range(len(gaps))]
 
-    starts = sorted(worked(rate, arrivals, late=late))
+    starts = sorted(simulated_starts(rate, arrivals, late=late))
 
-    # Where there is no burst to take it from, a start may come as late as its margin allows.
+    # Without a burst in reserve, a start may be late by the full margin.
     slack = rate.slack if burst - rate.slack * count / per < 1 else 1e-6
     for first in range(len(starts)):
         for last in range(first, len(starts)):
@@ -178,7 +181,7 @@ def test_returned_reservations_can_be_reused_within_the_limit(
         held += [answer.moment for ask, answer in zip(asks, answers, strict=True) if answer.reserved]
         now += pick.uniform(0, rate.per / 3)
 
-    # In any window that slices of the moments could come to.
+    # Checked for every window that the slices of the reserved times can represent.
     assert most_in_a_window(held, (SLICES - 1) * rate.slice_seconds) <= rate.count
 
 
@@ -194,9 +197,9 @@ def test_under_load_nearly_all_of_a_limit_is_used(text: str, kind: RateKind) -> 
     windows = max(12, 100 // rate.count)
     count = rate.count * windows
 
-    starts = worked(rate, [NOW] * count, late=random.Random(7))
+    starts = simulated_starts(rate, [NOW] * count, late=random.Random(7))
 
-    # A bucket begins full: what it lets through at once is not its rate.
+    # A bucket is full at the beginning; the burst that it admits at once is not part of the rate.
     first = rate.count if kind == "bucket" else 0
     used = (count - first) / ((max(starts) - NOW) / rate.per) / rate.count
     assert 0.95 <= used <= 1.05
@@ -225,7 +228,7 @@ def test_deferred_requests_keep_their_order_and_none_overtakes_them() -> None:
     assert moments == sorted(moments)
     assert [answer.reserved for answer in answers] == [True, False, False, False]
 
-    # One that is new comes behind them, though there is room before the second of them is back.
+    # A new request is placed after the deferred ones, although there is room before the second one returns.
     state, [new] = reserve(state, rate, NOW + 1.04, [RateRequest(NOW + 1.04)])
     assert not new.reserved
     assert new.moment > moments[-1]
@@ -234,13 +237,15 @@ def test_deferred_requests_keep_their_order_and_none_overtakes_them() -> None:
 
 def test_abandoned_deferred_requests_expire() -> None:
     rate = Rate(1)
-    state, _ = reserve(RateLimitState(), rate, NOW, [RateRequest(NOW)] * 100)  # they are cancelled
+    state, _ = reserve(
+        RateLimitState(), rate, NOW, [RateRequest(NOW)] * 100
+    )  # these jobs are cancelled later
     assert not reserve(state, rate, NOW + 3, [RateRequest()])[1][0].reserved
 
     assert reserve(state, rate, NOW + 12, [RateRequest()])[1] == [RateReply(NOW + 12, reserved=True)]
 
 
-# -- as it is kept ---------------------------------------------------------------------------------------
+# -- encoding of the state -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b'{"rate":"x"}', b"\xff", b'{"slices":[1]}'])
@@ -289,7 +294,7 @@ def test_reservations_are_made_for_the_near_future_only() -> None:
     assert max(answer.moment for answer in answers if answer.reserved) <= NOW + RESERVE_AHEAD
 
 
-# -- together --------------------------------------------------------------------------------------------
+# -- simultaneous starts ---------------------------------------------------------------------------------
 
 
 def test_simultaneous_starts_share_one_reserved_time_within_the_limit() -> None:
@@ -306,7 +311,7 @@ def test_simultaneous_starts_share_one_reserved_time_within_the_limit() -> None:
 
 @given(count=some.integers(2, 60), per=some.sampled_from([1.0, 2.0, 60.0]), seed=some.integers(0, 2**16))
 def test_batches_with_starts_counted_later_keep_the_limit(count: int, per: float, seed: int) -> None:
-    """Each is given a moment of its own; all start with the last of them, and what has no room comes back."""
+    """Each job reserves a time of its own; all start with the last one, jobs without room are deferred."""
     chance, rate, state, now = random.Random(seed), Rate(count, per), RateLimitState(), NOW
     starts: list[float] = []
     while now < NOW + 2.5 * per:

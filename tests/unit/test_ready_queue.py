@@ -1,4 +1,4 @@
-"""Which of the held deliveries a worker begins next."""
+"""The order in which a worker starts the deliveries that it holds."""
 
 import collections
 import time
@@ -17,15 +17,15 @@ def delivery(queue: str, id: str = "x", priority: Priority = "normal") -> Delive
 
 
 def order(held: ReadyQueue, count: int) -> list[str]:
-    """What is begun next, each followed by one more of its queue."""
-    note_start = []
+    """The queues of the next starts; each start is followed by another delivery of the same queue."""
+    started = []
     for _ in range(count):
         following = held.next()
         assert following is not None
         held.remove_next(following)
         held.add(delivery(following.queue))
-        note_start.append(following.queue)
-    return note_start
+        started.append(following.queue)
+    return started
 
 
 def test_without_weights_the_highest_priority_of_all_queues_starts_first() -> None:
@@ -38,12 +38,12 @@ def test_without_weights_the_highest_priority_of_all_queues_starts_first() -> No
     ):
         held.add(one)
 
-    note_start = []
+    started = []
     while (following := held.next()) is not None:
         held.remove_next(following)
-        note_start.append(following.id)
+        started.append(following.id)
 
-    assert note_start == ["3", "1", "4", "2"]
+    assert started == ["3", "1", "4", "2"]
     assert held.count == 0
 
 
@@ -54,10 +54,10 @@ def test_starts_follow_the_weights_and_are_spread_evenly(weights: dict[str, int]
         held.add(delivery(queue))
     once = sum(weights.values())
 
-    note_start = order(held, 20 * once)
+    started = order(held, 20 * once)
 
-    for first in range(0, len(note_start), once):
-        assert collections.Counter(note_start[first : first + once]) == weights
+    for first in range(0, len(started), once):
+        assert collections.Counter(started[first : first + once]) == weights
 
 
 def test_an_idle_queue_saves_up_no_starts() -> None:
@@ -80,15 +80,15 @@ def test_a_queue_that_is_far_behind_is_waited_for() -> None:
     for number in range(20):
         held.add(delivery("b", str(number)))
 
-    note_start = 0
+    started = 0
     while (one := held.next()) is not None:
         held.remove_next(one)
-        note_start += 1
-    assert note_start == 1  # of b; by its weight a has three starts to come
+        started += 1
+    assert started == 1  # of b; by the weights, a has the next three starts
     assert held.share("a", 4, pending()) == 4
     assert held.share("b", 4, pending()) < 0
 
-    # Another worker may have taken them: it is not waited for long, and not at all once that is known.
+    # Another worker may have taken the jobs of a, so the wait is short, and it ends once that is known.
     time.sleep(MAX_QUEUE_WAIT)
     assert held.next() is not None
     waits.clear()

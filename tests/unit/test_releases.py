@@ -1,6 +1,7 @@
-"""What release 0.1.0 wrote, byte for byte. Every later one reads it: workers are upgraded in turn.
+"""The messages and records of release 0.1.0, byte for byte.
 
-These lines are never changed; a release that writes otherwise adds its own beside them.
+Every later release reads them, because workers are upgraded one after another. These lines never change; a
+release with another format adds its own lines.
 """
 
 import json
@@ -43,7 +44,7 @@ def test_an_envelope_of_0_1_0_is_read() -> None:
 
 
 def test_an_envelope_without_retry_options_has_the_format_of_0_1_0() -> None:
-    """So a worker of that release reads what this one submits, where it uses nothing of its own."""
+    """A worker of that release can read the jobs of this one, unless they use newer features."""
     job = envelope.decode(HEADERS, b"{}", id="j1", queue="mail")
     written = envelope.encode(job)
 

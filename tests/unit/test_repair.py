@@ -1,4 +1,4 @@
-"""What is judged to be left behind: pure functions of what a look has found."""
+"""The detection of inconsistencies: pure functions of the results of a scan."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -89,10 +89,10 @@ def test_a_dead_letter_beside_a_retrying_record_is_an_incomplete_retry() -> None
     assert judge_record(last("running"), knows_order=True) is Inconsistency.MISSING_MESSAGE
 
 
-@pytest.mark.parametrize("stands", [False, True])
-def test_a_dead_letter_of_a_failed_job_or_without_a_record_is_consistent(stands: bool) -> None:
-    assert judge_dead_letter(NOW, last("failed"), has_message=stands) is None
-    assert judge_dead_letter(NOW, None, has_message=stands) is None
+@pytest.mark.parametrize("has_message", [False, True])
+def test_a_dead_letter_of_a_failed_job_or_without_a_record_is_consistent(has_message: bool) -> None:
+    assert judge_dead_letter(NOW, last("failed"), has_message=has_message) is None
+    assert judge_dead_letter(NOW, None, has_message=has_message) is None
 
 
 def test_a_dead_letter_of_a_retried_job_is_stale_once_the_job_is_stored() -> None:
@@ -113,23 +113,23 @@ def test_young_entries_are_not_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "told", "due", "flaw"),
+    ("state", "recorded", "due", "inconsistency"),
     [
         ("scheduled", 60, 90, Inconsistency.STALE_SCHEDULE_RECORD),
         ("retrying", 60, 30, Inconsistency.STALE_SCHEDULE_RECORD),
         ("scheduled", 60, 60.5, None),
         ("scheduled", None, 60, None),
-        ("scheduled", 60, None, None),  # it was put aside
+        ("scheduled", 60, None, None),  # the job was deferred
         ("running", 60, 90, None),
     ],
 )
 def test_a_record_with_another_due_time_than_its_message_is_inconsistent(
-    state: str, told: float | None, due: float | None, flaw: Inconsistency | None
+    state: str, recorded: float | None, due: float | None, inconsistency: Inconsistency | None
 ) -> None:
     def after(seconds: float | None) -> datetime | None:
         return NOW + timedelta(seconds=seconds) if seconds is not None else None
 
     seen = last(state)
-    seen = replace(seen, revision=replace(seen.revision, due=after(told)))
+    seen = replace(seen, revision=replace(seen.revision, due=after(recorded)))
 
-    assert judge_message(replace(MESSAGE, due=after(due)), seen) is flaw
+    assert judge_message(replace(MESSAGE, due=after(due)), seen) is inconsistency

@@ -1,4 +1,4 @@
-"""What the server's answers mean in our words."""
+"""The translation of replies of the server."""
 
 import base64
 
@@ -53,7 +53,7 @@ def test_errors_during_an_election_can_be_retried(code: int, text: str) -> None:
 
 def test_a_message_read_from_the_leader_equals_any_other() -> None:
     stored = block(header_line("Nats-TTL", "60"), header_line("Jsq-Job", '{"task":"send"}'))
-    told = leader_reply(
+    reply = leader_reply(
         "KV_jsq_jobs",
         {
             "subject": "$KV.jsq_jobs.mail.x",
@@ -64,9 +64,9 @@ def test_a_message_read_from_the_leader_equals_any_other() -> None:
         },
     )
 
-    assert told.payload == b"{}"
-    assert told.status == ""
-    assert told.headers == {
+    assert reply.payload == b"{}"
+    assert reply.status == ""
+    assert reply.headers == {
         "Nats-TTL": "60",
         "Jsq-Job": '{"task":"send"}',
         "Nats-Stream": "KV_jsq_jobs",
@@ -77,6 +77,6 @@ def test_a_message_read_from_the_leader_equals_any_other() -> None:
 
 
 def test_a_message_without_headers_and_body_can_be_read() -> None:
-    told = leader_reply("S", {"subject": "s", "seq": 1, "time": "2026-11-25T10:00:00Z"})
+    reply = leader_reply("S", {"subject": "s", "seq": 1, "time": "2026-11-25T10:00:00Z"})
 
-    assert (told.payload, told.headers["Nats-Sequence"]) == (b"", "1")
+    assert (reply.payload, reply.headers["Nats-Sequence"]) == (b"", "1")

@@ -1,4 +1,4 @@
-"""When a failed job is tried again."""
+"""Backoff and retry policies."""
 
 import math
 import random
@@ -27,15 +27,15 @@ def highest(low: float, high: float) -> float:
 
 
 def test_the_default_backoff_is_exponential_with_full_jitter() -> None:
-    asked: list[tuple[float, float]] = []
+    ranges: list[tuple[float, float]] = []
 
     def pick(low: float, high: float) -> float:
-        asked.append((low, high))
+        ranges.append((low, high))
         return low
 
     waits = [Backoff().delay(retry, pick=pick) for retry in (1, 2, 3)]
 
-    assert asked == [(0.0, 1.0), (0.0, 2.0), (0.0, 4.0)]
+    assert ranges == [(0.0, 1.0), (0.0, 2.0), (0.0, 4.0)]
     assert waits == [0.0, 0.0, 0.0]
 
 
@@ -165,11 +165,11 @@ def test_an_invalid_number_of_retries_is_refused(retries: Any) -> None:
         RetryPolicy(retries)
 
 
-# -- how much of a wait is left to chance --------------------------------------------------------------------
+# -- jitter --------------------------------------------------------------------------------------------------
 
 
 def range_of(backoff: Backoff, retry: int = 3) -> tuple[float, float]:
-    """The least and the most that a wait can be."""
+    """The shortest and the longest possible delay."""
     return backoff.delay(retry, pick=min), backoff.delay(retry, pick=max)
 
 
@@ -231,11 +231,11 @@ def test_a_delay_has_a_minimum_and_a_maximum(retry: int, most: float, jitter: fl
     assert least == pytest.approx(longest * (1 - jitter))
 
 
-# -- what is tried again -------------------------------------------------------------------------------------
+# -- retried errors ------------------------------------------------------------------------------------------
 
 
 class Busy(Retry):
-    """A signal of a user's own."""
+    """A signal that a user defines."""
 
 
 def read(retries: int | None = 3, **options: Any) -> RetryPolicy:
@@ -243,7 +243,7 @@ def read(retries: int | None = 3, **options: Any) -> RetryPolicy:
 
 
 def tried(policy: RetryPolicy, error: BaseException) -> int | None:
-    """How often an error is tried again; None where it is not."""
+    """The number of retries of an error; None if it is not retried."""
     found = policy.policy_for(error)
     return None if found is None else found.retries
 
@@ -286,16 +286,16 @@ def test_the_most_specific_named_error_type_decides(
 def test_retries_of_a_submit_apply_to_every_error_type() -> None:
     declared = read(retry={OSError: Retries(9, backoff=[7]), KeyError: Retries(0)}, no_retry_on=ValueError)
 
-    asked = declared.with_submit_options(1, None, 60.0)
+    policy = declared.with_submit_options(1, None, 60.0)
 
-    assert [tried(asked, error) for error in (OSError(), KeyError(), TypeError(), ValueError())] == [
+    assert [tried(policy, error) for error in (OSError(), KeyError(), TypeError(), ValueError())] == [
         1,
         1,
         1,
         None,
     ]
-    assert asked.retry_for == 60.0
-    kept = asked.policy_for(OSError())
+    assert policy.retry_for == 60.0
+    kept = policy.policy_for(OSError())
     assert kept is not None
     assert kept.backoff == Backoff(steps=(7,))
     waits = declared.with_submit_options(None, Backoff("linear"), None)

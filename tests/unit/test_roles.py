@@ -1,4 +1,4 @@
-"""Roles as values: how they are read, what they reach, and how they are written down."""
+"""Roles: their text form, their permissions, and their conf and claims."""
 
 import json
 
@@ -57,7 +57,7 @@ def test_a_user_is_read_with_roles_and_their_queues() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "told"),
+    ("text", "error", "message"),
     [
         ("web", BadOption, "must be NAME=ROLE"),
         ("web=", BadOption, "must be one of submitter, worker, observer, admin"),
@@ -72,11 +72,11 @@ def test_a_user_is_read_with_roles_and_their_queues() -> None:
         ("9=admin", BadName, "starting with a letter"),
     ],
 )
-def test_an_invalid_user_is_refused(text: str, error: type[Exception] | None, told: str) -> None:
+def test_an_invalid_user_is_refused(text: str, error: type[Exception] | None, message: str) -> None:
     if error is None:
         assert user(text).grants == (Grant("submitter", ("mail",)),)
         return
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         user(text)
 
 

@@ -1,4 +1,4 @@
-"""When a schedule ticks, and what is decided about ticks that are due: pure, with the time held still."""
+"""The ticks of a schedule, and the decisions about due ticks: pure functions with fixed times."""
 
 import itertools
 import time
@@ -41,7 +41,7 @@ def schedule(**terms: Any) -> Schedule:
 
 
 def ticks(found: Schedule, after: datetime, count: int) -> list[str]:
-    """The next ticks, as a clock in the schedule's zone shows them."""
+    """The next ticks in local time of the schedule."""
     coming = itertools.islice(found.next_ticks(after), count)
     return [f"{tick.astimezone(found.zone):%d %H:%M:%S%z}" for tick in coming]
 
@@ -52,7 +52,7 @@ def ticks(found: Schedule, after: datetime, count: int) -> list[str]:
 @pytest.mark.parametrize(
     ("tz", "cron", "day", "expected"),
     [
-        # Spring: what the gap swallows comes right after it, once.
+        # Spring: ticks within the gap come right after it, once.
         (BERLIN, "30 2 * * *", "2026-03-29", ["29 03:00:00+0200", "30 02:30:00+0200"]),
         (BERLIN, "0,30 2 * * *", "2026-03-29", ["29 03:00:00+0200", "30 02:00:00+0200"]),
         (BERLIN, "30 1 * * *", "2026-03-29", ["29 01:30:00+0100", "30 01:30:00+0200"]),
@@ -65,7 +65,7 @@ def ticks(found: Schedule, after: datetime, count: int) -> list[str]:
             "2026-03-08",
             ["08 01:00:00-0500", "08 01:30:00-0500", "08 03:00:00-0400"],
         ),
-        # Autumn: the hour that is repeated counts once, where the hour is named; twice where time passes.
+        # Autumn: a named hour ticks once in the repeated hour; an interval ticks in both.
         (BERLIN, "30 2 * * *", "2026-10-25", ["25 02:30:00+0200", "26 02:30:00+0100"]),
         (
             BERLIN,
@@ -128,7 +128,7 @@ def test_the_ticks_after_a_time_do_not_depend_on_where_the_search_starts(
     assert found.latest_due(start, moment) == max((tick for tick in walked if tick <= moment), default=None)
 
 
-# -- when ---------------------------------------------------------------------------------------------------
+# -- times of ticks -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NICKNAMES)
@@ -196,7 +196,7 @@ def test_the_latest_of_millions_of_missed_ticks_is_found_at_once(terms: dict[str
     assert found.fires_at(latest) <= NOON < found.fires_at(found.next_tick(latest))  # type: ignore[arg-type]  # it is one
 
 
-# -- what is due --------------------------------------------------------------------------------------------
+# -- due ticks ----------------------------------------------------------------------------------------------
 
 MINUTES = [NOON + timedelta(minutes=n) for n in range(10)]
 
@@ -210,7 +210,7 @@ def test_of_missed_ticks_the_latest_all_or_none_fire() -> None:
 
     assert due_ticks(minutely(), NOON, now) == ((MINUTES[3],), MINUTES[3])
     assert due_ticks(minutely(catch_up="all"), NOON, now) == (tuple(MINUTES[1:4]), MINUTES[3])
-    # The last is 5 seconds late: that is no tick which nobody was there for.
+    # The last tick is only 5 seconds late, so it does not count as missed.
     assert due_ticks(minutely(catch_up="none"), NOON, now) == ((MINUTES[3],), MINUTES[3])
     hourly = schedule(every=3600.0, catch_up="none")
     assert due_ticks(hourly, NOON, NOON + timedelta(minutes=90)) == ((), NOON + timedelta(hours=1))
@@ -255,12 +255,12 @@ def test_an_overlapping_tick_is_queued_or_skipped_or_replaces_the_job(
 ) -> None:
     found = minutely(catch_up="all", overlap=overlap)
 
-    turn = judge_tick(found, ScheduleState(NOON, last="before"), MINUTES[3], busy=busy)
+    decision = judge_tick(found, ScheduleState(NOON, last="before"), MINUTES[3], busy=busy)
 
-    assert turn.ticks == tuple(MINUTES[n] for n in fires)
-    assert turn.state.decided_until == MINUTES[3]
-    assert (turn.state.fired, turn.state.skipped) == (len(fires), skipped)
-    assert turn.state.last == (tick_id("nightly", MINUTES[fires[-1]]) if fires else "before")
+    assert decision.ticks == tuple(MINUTES[n] for n in fires)
+    assert decision.state.decided_until == MINUTES[3]
+    assert (decision.state.fired, decision.state.skipped) == (len(fires), skipped)
+    assert decision.state.last == (tick_id("nightly", MINUTES[fires[-1]]) if fires else "before")
 
 
 def test_a_tick_that_is_decided_twice_has_one_id() -> None:
@@ -298,7 +298,7 @@ def test_a_difference_of_schedules_is_described_in_words() -> None:
     ]
 
 
-# -- as users write it --------------------------------------------------------------------------------------
+# -- options ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_an_interval_is_seconds_a_timedelta_or_text(written: Any, seconds: float
 
 
 @pytest.mark.parametrize(
-    ("terms", "field", "says"),
+    ("terms", "field", "message"),
     [
         ({}, "every", "must have either cron or every"),
         ({"cron": "* * * * *", "every": 5}, "every", "must have either cron or every"),
@@ -359,12 +359,14 @@ def test_an_interval_is_seconds_a_timedelta_or_text(written: Any, seconds: float
         ({"every": 5, "jiter": 5}, "jiter", "is jitter meant?"),
     ],
 )
-def test_an_invalid_schedule_option_is_refused_by_name(terms: dict[str, Any], field: str, says: str) -> None:
+def test_an_invalid_schedule_option_is_refused_by_name(
+    terms: dict[str, Any], field: str, message: str
+) -> None:
     with pytest.raises(BadOption) as caught:
         read_schedule("x", "report", b"", **terms)
 
     assert caught.value.field == field
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 101, None, "a\nb"])
@@ -373,7 +375,7 @@ def test_a_schedule_name_must_leave_space_for_the_time_of_a_tick(name: Any) -> N
         read_schedule(name, "report", b"", every=5)
 
 
-# -- as it is stored ----------------------------------------------------------------------------------------
+# -- encoding -----------------------------------------------------------------------------------------------
 
 
 def test_a_schedule_is_decoded_as_it_was_encoded() -> None:
@@ -390,7 +392,7 @@ def test_a_schedule_is_decoded_as_it_was_encoded() -> None:
         timeout=3.5,
         deadline=60.0,
     )
-    whole = schedule(
+    full = schedule(
         job=job,
         cron="0 3 * * *",
         tz=BERLIN,
@@ -404,7 +406,7 @@ def test_a_schedule_is_decoded_as_it_was_encoded() -> None:
     )
     progress = ScheduleState(NOON, paused=True, last="nightly-1", fired=2, skipped=1)
 
-    for found in (whole, schedule(every=1.5)):
+    for found in (full, schedule(every=1.5)):
         stored = schedules.encode(found, progress)
         again = schedules.decode(stored, name=found.name, queue=found.job.queue)
         assert again == (found, progress)

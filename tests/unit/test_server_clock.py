@@ -1,4 +1,4 @@
-"""What is known of the server's clock."""
+"""The estimate of the clock of the server."""
 
 import time
 from datetime import UTC, datetime
@@ -21,13 +21,13 @@ def test_a_slow_reply_is_ignored() -> None:
     clock = Clock()
 
     clock.update("2026-01-01T12:00:00Z", 100.0, 102.0)
-    clock.update("2026-01-01T12:00:00Z", 100.0, 99.0)  # our own clock was set back meanwhile
+    clock.update("2026-01-01T12:00:00Z", 100.0, 99.0)  # the local clock was set back meanwhile
 
     assert clock.ahead == 0
 
 
-def told(clock: Clock, at: float, took: float, ahead: float) -> None:
-    """An answer that was asked for at a second of our own clock, from a server that is so far ahead."""
+def add_reply(clock: Clock, at: float, took: float, ahead: float) -> None:
+    """Add a reply to a request sent `at` a local time, from a server whose clock is `ahead` seconds ahead."""
     moment = datetime.fromtimestamp(at + ahead, UTC).isoformat().replace("+00:00", "Z")
     clock.update(moment, at, at + took)
 
@@ -35,8 +35,8 @@ def told(clock: Clock, at: float, took: float, ahead: float) -> None:
 def test_the_fastest_reply_determines_the_offset() -> None:
     clock = Clock()
 
-    told(clock, 1_000_000.0, 0.002, ahead=5.001)
-    told(clock, 1_000_001.0, 0.8, ahead=5.0)
+    add_reply(clock, 1_000_000.0, 0.002, ahead=5.001)
+    add_reply(clock, 1_000_001.0, 0.8, ahead=5.0)
 
     assert round(clock.ahead, 4) == 5.0
 
@@ -44,8 +44,8 @@ def test_the_fastest_reply_determines_the_offset() -> None:
 def test_a_clock_that_was_set_is_noticed() -> None:
     clock = Clock()
 
-    told(clock, 1_000_000.0, 0.002, ahead=0.0)
-    told(clock, 1_000_001.0, 0.4, ahead=60.0)
+    add_reply(clock, 1_000_000.0, 0.002, ahead=0.0)
+    add_reply(clock, 1_000_001.0, 0.4, ahead=60.0)
 
     assert round(clock.ahead) == 60
 
@@ -53,8 +53,8 @@ def test_a_clock_that_was_set_is_noticed() -> None:
 def test_a_slower_reply_replaces_an_old_one_after_a_while() -> None:
     clock = Clock()
 
-    told(clock, 1_000_000.0, 0.0, ahead=0.0)
-    told(clock, 1_003_600.0, 0.2, ahead=0.3)
+    add_reply(clock, 1_000_000.0, 0.0, ahead=0.0)
+    add_reply(clock, 1_003_600.0, 0.2, ahead=0.3)
 
     assert round(clock.ahead, 3) == 0.2
 

@@ -1,4 +1,4 @@
-"""What can be set, and where the server is looked for."""
+"""Settings, and the sources of the address and login of the server."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def folder_of(home: Environment) -> Path:
     return Path(home["HOME"], ".config", "nats")
 
 
-# -- where the server is -------------------------------------------------------------------------------------
+# -- address and login ---------------------------------------------------------------------------------------
 
 
 def test_an_argument_comes_first(home: Environment) -> None:
@@ -107,7 +107,7 @@ def test_a_context_that_is_not_text_is_reported(home: Environment) -> None:
         read_login(None, home)
 
 
-# -- what is shown -------------------------------------------------------------------------------------------
+# -- secrets -------------------------------------------------------------------------------------------------
 
 
 def test_a_login_shows_no_secret() -> None:
@@ -115,10 +115,10 @@ def test_a_login_shows_no_secret() -> None:
         url="nats://app:s3cret@one:4222,tls://t0ken@two", user="root", password="s3cret", token="t0ken"
     )
 
-    told = f"{secret!r} {secret} {[secret]}"
+    shown = f"{secret!r} {secret} {[secret]}"
 
-    assert "one:4222" in told
-    assert [word for word in ("app", "root", "s3cret", "t0ken") if word in told] == []
+    assert "one:4222" in shown
+    assert [word for word in ("app", "root", "s3cret", "t0ken") if word in shown] == []
 
 
 @pytest.mark.parametrize(

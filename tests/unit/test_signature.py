@@ -1,4 +1,4 @@
-"""What a task takes and gives: each value comes back as it went in, or is refused by name."""
+"""Arguments and results of tasks: each value survives the round trip unchanged, or is refused by name."""
 
 import contextlib
 import enum
@@ -67,7 +67,7 @@ Call = tuple[list[Any], dict[str, Any]]
 
 
 def taking(kind: Any) -> Signature:
-    """The signature of a task with one parameter of this type, which it returns."""
+    """The signature of a task that has one parameter of this type and returns it."""
 
     def task(value: Any) -> Any: ...
 
@@ -82,7 +82,7 @@ def sent(function: Callable[..., object], *args: object, **named: object) -> Cal
 
 
 def called(function: Callable[..., Any], *args: object, **named: object) -> Any:
-    """What the function returns for the arguments as they arrive."""
+    """The return value of the function for the arguments as they arrive at the worker."""
     arrived, by_name = sent(function, *args, **named)
     return function(*arrived, **by_name)
 
@@ -161,7 +161,7 @@ def test_a_result_of_an_annotated_type_survives_the_round_trip(kind: Any, value:
 
 
 def as_kept(packed: bytes) -> Any:
-    """A packed result as the job's record holds it."""
+    """A packed result in the form of the record of a job."""
     return revisions.decode(
         revisions.encode_succeeded(b'{"state":"running","task":"t"}', 1, b"", packed)
     ).result
@@ -262,15 +262,15 @@ def test_a_call_without_the_tasks_code_names_the_argument() -> None:
 def test_a_lone_surrogate_is_refused(kind: Any, value: Any) -> None:
     signature = taking(kind)
 
-    ways: list[Callable[[], bytes]] = [
+    calls: list[Callable[[], bytes]] = [
         lambda: signature.pack([value], {}),
         lambda: pack_call([value], {}),
         lambda: pack_call([], {"x": value}),
     ]
-    for refused in ways:
-        with pytest.raises(BadArguments) as told:
+    for refused in calls:
+        with pytest.raises(BadArguments) as caught:
             refused()
-        assert str(told.value).encode()
+        assert str(caught.value).encode()
     with pytest.raises(BadResult):
         signature.pack_result(value)
 
@@ -354,20 +354,20 @@ def test_error_messages_stay_short_for_keys_of_any_length() -> None:
         lambda: taking(int).pack([], {key: 1}),
         lambda: pack_call([], {key: {1}}),
     ):
-        with pytest.raises(BadArguments) as told:
+        with pytest.raises(BadArguments) as caught:
             refused()
-        assert len(str(told.value)) < 1_000
+        assert len(str(caught.value)) < 1_000
 
 
 def test_a_refusal_does_not_show_the_value() -> None:
-    with pytest.raises(BadArguments) as told:
+    with pytest.raises(BadArguments) as caught:
         taking(int).pack(["s3cret"], {})
 
-    assert "s3cret" not in str(told.value)
-    assert "value" in str(told.value)
+    assert "s3cret" not in str(caught.value)
+    assert "value" in str(caught.value)
 
 
-# -- what pydantic coerces -----------------------------------------------------------------------------------
+# -- coercion by pydantic ------------------------------------------------------------------------------------
 
 
 def test_values_are_coerced_before_they_are_sent() -> None:
@@ -410,7 +410,7 @@ def many(first: int, *rest: int, last: int = 0, **more: str) -> Any:
     return first, rest, last, more
 
 
-def bare(a, *b, c=3, **d):  # type: ignore[no-untyped-def]  # that is what is tested
+def unannotated(a, *b, c=3, **d):  # type: ignore[no-untyped-def]  # that is what is tested
     return a, b, c, d
 
 
@@ -432,8 +432,8 @@ CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (many, (1,), {}),
     (many, (1, 2, 3), {"last": 4, "x": "y"}),
     (many, (1,), {"rest": "z", "first_": "w"}),
-    (bare, (1, 2, "3"), {"c": None, "e": [1]}),
-    (bare, (), {"a": 1}),
+    (unannotated, (1, 2, "3"), {"c": None, "e": [1]}),
+    (unannotated, (), {"a": 1}),
     (nothing, (), {}),
 ]
 
@@ -457,7 +457,7 @@ def test_a_call_made_without_the_task_code_arrives_the_same(
 
 
 @pytest.mark.parametrize(
-    ("function", "args", "named", "told"),
+    ("function", "args", "named", "message"),
     [
         (plain, (), {}, "missing a required argument: 'a'"),
         (plain, (1, 2, 3), {}, "too many positional arguments"),
@@ -471,11 +471,11 @@ def test_a_call_made_without_the_task_code_arrives_the_same(
     ],
 )
 def test_an_invalid_call_is_refused_at_the_submit_and_by_the_worker(
-    function: Callable[..., Any], args: Any, named: Any, told: str
+    function: Callable[..., Any], args: Any, named: Any, message: str
 ) -> None:
     signature = Signature(function)
 
-    with pytest.raises(BadArguments, match=rf"{function.__name__}: .*{told}"):
+    with pytest.raises(BadArguments, match=rf"{function.__name__}: .*{message}"):
         signature.pack(args, named)
     with pytest.raises(BadArguments):
         signature.unpack(pack_call(args, named))
@@ -567,7 +567,7 @@ def test_a_task_may_annotate_some_parameters_and_not_others() -> None:
     "value", [None, 0, "", False, 1.5, [], {}, "x" * 100_000], ids=lambda value: repr(value)[:10]
 )
 def test_a_result_without_annotation_survives_the_round_trip(value: Any) -> None:
-    signature = Signature(bare)
+    signature = Signature(unannotated)
 
     assert signature.unpack_result(as_kept(signature.pack_result(value))) == value
 

@@ -1,4 +1,4 @@
-"""Any text can be one token of a subject, and is read back as it was."""
+"""The encoding of any text as one token of a subject."""
 
 import re
 
@@ -53,7 +53,7 @@ def test_an_unusual_id_stays_readable() -> None:
 
 @given(st.from_regex(r"[-_=A-Za-z0-9.*> ]{1,20}", fullmatch=True))
 @example("=3a")  # digits in lower case
-@example("=41")  # a letter that stands for itself
+@example("=41")  # the code of a letter that needs none
 @example("=C3")  # half a character
 @example("=")
 @example("a=2")

@@ -1,4 +1,4 @@
-"""What things are called on the server."""
+"""The names of subjects and streams on the server."""
 
 import re
 from pathlib import Path
@@ -95,7 +95,7 @@ _pattern_of_id = re.compile(
 
 
 def test_no_subject_filter_uses_a_wildcard_as_an_id() -> None:
-    """In place of an id `"*"` is the id of a job: the pattern for all ids is made of `ANY`."""
+    """`"*"` is a valid id of a job, so the filter for all ids must use `ANY`."""
     found = [
         f"{path.name}: {match[0]}"
         for folder in ("jsq", "tests")

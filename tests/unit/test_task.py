@@ -1,4 +1,4 @@
-"""Declaring tasks: what is refused, what is kept, and that nothing is sent that does not fit."""
+"""Declaring tasks, and the checks before a submit."""
 
 import functools
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +16,7 @@ from jsq.model.retry import Backoff
 
 
 @pytest.fixture
-def app() -> App:  # no server is needed: nothing here connects
+def app() -> App:  # these tests need no server, because nothing connects
     return App("nats://127.0.0.1:1")
 
 
@@ -96,11 +96,11 @@ def test_a_context_may_be_annotated_as_text() -> None:
 def test_only_the_first_parameter_is_the_context() -> None:
     def none() -> None: ...
     def other(a: int) -> None: ...
-    def bare(ctx): ...  # type: ignore[no-untyped-def]  # that is what is tested
+    def unannotated(ctx): ...  # type: ignore[no-untyped-def]  # that is what is tested
 
     assert not takes_context(none)
     assert not takes_context(other)
-    assert not takes_context(bare)
+    assert not takes_context(unannotated)
 
 
 def test_a_task_keeps_its_declaration(app: App) -> None:

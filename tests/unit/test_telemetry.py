@@ -1,4 +1,4 @@
-"""Log lines: one line each, and inert in a terminal."""
+"""Log lines: one line for each record, without control characters."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from jsq.worker.transitions import outcome_fields
 
 @contextlib.contextmanager
 def writing(*forms: logging.Formatter) -> Iterator[None]:
-    """Write the lines of jobs to stderr, in each of some forms."""
+    """Write the log lines of jobs to stderr with several formatters."""
     log = logging.getLogger("jsq.job")
     handlers = [LineHandler() for _ in forms]
     for handler, form in zip(handlers, forms, strict=True):
@@ -62,7 +62,7 @@ def test_the_fast_path_writes_the_same_line(capsys: pytest.CaptureFixture[str]) 
     with writing(JsonLines(), TextLines()):
         log.warning("job retrying", extra=about)
         emit(log, logging.WARNING, "job retrying", about)
-        emit(log, logging.DEBUG, "not told", about)
+        emit(log, logging.DEBUG, "not written", about)
     lines = [re.sub(r"20\d\d-[\d:.T-]*Z", "AT", line) for line in capsys.readouterr().err.splitlines()]
     assert len(lines) == 4
     assert lines[:2] == lines[2:]

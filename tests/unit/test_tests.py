@@ -11,7 +11,7 @@ from tests.helpers.repository import ROOT
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 PRIVATE_PATCHES = Counter({"tests/integration/test_retries.py": 1})
-"""How many private names a file still patches. The numbers may only shrink.
+"""The number of private names that a file still patches. The numbers may only shrink.
 
 `test_retries.py` gives a task of a module to another app: a child process finds the task by its module.
 """
@@ -32,7 +32,7 @@ def imported_modules(path: Path) -> Iterator[str]:
 
 
 def private_patches(path: Path) -> Iterator[str]:
-    """Each private name that is given to a `setattr`, as an argument or at the end of a dotted path."""
+    """Each private name that a `setattr` receives, as an argument or at the end of a dotted path."""
     for node in nodes_of(path):
         match node:
             case ast.Call(func=ast.Attribute(attr="setattr") | ast.Name(id="setattr"), args=args):

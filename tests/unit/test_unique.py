@@ -1,4 +1,4 @@
-"""Which submits are the same, what a claim is worth, and what a submit does about it."""
+"""Unique keys: their hashes, the state of a claim, and the action of a submit."""
 
 import itertools
 from dataclasses import fields
@@ -28,7 +28,7 @@ from jsq.model.unique import (
 CLAIM = UniqueClaim("holder", "default")
 
 
-# -- what a claim is worth -----------------------------------------------------------------------------------
+# -- the state of a claim ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_the_claim_of_an_ended_job_passes_to_its_successor() -> None:
     )
 
 
-# -- what a submit does --------------------------------------------------------------------------------------
+# -- the action of a submit ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("way", "acts"),
+    ("on_duplicate", "actions"),
     [
         ("return", {}),
         ("raise", dict.fromkeys((JobLife.DELAYED, JobLife.WAITING, JobLife.STARTED), UniqueAction.RAISE)),
@@ -89,27 +89,27 @@ def test_the_claim_of_an_ended_job_passes_to_its_successor() -> None:
     ],
 )
 def test_on_duplicate_decides_what_a_submit_does_with_a_held_key(
-    way: Any, acts: dict[JobLife, UniqueAction]
+    on_duplicate: Any, actions: dict[JobLife, UniqueAction]
 ) -> None:
-    unique = Unique("key", on_duplicate=way)
+    unique = Unique("key", on_duplicate=on_duplicate)
 
     for life in (JobLife.DELAYED, JobLife.WAITING, JobLife.STARTED):
-        assert decide_submit(unique, CLAIM, life, id="mine") is acts.get(
+        assert decide_submit(unique, CLAIM, life, id="mine") is actions.get(
             life, UniqueAction.RETURN_EXISTING
         ), life
 
 
-@pytest.mark.parametrize("way", ["return", "raise", "replace", "keep_last", "debounce"])
-def test_every_submit_takes_a_free_key_and_stores_a_missing_job(way: Any) -> None:
-    unique = Unique("key", on_duplicate=way)
+@pytest.mark.parametrize("on_duplicate", ["return", "raise", "replace", "keep_last", "debounce"])
+def test_every_submit_takes_a_free_key_and_stores_a_missing_job(on_duplicate: Any) -> None:
+    unique = Unique("key", on_duplicate=on_duplicate)
 
     assert decide_submit(unique, CLAIM, JobLife.ENDED, id="mine") is UniqueAction.CLAIM
     assert decide_submit(unique, CLAIM, JobLife.MISSING, id="mine") is UniqueAction.STORE
 
 
 def test_a_submit_continues_with_its_own_claim() -> None:
-    for way, life in itertools.product(("return", "raise", "replace", "keep_last"), JobLife):
-        unique = Unique("key", on_duplicate=way)  # type: ignore[arg-type]  # a product of literals
+    for on_duplicate, life in itertools.product(("return", "raise", "replace", "keep_last"), JobLife):
+        unique = Unique("key", on_duplicate=on_duplicate)  # type: ignore[arg-type]  # a product of literals
         assert decide_submit(unique, CLAIM, life, id="holder") is UniqueAction.STORE
 
 
@@ -199,7 +199,7 @@ def test_a_key_function_without_a_valid_result_is_refused_at_the_submit(made: An
         task.target.with_key(parse_options(**task.declaration.submit_options), b'{"to": "ann"}')
 
 
-# -- what cannot be ------------------------------------------------------------------------------------------
+# -- invalid options -----------------------------------------------------------------------------------------
 
 OTHERS: dict[str, Any] = {
     "unique_until": "start",

@@ -1,4 +1,4 @@
-"""The budget of a plain job: the files and the calls that it passes from its submit to its result."""
+"""The budget of a plain job: the files that it passes through, and the calls between them."""
 
 import asyncio
 import json
@@ -15,14 +15,17 @@ from tests.helpers.workers import Working
 MOST_FILES = 26
 MOST_CALLS = 90
 MOST_FILES_OF_A_KEY = 12
-"""Files that a job with `key=` passes besides those of a plain job: the general path has six, its key six."""
+"""The additional files of a job with `key=`: six of the general path, and six of key groups."""
 
 WALKS = 10
-"""Jobs of which the one with the fewest calls is judged: the loops of a worker run in between."""
+"""The number of measured jobs.
+
+The one with the fewest calls counts, because loops of the worker run meanwhile.
+"""
 
 
 async def is_settled(server: EmbeddedServer, stream: str) -> bool:
-    """Whether each delivery of a stream is acknowledged, as the server itself says."""
+    """Whether each delivery of a stream is acknowledged, according to the server."""
 
     def ask() -> bool:
         url = f"{server.monitor}/jsz?accounts=true&streams=true&consumers=true"
@@ -38,19 +41,19 @@ async def is_settled(server: EmbeddedServer, stream: str) -> bool:
 async def walk(
     app: App, server: EmbeddedServer, namespace: str, working: Working, until: Until, **options: Any
 ) -> Walk:
-    """The walk of a job with these options, from its submit until its delivery is settled."""
+    """Record a job with these options, from its submit until its delivery is settled."""
 
     @app.task
     async def add(first: int, second: int) -> int:
         return first + second
 
     ready, walks = Subjects(namespace).streams.ready("default"), list[Walk]()
-    asked = add.options(**options) if options else add
+    task = add.options(**options) if options else add
     async with working():
         for _ in range(WALKS):
             found = Walk()
             with found.recorded():
-                assert await (await asked.submit(1, 2)).result(10) == 3
+                assert await (await task.submit(1, 2)).result(10) == 3
                 await until(lambda: is_settled(server, ready))
             walks.append(found)
     return min(walks, key=lambda found: found.call_count)
