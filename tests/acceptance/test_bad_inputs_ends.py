@@ -92,11 +92,11 @@ async def test_an_error_is_recorded_shortened_and_without_the_arguments(
     app: App, client: Client, working: Working, dying: Dying, caplog: pytest.LogCaptureFixture, given: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    tell = declared(app, hostile.tell, given, keep_arguments=False)
+    odd = declared(app, hostile.raise_odd, given, keep_arguments=False)
     declared(app, hostile.take_a_number, given, keep_arguments=False)
 
     async with working():
-        mute, long, secret = [await failure(tell, kind, "hunter2") for kind in ("mute", "long", "secret")]
+        mute, long, secret = [await failure(odd, kind, "hunter2") for kind in ("mute", "long", "secret")]
         job = await client.task("take_a_number").submit("hunter2")
         refused = await job.wait(30)
         await dying(4)

@@ -1,4 +1,4 @@
-"""Tasks that the tests run in processes of their own, and what they do to those."""
+"""Tasks that run in child processes, and that end, block or damage these processes."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def die(how: str) -> None:
             ctypes.string_at(0)
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "holding":  # a child of ours keeps the socket open beyond our death
+        case "holding":  # a forked process keeps the socket open after this process ends
             if os.fork() == 0:
                 os.closerange(0, 3)
                 time.sleep(30)
@@ -66,7 +66,7 @@ def give(kind: str) -> Any:
 class Unpicklable(Exception):
     def __init__(self, one: int, two: int) -> None:
         super().__init__("cannot be sent")
-        self.lock = open(os.devnull)  # noqa: SIM115 -- what cannot be pickled
+        self.lock = open(os.devnull)  # noqa: SIM115 -- it cannot be pickled
 
 
 @app.task(executor="process", retries=0)
@@ -76,7 +76,7 @@ def raise_unpicklable() -> None:
 
 @app.task(executor="process", retries=0)
 def hold_the_lock(seconds: int) -> str:
-    """Hold Python's lock, as a call into C may, for longer than any lease."""
+    """Hold the GIL for longer than any lease, as a call of C code may."""
     ctypes.PyDLL(None).sleep(seconds)
     return "held"
 
@@ -121,7 +121,7 @@ def grow(megabytes: int) -> int:
 
 @app.task(executor="process", retries=1, backoff="none")
 def climb(ctx: Context) -> list[Any]:
-    """Keep where it is, fail, and go on from there."""
+    """Store a checkpoint, fail, and continue from the checkpoint."""
     if ctx.checkpointed is None:
         ctx.blocking.checkpoint({"step": 1})
         raise Retry("again", delay=0)
@@ -138,7 +138,7 @@ async def climb_async(ctx: Context) -> list[Any]:
 
 @app.task(executor="process", retries=1, backoff="none")
 def buy(ctx: Context, file: str) -> Any:
-    """Take a step, and die right after it."""
+    """Execute a step, and die right after it."""
     found = ctx.blocking.once("charge", charge, file)
     if ctx.attempt == 1:
         os._exit(1)
@@ -153,7 +153,7 @@ def charge(file: str) -> list[str]:
 
 @app.task(executor="process", retries=1, backoff="none")
 async def buy_and_die(ctx: Context, file: str) -> None:
-    """Die in the midst of a step."""
+    """Die during a step."""
 
     async def charge_and_die() -> None:
         charge(file)

@@ -1,6 +1,7 @@
-"""An app that counts what its jobs cost: the bytecodes and calls of the thread that runs them.
+"""An app that counts the bytecodes and the calls of the thread that runs its jobs.
 
-`work` counts the worker while it drains jobs. Run as a program, it counts a client while it submits.
+In a worker it counts while the worker drains the queue. Run as a program, it counts a client that submits
+jobs.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from jsq import App
 
 JOBS = int(os.environ.get("JOBS", "1500"))
 WARM = JOBS // 2
-"""Jobs that are not counted: plans are made, and the way of writing is measured."""
+"""The number of first jobs that are not counted: they fill caches, and the mode of writing is measured."""
 
 app = App(os.environ.get("JSQ_URL", "nats://127.0.0.1:1"), namespace=os.environ.get("JSQ_NAMESPACE", "jsq"))
 
@@ -32,7 +33,7 @@ class Counter:
         sys.settrace(self._call)
 
     def stop(self, jobs: int) -> None:
-        """Stop, and write the counts of one job to the file that is named in the environment."""
+        """Stop, and write the counts of one job to the file of the environment variable `COUNTS`."""
         sys.settrace(None)
         counts = {"bytecodes": self.bytecodes / jobs, "calls": self.calls / jobs}
         Path(os.environ["COUNTS"]).write_text(json.dumps(counts))
@@ -70,7 +71,7 @@ async def submit(count: int) -> None:
 
 
 async def main() -> None:
-    """Submit jobs, and count what that costs."""
+    """Submit jobs, and count the cost."""
     await submit(JOBS - WARM)
     counter.start()
     await submit(WARM)

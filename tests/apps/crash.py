@@ -1,8 +1,9 @@
-"""A process that kills itself at the n-th point of what it does: work, submit, cancel, replay or sweep.
+"""A process that kills itself at the n-th point of its work: of a worker, a submit, a cancel, a retry or a
+sweep.
 
-A point is a message that leaves (just before it, and just after it), or an answer that arrives (before
-anything is made of it). `CRASH_AT` says at which; 0 kills nobody. What was passed is written to the file
-`POINTS`.
+A point is a message that is sent (just before and just after it), or a reply that arrives (before it is
+processed). `CRASH_AT` is the number of the point; with 0 the process is not killed. The points that the
+process passes are written to the file `POINTS`.
 """
 
 import asyncio
@@ -29,19 +30,19 @@ from jsq.worker.attempt import Attempt
 
 LEASE = 2.0
 CALLBACKS = "callbacks"
-"""The queue of what follows a failure: the worker that is killed does not serve it."""
+"""The queue of callbacks and fallbacks, which the killed worker does not serve."""
 
-HOLD = 2
-"""Seconds after which a sweep of one who died can be repeated."""
+SWEEP_LEASE = 2
+"""Seconds after which a sweep can be repeated if the sweeper died."""
 
 END = b"\r\n"
 
-UNTOLD = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$JS.API.STREAM.INFO", "$KV.")
-"""What a worker says that is about no job."""
+WITHOUT_POINTS = ("$JS.API.CONSUMER.MSG.NEXT", "$JS.API.CONSUMER.INFO", "$JS.API.STREAM.INFO", "$KV.")
+"""The start of the subjects of requests that are not about a job."""
 
 
 def declare(app: App) -> App:
-    """The queues and tasks of all scenarios. Each run of a task leaves a line in `EFFECTS`."""
+    """Declare the queues and tasks of all scenarios. Each run of a task writes a line to `EFFECTS`."""
     apart = os.environ.get("QUARANTINE")
     app.queue("default", lease=LEASE, max_crashes=1 if apart else 3, quarantine=apart)
     if apart:
@@ -54,7 +55,7 @@ def declare(app: App) -> App:
 
 
 def declare_ends(app: App) -> None:
-    """A task for each way to end."""
+    """Declare a task for each outcome."""
 
     @app.task
     async def succeed(ctx: Context) -> int:
@@ -84,7 +85,7 @@ def declare_ends(app: App) -> None:
 
 
 def declare_steps(app: App) -> None:
-    """Tasks that leave something between their attempts."""
+    """Declare tasks that store something between their attempts."""
 
     @app.task(retries=0)
     async def once(ctx: Context) -> int:
@@ -100,42 +101,42 @@ def declare_steps(app: App) -> None:
 
 
 def declare_callbacks(app: App) -> None:
-    """Tasks that die, at once or after a retry, and what is called then."""
+    """Declare tasks that fail, at once or after a retry, with their callbacks and fallback."""
 
     @app.task(queue=CALLBACKS)
-    async def told(ctx: Context, failure: Failure) -> None:
+    async def notify(ctx: Context, failure: Failure) -> None:
         effect(ctx)
 
     @app.task(queue=CALLBACKS)
     async def instead(ctx: Context) -> int:
         return effect(ctx)
 
-    @app.task(retries=0, on_failure=told, on_dead=told, fallback=instead)
+    @app.task(retries=0, on_failure=notify, on_dead=notify, fallback=instead)
     async def die(ctx: Context) -> None:
         effect(ctx)
         raise ValueError("no")
 
-    @app.task(retries=1, backoff=[0.5], on_failure=told, on_dead=told, fallback=instead)
+    @app.task(retries=1, backoff=[0.5], on_failure=notify, on_dead=notify, fallback=instead)
     async def linger(ctx: Context) -> None:
         effect(ctx)
         raise ValueError("no")
 
 
 def effect(ctx: Context) -> int:
-    """Note a run; returns the how manyeth of its job it is."""
+    """Note a run; returns its number among the runs of the job."""
     path = Path(os.environ["EFFECTS"])
     with path.open("a") as file:
         file.write(f"{ctx.id}\n")
     return path.read_text().split().count(ctx.id)
 
 
-def lanes(app: App) -> list[str]:
-    """The queues that a worker here serves: those of the app, and the quarantine."""
+def served_queues(app: App) -> list[str]:
+    """The queues that a worker serves: those of the app, and the quarantine."""
     return [*app.queues, *(settings.quarantine for settings in app.declared.values() if settings.quarantine)]
 
 
 class Points:
-    """Counts the points that are passed, and kills the process at one of them."""
+    """Counts the points that the process passes, and kills it at one of them."""
 
     def __init__(self) -> None:
         self.armed = False
@@ -153,17 +154,22 @@ class Points:
 
 
 def set_points(points: Points) -> None:
-    """Put the points where a process speaks to the server.
+    """Place points where the process communicates with the server.
 
-    A worker arms them with its first job or the first knock, a sweep with the first flaw that it mends.
+    A worker arms them with its first job or the first wake-up, a sweep with its first repair.
     """
-    put, answered, begin, mend = NatsConnection.put, PendingReplies.resolve, Attempt.__init__, Repairs.repair
+    put, answered, begin, repair = (
+        NatsConnection.put,
+        PendingReplies.resolve,
+        Attempt.__init__,
+        Repairs.repair,
+    )
     admit = KeyGroups.admit
 
     def put_at_points(nats: NatsConnection, command: bytes) -> None:
         subject = command.split(b" ", 2)[1].decode()
         of_job = "_ids." in subject or "_jobs." in subject
-        if (subject.startswith(UNTOLD) and not of_job) or looks_for_ticks(subject):
+        if (subject.startswith(WITHOUT_POINTS) and not of_job) or checks_ticks(subject):
             put(nats, command)
             return
         settles = subject.startswith("$JS.ACK")
@@ -181,30 +187,32 @@ def set_points(points: Points) -> None:
         points.armed = True
         begin(attempt, delivery, *more)
 
-    async def mend_and_arm(mends: Repairs, found: FoundInconsistency) -> bool:
+    async def repair_and_arm(repairs: Repairs, found: FoundInconsistency) -> bool:
         points.armed = True
-        return await mend(mends, found)
+        return await repair(repairs, found)
 
-    async def admit_and_arm(lines: KeyGroups, queue: str, token: str, *, while_: While | None = None) -> None:
+    async def admit_and_arm(
+        groups: KeyGroups, queue: str, token: str, *, while_: While | None = None
+    ) -> None:
         points.armed = True
-        await admit(lines, queue, token, while_=while_)
+        await admit(groups, queue, token, while_=while_)
 
-    KeyGroups.admit = admit_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
-    NatsConnection.put = put_at_points  # type: ignore[assignment, method-assign]  # what this process is for
-    PendingReplies.resolve = answered_at_points  # type: ignore[assignment, method-assign]  # what this process is for
-    Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
-    Repairs.repair = mend_and_arm  # type: ignore[assignment, method-assign]  # what this process is for
+    KeyGroups.admit = admit_and_arm  # type: ignore[assignment, method-assign]  # replaced on purpose
+    NatsConnection.put = put_at_points  # type: ignore[assignment, method-assign]  # replaced on purpose
+    PendingReplies.resolve = answered_at_points  # type: ignore[assignment, method-assign]  # replaced on purpose
+    Attempt.__init__ = begin_and_arm  # type: ignore[assignment, method-assign]  # replaced on purpose
+    Repairs.repair = repair_and_arm  # type: ignore[assignment, method-assign]  # replaced on purpose
 
 
-def looks_for_ticks(subject: str) -> bool:
-    """Whether a request is that of a worker who looks whether each schedule has a tick ahead."""
+def checks_ticks(subject: str) -> bool:
+    """Whether a request belongs to the check of a worker that each schedule has a next tick."""
     call, _, stream = subject.rpartition(".")
     return call == "$JS.API.DIRECT.GET" and ("_SCHEDULED_" in stream or stream.endswith("_schedules"))
 
 
 async def work(app: App) -> None:
     async with app:
-        served = [queue for queue in lanes(app) if queue != CALLBACKS]
+        served = [queue for queue in served_queues(app) if queue != CALLBACKS]
         await Worker(app, queues=served, settings=WorkerSettings(burst=True)).run()
 
 
@@ -216,11 +224,11 @@ CALLS: Mapping[str, Callable[[JobHandle[Any]], Awaitable[object]]] = {
     "elsewhere": lambda job: job.move(queue=CALLBACKS, priority="high"),
     "again": lambda job: job.retry(again=True),
 }
-"""What a user asks of a job by its handle."""
+"""The operations of a user on the handle of a job."""
 
 
-async def ask(app: App, what: str, points: Points) -> None:
-    """What a user asks for, about the job `mine`."""
+async def operate(app: App, what: str, points: Points) -> None:
+    """Run an operation of a user on the job `mine`."""
     async with app:
         client = app.client
         await client.queues.list()
@@ -246,10 +254,10 @@ async def ask(app: App, what: str, points: Points) -> None:
 def main() -> None:
     points = Points()
     set_points(points)
-    sweeps.LEASE_SECONDS = HOLD
+    sweeps.LEASE_SECONDS = SWEEP_LEASE
     app = declare(App(namespace=os.environ["JSQ_NAMESPACE"]))
     what = sys.argv[1]
-    asyncio.run(work(app) if what == "work" else ask(app, what, points))
+    asyncio.run(work(app) if what == "work" else operate(app, what, points))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Jobs that die and are handed over, for workers that are killed. Each run leaves a line in `EFFECTS`."""
+"""Jobs that fail and have callbacks, for workers that are killed. Each run writes a line to `EFFECTS`."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The app that worker processes of the fault tests run. Each run of a task leaves a line in `EFFECTS`."""
+"""The app of the worker processes in the fault tests. Each run of a task writes a line to `EFFECTS`."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ async def nap(ctx: Context, seconds: float) -> str:
 
 @app.task
 async def nap_at_first(ctx: Context, seconds: float) -> str:
-    """Sleeps in its first attempt only."""
+    """Sleep only in the first attempt."""
     effect("begin", ctx)
     await asyncio.sleep(seconds if ctx.attempt == 1 else 0)
     effect("end", ctx)
@@ -58,7 +58,7 @@ def process_nap(ctx: Context, seconds: float) -> str:
 
 @app.task
 async def block(ctx: Context, seconds: float) -> str:
-    """Blocks the event loop, as one must not."""
+    """Block the event loop, as no task should."""
     effect("begin", ctx)
     time.sleep(seconds)  # noqa: ASYNC251 -- on purpose
     return ctx.worker
@@ -72,7 +72,7 @@ def die(ctx: Context) -> None:
 
 @app.task(backoff=[0.1])
 async def unlucky(ctx: Context) -> int:
-    """Its first attempt never ends, the second fails, the third succeeds."""
+    """Never end in the first attempt, fail in the second, succeed in the third."""
     effect("begin", ctx)
     if ctx.attempt == 1:
         await asyncio.sleep(600)
@@ -83,7 +83,7 @@ async def unlucky(ctx: Context) -> int:
 
 @app.task
 async def count_tasks() -> int:
-    """How many tasks the worker's loop has."""
+    """The number of asyncio tasks of the worker."""
     return len(asyncio.all_tasks())
 
 
@@ -94,7 +94,7 @@ async def add(a: int, b: int) -> int:
 
 @app.task(retries=0)
 async def buy(ctx: Context, before: float, within: float) -> str:
-    """Take a step after so many seconds, for so many."""
+    """Execute a step that starts after `before` seconds and takes `within` seconds."""
     effect("begin", ctx)
     await asyncio.sleep(before)
 
@@ -108,7 +108,9 @@ async def buy(ctx: Context, before: float, within: float) -> str:
 
 @app.task
 async def climb(ctx: Context, seconds: float) -> list[int | None]:
-    """Keep where it is, and go on from there; returns what this attempt and all before it have kept."""
+    """Store checkpoints and continue from the last one; returns the checkpoints that this attempt read or
+    stored.
+    """
     kept: list[int | None] = [ctx.checkpointed]
     for step in range(ctx.checkpointed or 0, 3):
         effect(f"step-{step}", ctx)
@@ -121,7 +123,7 @@ async def climb(ctx: Context, seconds: float) -> list[int | None]:
 
 @app.batch_task(size=20, wait=float(os.environ.get("WAIT", "0.3")))
 async def nap_together(items: list[BatchItem[float]]) -> list[str]:
-    """Sleep as long as the longest; one of less than none takes the process down."""
+    """Sleep as long as the longest item; a negative item ends the process."""
     for item in items:
         effect("begin", item)
     if any(item.value < 0 for item in items):
@@ -134,7 +136,7 @@ async def nap_together(items: list[BatchItem[float]]) -> list[str]:
 
 @app.task(retries=5, backoff=[0.05])
 async def visit(ctx: Context, key: str, number: int, seconds: float, fails: bool = False) -> int:
-    """One of many of a key; it may fail once."""
+    """Note the start and the end of a job of a key; it may fail once."""
     effect(f"in:{key}:{number}", ctx)
     await asyncio.sleep(seconds)
     effect(f"out:{key}:{number}", ctx)

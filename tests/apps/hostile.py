@@ -1,4 +1,4 @@
-"""Functions that do to their process, and give and raise, what no task should."""
+"""Functions that return, raise, or do to their process something that no task should."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Strange(BaseException):
-    """Neither an exception nor an exit."""
+    """Neither an `Exception` nor an exit."""
 
 
 class Mute(Exception):
@@ -23,7 +23,7 @@ class Mute(Exception):
 
 
 def give(kind: str) -> Any:
-    """Return what cannot be kept."""
+    """Return a value that cannot be stored."""
     closed = socket.socket()
     closed.close()
     return {
@@ -40,13 +40,13 @@ def give_bytes() -> bytes:
 
 
 def leave(kind: str) -> None:
-    """Raise what ends more than a function."""
+    """Raise an exception that ends more than a function."""
     ends = (SystemExit, KeyboardInterrupt, GeneratorExit, Strange, asyncio.CancelledError)
     raise {end.__name__: end for end in ends}[kind]()
 
 
-def tell(kind: str, secret: str) -> None:
-    """Raise what can hardly be told."""
+def raise_odd(kind: str, secret: str) -> None:
+    """Raise an exception that is difficult to describe."""
     password = secret + "!"
     raise {"mute": Mute(), "long": ValueError("x" * 50_000_000), "secret": RuntimeError(str(len(password)))}[
         kind
@@ -62,18 +62,18 @@ def fine() -> int:
 
 
 def die(how: str) -> None:
-    """End the process, in one of the ways in which processes end."""
+    """End the process in one of several ways."""
     match how:
         case "exit":
             os._exit(7)
         case "segfault":
             ctypes.string_at(0)
-        case "killed":  # as by a system that is out of memory
+        case "killed":  # as a system that is out of memory does
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def exhaust() -> None:
-    """Ask for more memory than the process may have."""
+    """Allocate more memory than the process may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, hard))
     try:
@@ -83,7 +83,7 @@ def exhaust() -> None:
 
 
 def multiply(count: int) -> list[int]:
-    """Fork some processes that outlive the job; returns their ids."""
+    """Fork processes that outlive the job; returns their ids."""
     found = []
     for _ in range(count):
         pid = os.fork()
@@ -95,10 +95,10 @@ def multiply(count: int) -> list[int]:
 
 
 def meddle() -> int:
-    """Change all that a function can change of its process."""
+    """Change everything that a function can change in its process."""
     for number in range(3):
         os.close(number)
-    os.open("/dev/zero", os.O_RDONLY)  # it gets a number that is none of its own
+    os.open("/dev/zero", os.O_RDONLY)  # it gets the number of a standard stream
     os.chdir("/")
     os.environ["PATH"] = "nowhere"
     os.environ["LEFT_BEHIND"] = "yes"
@@ -111,7 +111,7 @@ def meddle() -> int:
 
 
 def surroundings() -> list[Any]:
-    """What a function finds of what `meddle` changes."""
+    """The state of the process that `meddle` changes."""
     files = []
     for number in range(3):
         with contextlib.suppress(OSError):
@@ -128,7 +128,7 @@ def surroundings() -> list[Any]:
 
 
 def stay(file: str) -> None:
-    """Go on, whatever is asked for, until the process is killed."""
+    """Ignore interrupts and run until the process is killed."""
     Path(file).write_text(str(os.getpid()))
     while True:
         with contextlib.suppress(KeyboardInterrupt):

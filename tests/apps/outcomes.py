@@ -1,4 +1,4 @@
-"""What tasks may come to, for each executor alike; and what one may do to the process it runs in."""
+"""The possible outcomes of tasks, for every executor, and damage of a task to its process."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ app = App(namespace=os.environ.get("JSQ_NAMESPACE", "jsq"))
 
 
 class Rude(BaseException):
-    """What is no `Exception`."""
+    """An exception that is not an `Exception`."""
 
 
 class Unspeakable(Exception):
@@ -58,7 +58,7 @@ def counting() -> Iterator[int]:
 
 
 def starved() -> int:
-    """Ask for more memory than this process may have: a real `MemoryError`."""
+    """Allocate more memory than this process may have, which raises a real `MemoryError`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + 2**30, hard))
@@ -95,34 +95,34 @@ WAYS: dict[str, tuple[Callable[[], object], str, str]] = {
     "nested": (lambda: nested(100_000), "bad_result", ""),
     "large": (lambda: "x" * 5_000_000, "bad_result", "5,000,0"),
 }
-"""What a task does, the reason of its failure, and what its error begins with or names."""
+"""For each way to end: the function, the reason of the failure, and a part of the error."""
 
 
-def come_to(way: str) -> object:
+def end_by(way: str) -> object:
     return WAYS[way][0]()
 
 
 @app.task(executor="async", retries=0)
 async def on_loop(way: str) -> object:
-    return come_to(way)
+    return end_by(way)
 
 
 @app.task(executor="thread", retries=0)
 def in_thread(way: str) -> object:
-    return come_to(way)
+    return end_by(way)
 
 
 @app.task(executor="process", retries=0)
 def in_process(way: str) -> object:
-    return come_to(way)
+    return end_by(way)
 
 
 @app.task(executor="process", retries=0)
 async def on_loop_in_process(way: str) -> object:
-    return come_to(way)
+    return end_by(way)
 
 
-# -- what a task does to its process ---------------------------------------------------------------------
+# -- damage to the process -------------------------------------------------------------------------------
 
 
 def close_standard() -> None:
@@ -202,8 +202,8 @@ def close_everything() -> None:
 
 @app.task(executor="process", retries=0)
 def look_around() -> dict[str, Any]:
-    """What a task finds in its process."""
-    print("still heard")
+    """The state of the process as a task sees it."""
+    print("stdout works")
     mask = os.umask(0o022)
     os.umask(mask)
     return {

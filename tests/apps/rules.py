@@ -1,4 +1,4 @@
-"""Tasks that run in child processes, and the errors by which they are tried again or not."""
+"""Tasks that run in child processes, and the errors that decide whether they are retried."""
 
 from jsq import App
 
@@ -6,15 +6,15 @@ app = App()
 
 
 class Upstream(Exception):
-    """The other side failed."""
+    """The other service failed."""
 
 
 class Busy(Upstream):
-    """It is busy."""
+    """The other service is busy."""
 
 
 class Gone(Upstream):
-    """It has nothing of that name."""
+    """The other service has nothing of that name."""
 
 
 def fail(kind: str) -> None:

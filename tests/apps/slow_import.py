@@ -1,4 +1,4 @@
-"""Process tasks of a module that takes its time, or ends the process, where a child process imports it."""
+"""Process tasks of a module whose import in a child process is slow or ends the process."""
 
 import os
 import time
@@ -9,10 +9,11 @@ from jsq import App
 app = App()
 
 IMPORTS = "CHILD_IMPORTS"
-"""The variable with the file to which each child process writes a line as it imports this module."""
+"""The environment variable with the file to which each child process writes a line during the import."""
 
 IMPORT_SECONDS = "CHILD_IMPORT_SECONDS"
-"""The variable with the seconds that such an import takes; -1 ends the process."""
+"""The environment variable with the seconds that the import takes; -1 ends the process."""
+
 
 if IMPORTS in os.environ:
     with Path(os.environ[IMPORTS]).open("a") as file:

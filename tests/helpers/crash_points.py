@@ -18,7 +18,7 @@ from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.transport.replies import NoReply
 from jsq.worker import Worker
-from tests.apps.crash import declare, lanes
+from tests.apps.crash import declare, served_queues
 from tests.helpers.conditions import Until
 
 ROOT = Path(__file__).parents[2]
@@ -71,8 +71,8 @@ class Site:
         """Remove the namespace, because other tests share the server."""
         async with Client(self.server.url, namespace=self.namespace) as client:
             broker = await client.broker()
-            for lane in lanes(self.app):
-                await remove_everything(broker.namespace, lane)
+            for queue in served_queues(self.app):
+                await remove_everything(broker.namespace, queue)
 
     def passed(self) -> list[str]:
         return self.points.read_text().splitlines()
@@ -82,7 +82,7 @@ class Site:
 
     async def finish(self, id: str, until: Until) -> None:
         """Run an intact worker until no work is left."""
-        served = lanes(self.app)
+        served = served_queues(self.app)
         worker = Worker(self.app, queues=served, settings=WorkerSettings())
         running = asyncio.create_task(worker.run())
         broker = await self.app.client.broker()
