@@ -75,7 +75,7 @@ async def test_a_traceback_starts_in_the_function_of_the_task(
             await job.result(WAIT)
 
     frames = [line for line in caught.value.traceback.splitlines() if line.startswith("  File ")]
-    assert [frame.rpartition(" in ")[2] for frame in frames] == [task, "come_to", "starved"]
+    assert [frame.rpartition(" in ")[2] for frame in frames] == [task, "end_by", "starved"]
 
 
 async def each_has_a_dead_letter(client: Client, count: int) -> bool:
