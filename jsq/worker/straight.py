@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from jsq.broker import Delivery
-from jsq.broker.jobs.records import MAX_RECORD_RESULT, RECORD_SECONDS, expected_here
+from jsq.broker.jobs.records import MAX_RECORD_RESULT, RECORD_SECONDS, own_expectation_lines
 from jsq.codec import revisions
 from jsq.codec.subject_token import STEM
 from jsq.errors import BadArguments, BadEnvelope, BadName, BadResult, BrokerError, LeaseLost, NewerEnvelope
@@ -62,7 +62,9 @@ class StraightPlan:
         self.wire, self.records, self.clock = broker.wire, broker.records, broker.wire.clock
         self.key_prefix = broker.subjects.record(job.queue, STEM)
         self.running = revisions.running_format(job, resources.name)
-        self.first_headers = HEADERS_START + expected_here(0, resources.timings.start_ttl) + HEADERS_END
+        self.first_headers = (
+            HEADERS_START + own_expectation_lines(0, resources.timings.start_ttl) + HEADERS_END
+        )
         self.start_ttl = resources.timings.start_ttl
         self.keeps_arguments, self.keeps_result = options.keep_arguments, options.keep_result > 0
         apart = 0 < options.keep_result < RECORD_SECONDS
@@ -254,7 +256,7 @@ def send_success(attempt: Attempt, plan: StraightPlan, end: FunctionEnd) -> Awai
         arguments += revisions.argument_members(delivery.payload)
     body = revisions.encode_succeeded(attempt.running, token, arguments, result if plan.keeps_result else b"")
     if plan.records.direct:
-        headers = HEADERS_START + expected_here(token, ttl) + HEADERS_END
+        headers = HEADERS_START + own_expectation_lines(token, ttl) + HEADERS_END
         return plan.wire.begin(plan.key_prefix + delivery.token, body, headers)
     queue, holds = plan.job.queue, attempt.has_lease
     return plan.records.put(queue, delivery.id, body, expect=token, ttl=ttl, while_=holds)

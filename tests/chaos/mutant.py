@@ -26,8 +26,8 @@ def switch_fencing_off() -> None:
     def expect_nothing_here(sequence: int, ttl: float | None) -> bytes:
         return b""
 
-    jsq.broker.jobs.records.expected = expect_nothing
-    jsq.broker.jobs.records.expected_here = expect_nothing_here
+    jsq.broker.jobs.records.expectation_lines = expect_nothing
+    jsq.broker.jobs.records.own_expectation_lines = expect_nothing_here
     Lease.lapsed = never  # type: ignore[assignment, method-assign]  # replaced on purpose
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from jsq import App, BadArguments, BadOption, Client, PartlySubmitted, QueueFull
 from jsq.broker import Broker
-from jsq.broker.jobs.records import expected, expected_here
+from jsq.broker.jobs.records import expectation_lines, own_expectation_lines
 from jsq.codec.envelope import new_ids
 from jsq.server import EmbeddedServer
 from jsq.transport.batch_publish import OutgoingMessage, commit, fast_ingest, parts
@@ -25,7 +25,7 @@ def messages(broker: Broker, count: int, *, expecting: int = 0) -> list[Outgoing
         OutgoingMessage(
             broker.subjects.record("default", id),
             b'{"state":"running","task":"any"}',
-            expected_here(expecting, None),
+            own_expectation_lines(expecting, None),
         )
         for id in new_ids(count)
     ]
@@ -232,7 +232,7 @@ def submits(broker: Broker, count: int, *, expecting: int = 0) -> list[OutgoingM
         OutgoingMessage(
             subjects.ready("default", "normal", id),
             b"{}",
-            expected(expecting, subjects.ready("default", "*", id)),
+            expectation_lines(expecting, subjects.ready("default", "*", id)),
         )
         for id in new_ids(count)
     ]

@@ -7,7 +7,7 @@ refuses the write of a worker that lost its lease. No status and no list of jobs
 import logging
 from collections.abc import Callable
 
-from jsq.broker.jobs.records import expected
+from jsq.broker.jobs.records import expectation_lines
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError, NotAllowed, Refused
 from jsq.model.checkpoint import CHECKPOINT
@@ -35,7 +35,7 @@ class CheckpointStore:
         Raises `WrongSequence` if the record has another revision, and what `publish_with_retry` raises after
         `while_` has returned False.
         """
-        headers = block(expected(token, self._subjects.record(queue, id)))
+        headers = block(expectation_lines(token, self._subjects.record(queue, id)))
         await publish_with_retry(
             self._wire, self._subjects.checkpoint(queue, id, place), body, headers, while_=while_
         )
@@ -74,7 +74,7 @@ class CheckpointStore:
         its refusal has the actual sequence.
         """
         subjects = self._subjects
-        headers = block(expected(token, subjects.checkpoint(queue, id, place)))
+        headers = block(expectation_lines(token, subjects.checkpoint(queue, id, place)))
         try:
             await publish_with_retry(
                 self._wire, subjects.checkpoint(queue, id, "asked"), b"", headers, while_=while_

@@ -19,7 +19,7 @@ import math
 
 from jsq.broker.flow.key_groups import key_token_of
 from jsq.broker.jobs.messages import id_of
-from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore, expecting
+from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore, expectation_headers
 from jsq.broker.topology.configs import rewritten_sources
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec.revisions import parse_time
@@ -186,7 +186,7 @@ class DueJobs:
         """Store a message at its place, unless its job has one there, then delete the message here."""
         subject = message.headers["Nats-Subject"]
         *_, group, token = subject.split(".")
-        headers = own_headers(message.headers) | expecting(0, f"{prefix}*.{token}")
+        headers = own_headers(message.headers) | expectation_headers(0, f"{prefix}*.{token}")
         try:
             await publish_with_retry(self._wire, f"{prefix}{group}.{token}", message.payload, headers)
         except (WrongSequence, QueueFull, BrokerFull):

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from jsq.broker.delivery.delivery import REPLACES
 from jsq.broker.jobs.messages import id_of
-from jsq.broker.jobs.records import EXPECTED, TTL, expecting
+from jsq.broker.jobs.records import EXPECTED, TTL, expectation_headers
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import count_jobs
@@ -345,7 +345,9 @@ class KeyGroups:
         expect, replaces = 0, dict[str, str]()
         while True:
             try:
-                await self._publish(subject, payload, headers | replaces | expecting(expect, every), while_)
+                await self._publish(
+                    subject, payload, headers | replaces | expectation_headers(expect, every), while_
+                )
                 return
             except WrongSequence as refused:
                 found = await self._reads.get(

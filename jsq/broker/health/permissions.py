@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from jsq.broker.broker import Broker
 from jsq.broker.health.finding import Finding
-from jsq.broker.jobs.records import expecting
+from jsq.broker.jobs.records import expectation_headers
 from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec.envelope import new_id
@@ -68,7 +68,7 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
     ready = subjects.streams.ready(queue)
 
     def write(act: str, subject: str) -> PermissionProbe:
-        return PermissionProbe(act, queue, subject, b"", expecting(UNREACHED_SEQUENCE, subject))
+        return PermissionProbe(act, queue, subject, b"", expectation_headers(UNREACHED_SEQUENCE, subject))
 
     yield write("submit", subjects.ready(queue, "normal", id))
     yield write("submit", subjects.scheduled(queue, id))

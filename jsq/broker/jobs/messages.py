@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from jsq.broker.delivery.delivery import REQUEUED, SUBMITTED_PRIORITY
-from jsq.broker.jobs.records import EXPECTED, expected
+from jsq.broker.jobs.records import EXPECTED, expectation_lines
 from jsq.broker.topology.subjects import Subjects, read_id, token_of
 from jsq.codec import envelope, revisions
 from jsq.codec.subject_token import STEM
@@ -39,9 +39,9 @@ def job_message(
     envelope_lines = b"".join([header_line(name, value) for name, value in envelope.encode(job).items()])
     if due is None and job.waits_for_key:
         subject = subjects.groups.job(job.queue, job.key_token, job.id)
-        return OutgoingMessage(subject, job.arguments, envelope_lines + expected(0, subject))
+        return OutgoingMessage(subject, job.arguments, envelope_lines + expectation_lines(0, subject))
     if due is None:
-        lines = envelope_lines + expected(expect, subjects.ready(job.current_queue, "*", job.id))
+        lines = envelope_lines + expectation_lines(expect, subjects.ready(job.current_queue, "*", job.id))
         return OutgoingMessage(subjects.ready(job.current_queue, job.priority, job.id), job.arguments, lines)
     schedule = schedule_headers(due, schedule_target(subjects, job))
     lines = envelope_lines + b"".join([header_line(name, value) for name, value in schedule.items()])

@@ -115,7 +115,7 @@ class RecordStore:
         """Write an encoded revision; see `write`."""
         commits = self._commits
         token = id if id.isalnum() and id.isascii() else token_of(id)  # saves a call for most ids
-        subject, lines = f"{self._prefix}{queue}.{token}", expected_here(expect, ttl)
+        subject, lines = f"{self._prefix}{queue}.{token}", own_expectation_lines(expect, ttl)
         headers = b"".join((HEADERS_START, lines, HEADERS_END))
         try:
             if commits.under_way >= BUSY or not commits.pace.quiet:
@@ -146,7 +146,7 @@ class RecordStore:
         The server stores all of them or none. Only the record has an expected revision: the other messages
         must not have one.
         """
-        record = OutgoingMessage(self._subjects.record(queue, id), body, expected_here(expect, ttl))
+        record = OutgoingMessage(self._subjects.record(queue, id), body, own_expectation_lines(expect, ttl))
         messages = (*others, record)
         once = functools.partial(commit, self._wire, messages)
         try:
@@ -162,7 +162,7 @@ class RecordStore:
         The server refuses it if the attempt's token is stale.
         """
         record = self._subjects.record(queue, id)
-        headers = expecting(token, record) | {TTL: str(PROGRESS_SECONDS)}
+        headers = expectation_headers(token, record) | {TTL: str(PROGRESS_SECONDS)}
         self._wire.send(f"{record}.{PROGRESS}", revisions.encode(revision), headers)
 
     async def delete(
@@ -176,7 +176,7 @@ class RecordStore:
         record = self._subjects.record(queue, id)
         others = (letter,) if letter is not None else ()
         # Without a TTL: if the purge fails, no earlier revision may become the last one again.
-        lines = expected_here(found.sequence, None) + header_line("KV-Operation", "DEL")
+        lines = own_expectation_lines(found.sequence, None) + header_line("KV-Operation", "DEL")
         messages = (*others, OutgoingMessage(record, b"", lines))
         try:
             await with_retry(self._wire, functools.partial(commit, self._wire, messages))
@@ -342,19 +342,19 @@ def _ttl_line(seconds: float) -> bytes:
     return header_line(TTL, str(max(1, round(seconds))))
 
 
-def expected_here(sequence: int, ttl: float | None) -> bytes:
+def own_expectation_lines(sequence: int, ttl: float | None) -> bytes:
     """The header lines of a write that expects this sequence as the last one of its own key."""
     line = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % sequence
     return line if ttl is None else line + _ttl_line(ttl)
 
 
-def expecting(sequence: int, subject: str) -> dict[str, str]:
+def expectation_headers(sequence: int, subject: str) -> dict[str, str]:
     """The headers of a write that expects this sequence as the last one of another subject."""
     return {EXPECTED: str(sequence), EXPECTED_ON: subject}
 
 
-def expected(sequence: int, subject: str) -> bytes:
-    """The headers of `expecting`, as header lines."""
+def expectation_lines(sequence: int, subject: str) -> bytes:
+    """The headers of `expectation_headers`, as header lines."""
     return f"{EXPECTED}: {sequence}\r\n{EXPECTED_ON}: {subject}\r\n".encode()
 
 

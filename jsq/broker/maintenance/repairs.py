@@ -15,7 +15,7 @@ from jsq.broker.jobs.messages import (
     message_priority,
     revision_from_message,
 )
-from jsq.broker.jobs.records import EXPECTED, TTL, expecting
+from jsq.broker.jobs.records import EXPECTED, TTL, expectation_headers
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.operations.dead_letters import DeadLetterStore
 from jsq.broker.operations.reschedule import Rescheduler
@@ -91,7 +91,9 @@ class Repairs:
         ready = found.stream == self._subjects.streams.ready(found.queue)
         level = message_priority(message)
         headers = own_headers(message.headers) | ({REPLACES: str(found.sequence)} if ready else {})
-        expect = expecting(found.sequence if ready else 0, self._subjects.ready(found.queue, "*", found.job))
+        expect = expectation_headers(
+            found.sequence if ready else 0, self._subjects.ready(found.queue, "*", found.job)
+        )
         try:
             subject = self._subjects.ready(found.queue, level, found.job)
             await publish_with_retry(self._wire, subject, message.payload, {**headers, **expect})

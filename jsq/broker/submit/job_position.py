@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from jsq.broker.jobs.messages import revision_from_message
-from jsq.broker.jobs.records import expecting, read_revision
+from jsq.broker.jobs.records import expectation_headers, read_revision
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerUnavailable
@@ -137,7 +137,7 @@ class JobPositions:
 
     async def _last_sequence(self, pattern: str, probe: str) -> int:
         try:
-            await publish_with_retry(self._wire, probe, b"", expecting(NEVER_SEQUENCE, pattern))
+            await publish_with_retry(self._wire, probe, b"", expectation_headers(NEVER_SEQUENCE, pattern))
         except WrongSequence as refused:
             return refused.last
         raise BrokerUnavailable(f"the server stored a write to {probe} that expected {NEVER_SEQUENCE}")

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 
-from jsq.broker.jobs.records import RECORD_SECONDS, expected, expected_here, is_final
+from jsq.broker.jobs.records import RECORD_SECONDS, expectation_lines, is_final, own_expectation_lines
 from jsq.broker.topology.subjects import Subjects
 from jsq.codec import envelope, revisions
 from jsq.codec.envelope import new_ids
@@ -72,7 +72,7 @@ class Baseline:
     def put(self, id: str, payload: bytes, answered: Callable[[Reply], None]) -> None:
         """Submit one job."""
         names, queue = self.names, self.queue
-        headers = block(self._order, expected(0, names.ready(queue, "*", id)))
+        headers = block(self._order, expectation_lines(0, names.ready(queue, "*", id)))
         self._ask(names.ready(queue, "normal", id), payload, headers, answered)
 
     async def pour(self, count: int, payload: bytes) -> None:
@@ -147,7 +147,7 @@ class Baseline:
     # -- inside ------------------------------------------------------------------------------------------
 
     def _record(self, id: str, body: bytes, expect: int, answered: Callable[[Reply], None]) -> None:
-        headers = block(expected_here(expect, RECORD_SECONDS))
+        headers = block(own_expectation_lines(expect, RECORD_SECONDS))
         self._ask(self.names.record(self.queue, id), body, headers, answered)
 
     def _pull(self, count: int) -> None:
