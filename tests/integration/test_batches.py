@@ -153,7 +153,9 @@ async def test_an_exception_of_the_function_counts_as_an_attempt_of_each_item(
     assert Counter(calls.items) == {0: 1, 1: 2, 2: 3}
 
 
-@pytest.mark.parametrize(("value", "message"), [([1], "a list of 1 for 2 items"), ("ab", "str for 2 items")])
+@pytest.mark.parametrize(
+    ("value", "message"), [([1], "2 items, got a list of 1"), ("ab", "2 items, got str")]
+)
 async def test_a_result_that_is_not_a_list_of_the_same_length_is_a_bad_result(
     app: App, working: Working, value: Any, message: str
 ) -> None:

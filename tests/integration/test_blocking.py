@@ -216,7 +216,7 @@ async def test_options_have_no_delay_method_and_the_error_names_the_alternative(
 
     later: Any = add.options(delay=60)
 
-    with pytest.raises(NoSuchMethod, match=r"call \.blocking\.submit\(\.\.\.\)") as refused:
+    with pytest.raises(NoSuchMethod, match=r"use \.blocking\.submit\(\.\.\.\)") as refused:
         later.delay(1, 2)
     assert isinstance(refused.value, AttributeError)
     assert not hasattr(later, "delay")

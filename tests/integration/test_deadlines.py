@@ -134,7 +134,7 @@ async def test_a_retry_after_the_deadline_is_not_scheduled(
 
     async with working():
         job = await again.options(deadline=60).submit()
-        with pytest.raises(JobExpired, match=r"before another attempt; the last: \w+: not yet"):
+        with pytest.raises(JobExpired, match=r"before the next attempt; the last: \w+: not yet"):
             await job.result(WAIT)
         await until(lambda: nothing_is_stored(client))
     assert await states(job) == ["running", "expired"]

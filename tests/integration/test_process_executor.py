@@ -254,9 +254,9 @@ async def test_as_many_children_as_slots_run_at_once(app: App, working: Working,
 def test_a_function_that_a_child_cannot_import_is_refused() -> None:
     def inner() -> None: ...
 
-    with pytest.raises(BadOption, match=r"inner. is no name in a module"):
+    with pytest.raises(BadOption, match=r"inner. has no name in a module"):
         App().task(executor="process")(inner)
-    with pytest.raises(BadOption, match="is no name in a module"):
+    with pytest.raises(BadOption, match="has no name in a module"):
         App().task(name="l", executor="process")(lambda: None)
 
 
