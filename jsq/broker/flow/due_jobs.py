@@ -156,9 +156,9 @@ class DueJobs:
             except NoResponders:
                 return forwarded
             overdue = [message for message in page if self._is_overdue(message)]
-            begun = await self._begun({id_of(message) for message in overdue})
-            await asyncio.gather(*(self._delete(message) for message in overdue if id_of(message) in begun))
-            waiting = (self._move(message, prefix) for message in overdue if id_of(message) not in begun)
+            started = await self._started({id_of(message) for message in overdue})
+            await asyncio.gather(*(self._delete(message) for message in overdue if id_of(message) in started))
+            waiting = (self._move(message, prefix) for message in overdue if id_of(message) not in started)
             forwarded += sum(await asyncio.gather(*waiting))
             if not more or not page:
                 return forwarded
@@ -169,7 +169,7 @@ class DueJobs:
         stored = parse_time(message.headers["Nats-Time-Stamp"]).timestamp()
         return self._wire.clock.now() - stored >= OVERDUE_SECONDS
 
-    async def _begun(self, ids: set[str]) -> set[str]:
+    async def _started(self, ids: set[str]) -> set[str]:
         """The ids of the jobs that run or have ended, by their records on the leader.
 
         An overdue message of such a job was moved already, by the server or by a worker that died before it
@@ -178,9 +178,9 @@ class DueJobs:
         if not ids:
             return set()
         found = await self._records.last_each(self._queue, [*ids])
-        begun = (id for id, one in found.items() if has_begun(one))
-        records = (self._records.last(id, self._queue, consistent=True) for id in begun)
-        return {one.job for one in await asyncio.gather(*records) if one is not None and has_begun(one)}
+        started = (id for id, one in found.items() if has_started(one))
+        records = (self._records.last(id, self._queue, consistent=True) for id in started)
+        return {one.job for one in await asyncio.gather(*records) if one is not None and has_started(one)}
 
     async def _move(self, message: Reply, prefix: str) -> bool:
         """Store a message at its place, unless its job has one there, then delete the message here."""
@@ -200,7 +200,7 @@ class DueJobs:
         await self._jetstream.purge(stream, subject, below=sequence_of(message) + 1)
 
 
-def has_begun(found: StoredRevision) -> bool:
+def has_started(found: StoredRevision) -> bool:
     """Whether a job runs or has ended."""
     return found.state == "running" or found.state in FINAL_STATES
 

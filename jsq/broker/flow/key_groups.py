@@ -11,9 +11,9 @@ Every worker may repeat each of these steps. An update first completes the last 
 the state names as admitted and that are still in the group. If such a job has run meanwhile, its record
 refuses a second start.
 
-No wake-up is lost. Adding a job to a key group publishes a wake-up, and its handler reads the group from the
-stream leaders to find out whether a slot is free. Releasing a slot reads the group again after the release is
-stored, also from the leaders.
+No wake-up is lost. Adding a job to a key group publishes a wake-up. Its handler reads the group from the
+stream leaders, and so finds out whether a slot is free. After the release of a slot is stored, the worker
+reads the group again, also from the leaders.
 """
 
 import asyncio

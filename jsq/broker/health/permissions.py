@@ -1,8 +1,8 @@
 """The permissions of this login, found by probes.
 
-Each probe is a request that changes nothing, or that the server refuses for another reason: a write that
-expects a sequence which does not exist, a pull that is not JSON. So any reply except a permissions violation
-means that the request is allowed.
+Each probe is a request that changes nothing, or that the server refuses for another reason. Examples are a
+write that expects a sequence which does not exist, and a pull that is not JSON. So any reply except a
+permissions violation means that the request is allowed.
 """
 
 import asyncio

@@ -87,7 +87,7 @@ class Canceller:
             await self._try(found, seconds)
 
     async def cancel_many(self, jobs: Iterable[StoredRevision], fits: Matches) -> CancelCount:
-        """Cancel jobs, running ones too. A job is skipped if it no longer `fits` when its turn comes."""
+        """Cancel jobs, running ones too. A job that no longer `fits` when it is read again is skipped."""
         counts: Counter[str] = Counter()
         remaining = iter(jobs)
 

@@ -1,8 +1,9 @@
 """Dead letters: the whole job and why it failed. A job is failed if and only if it has a dead letter.
 
 A dead letter and the record of the failure are one atomic batch. So are the closing of the dead letter and
-the revision that follows the failure: the batch overwrites the dead letter with one that is marked as closed.
-Only a repair reads a closed dead letter, to complete a retry from it. The messages are purged afterwards.
+the revision that follows the failure. That batch overwrites the dead letter with one that is marked as
+closed. Only a repair reads a closed dead letter, to complete a retry from it. The messages are purged
+afterwards.
 """
 
 import asyncio
@@ -136,7 +137,7 @@ class DeadLetterStore:
         headers[DEATH] = encode_death(
             why, self._wire.max_payload - len(job.arguments) - size_of(headers) - HEADER_MARGIN_BYTES
         )
-        return letter_message(self._subjects.dead(job.queue, job.task, job.id), job.arguments, headers)
+        return dead_letter_message(self._subjects.dead(job.queue, job.task, job.id), job.arguments, headers)
 
     async def write_raw(self, delivery: Delivery, reason: str, error: str) -> None:
         """Write the dead letter of a message that is not a job, with its raw bytes, and a record as `failed`.
@@ -151,7 +152,7 @@ class DeadLetterStore:
         subject = self._subjects.dead(delivery.queue, "_", id)
         if delivery.token:
             body = revisions.encode(Revision("failed", "", reason=reason, error=error))
-            letter = letter_message(subject, payload, headers)
+            letter = dead_letter_message(subject, payload, headers)
             with contextlib.suppress(WrongSequence):
                 await self._records.put_with(
                     delivery.queue, id, body, [letter], expect=0, while_=lambda: not lease.lapsed()
@@ -160,10 +161,10 @@ class DeadLetterStore:
         await publish_with_retry(self._wire, subject, payload, headers, while_=lambda: not lease.lapsed())
 
     async def list(
-        self, which: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None
+        self, criteria: DeadLetterCriteria = DeadLetterCriteria(), most: int | None = None
     ) -> list[DeadLetter]:
         """The dead letters that match, oldest first; at most the first `most`."""
-        subject = self._subjects.dead(which.queue or "*", which.task or "*", ANY)
+        subject = self._subjects.dead(criteria.queue or "*", criteria.task or "*", ANY)
         try:
             found = await self._reads.fetch(self._subjects.streams.records, subject)
         except NoResponders:
@@ -171,7 +172,7 @@ class DeadLetterStore:
             return []
         newest = {reply.headers["Nats-Subject"]: reply for reply in found}
         letters = [read_dead_letter(reply) for reply in newest.values() if CLOSED not in reply.headers]
-        return [one for one in letters if which.matches(one)][:most]
+        return [one for one in letters if criteria.matches(one)][:most]
 
     async def count(self, queue: str = "*") -> int:
         """How many dead letters there are."""
@@ -247,7 +248,7 @@ class DeadLetterStore:
 
     async def delete_record(self, last: StoredRevision, letter: DeadLetter | None) -> None:
         """Delete the record of a job with its dead letter. Raises `WrongState` if the record changed."""
-        closing = closed_letter(self._subjects, letter) if letter is not None else None
+        closing = closed_dead_letter(self._subjects, letter) if letter is not None else None
         try:
             await self._records.delete(last.queue, last.job, last, closing)
         except WrongSequence as error:
@@ -310,7 +311,9 @@ class DeadLetterStore:
     def _closing(self, found: DeadLetter, job: Job) -> OutgoingMessage:
         """The closed dead letter of a job that is retried. A repair can complete the retry from it."""
         headers = envelope.encode(job) | {DEATH: found.death, CLOSED: "retried"}
-        return letter_message(self._subjects.dead(found.queue, found.task, found.id), job.arguments, headers)
+        return dead_letter_message(
+            self._subjects.dead(found.queue, found.task, found.id), job.arguments, headers
+        )
 
     async def _purge_closed(self, found: DeadLetter) -> None:
         """Delete a closed dead letter. If the login may not, a sweep deletes it."""
@@ -322,12 +325,12 @@ class DeadLetterStore:
                 await self._jetstream.purge(self._subjects.streams.records, subject, below=below)
 
 
-def closed_letter(subjects: Subjects, found: DeadLetter) -> OutgoingMessage:
+def closed_dead_letter(subjects: Subjects, found: DeadLetter) -> OutgoingMessage:
     """The message that overwrites the dead letter of a job that is removed."""
-    return letter_message(subjects.dead(found.queue, found.task, found.id), b"", {CLOSED: "removed"})
+    return dead_letter_message(subjects.dead(found.queue, found.task, found.id), b"", {CLOSED: "removed"})
 
 
-def letter_message(subject: str, payload: bytes, headers: Mapping[str, str]) -> OutgoingMessage:
+def dead_letter_message(subject: str, payload: bytes, headers: Mapping[str, str]) -> OutgoingMessage:
     lines = b"".join([header_line(name, value) for name, value in headers.items()])
     return OutgoingMessage(subject, payload, lines)
 

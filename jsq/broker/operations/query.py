@@ -45,10 +45,10 @@ class JobQuery:
         self._canceller = canceller
         self._expiry = store.expiry
 
-    async def newest(self, choice: JobCriteria, limit: int | None = None) -> list[StoredRevision]:
+    async def newest(self, criteria: JobCriteria, limit: int | None = None) -> list[StoredRevision]:
         """The `limit` matching jobs that changed last, in their present state, oldest change first."""
-        waiting = await self._newest_waiting(choice, limit)
-        recorded = await self._newest_recorded(choice, limit) if may_have_record(choice) else []
+        waiting = await self._newest_waiting(criteria, limit)
+        recorded = await self._newest_recorded(criteria, limit) if may_have_record(criteria) else []
         # A job that started between the two reads is in both.
         known = {(one.queue, one.job) for one in recorded}
         found = recorded + [one for one in waiting if (one.queue, one.job) not in known]
@@ -73,24 +73,24 @@ class JobQuery:
         stream = self._subjects.streams.records
         return await self._jetstream.count_subjects(stream, self._subjects.record(queue, ANY))
 
-    async def open_jobs(self, choice: JobCriteria) -> list[StoredRevision]:
+    async def open_jobs(self, criteria: JobCriteria) -> list[StoredRevision]:
         """The matching jobs that have not ended, oldest first."""
-        found = await self._canceller.open_jobs(choice.queue or "*", choice.matches)
-        return await self._by_arguments(found, choice)
+        found = await self._canceller.open_jobs(criteria.queue or "*", criteria.matches)
+        return await self._by_arguments(found, criteria)
 
     # -- records -----------------------------------------------------------------------------------------
 
-    async def _newest_recorded(self, choice: JobCriteria, limit: int | None) -> list[StoredRevision]:
-        stream, queue = self._subjects.streams.records, choice.queue or "*"
+    async def _newest_recorded(self, criteria: JobCriteria, limit: int | None) -> list[StoredRevision]:
+        stream, queue = self._subjects.streams.records, criteria.queue or "*"
         try:
             if limit is None:
-                return await self._fitting(await self._records.list_last(queue), choice)
-            return await self._last(choice, self._subjects.record(queue, ANY), limit)
+                return await self._fitting(await self._records.list_last(queue), criteria)
+            return await self._last(criteria, self._subjects.record(queue, ANY), limit)
         except NoResponders:
             await self._jetstream.check_absent(stream)
             return []
 
-    async def _last(self, choice: JobCriteria, key: str, limit: int) -> list[StoredRevision]:
+    async def _last(self, criteria: JobCriteria, key: str, limit: int) -> list[StoredRevision]:
         stream = self._subjects.streams.records
         newest = await self._reads.last(stream, key)
         if newest is None:
@@ -101,23 +101,23 @@ class JobQuery:
             # Skip earlier revisions of jobs whose last revision was read already.
             some = [one for one in newest_each(replies) if record_key(one) not in seen]
             seen.update(map(message_key, replies))
-            found = await self._fitting(some, choice) + found
+            found = await self._fitting(some, criteria) + found
             if len(found) >= limit:
                 break
         # A record that changed during the search has a new sequence: the search may have missed it.
         changed = newest_each(await self._reads.fetch(stream, key, after=top))
         replaced = {(one.queue, one.job) for one in changed}
         found = [one for one in found if (one.queue, one.job) not in replaced]
-        return found + await self._fitting(changed, choice)
+        return found + await self._fitting(changed, criteria)
 
     # -- messages ----------------------------------------------------------------------------------------
 
-    async def _newest_waiting(self, choice: JobCriteria, limit: int | None) -> list[StoredRevision]:
+    async def _newest_waiting(self, criteria: JobCriteria, limit: int | None) -> list[StoredRevision]:
         """The newest matching jobs without a record: they wait for their first attempt."""
-        if choice.states and not set(choice.states) & {*SUBMITTED_STATES, "expired"}:
+        if criteria.states and not set(criteria.states) & {*SUBMITTED_STATES, "expired"}:
             return []
         found: list[StoredRevision] = []
-        for queue in [choice.queue] if choice.queue else await self._streams.queue_names():
+        for queue in [criteria.queue] if criteria.queue else await self._streams.queue_names():
             read: dict[str, int] = {}
             for stream, subject, state in await self._job_reader.places(queue):
                 with contextlib.suppress(NoResponders):
@@ -125,7 +125,7 @@ class JobQuery:
                     if newest is not None:
                         span = read.get(subject, 0), sequence_of(newest)
                         read[subject] = max(span)
-                        found += await self._newest_at(queue, (stream, subject, state), span, choice, limit)
+                        found += await self._newest_at(queue, (stream, subject, state), span, criteria, limit)
         return [*{(one.queue, one.job): one for one in found}.values()]
 
     async def _newest_at(
@@ -133,7 +133,7 @@ class JobQuery:
         queue: str,
         place: tuple[str, str, str],
         span: tuple[int, int],
-        choice: JobCriteria,
+        criteria: JobCriteria,
         limit: int | None,
     ) -> list[StoredRevision]:
         """The newest matching jobs whose messages are in one place, in a span of sequences."""
@@ -144,7 +144,7 @@ class JobQuery:
             some = [one for one in some if one.queue == queue]  # a job in quarantine here has a record
             recorded = await self._records.last_each(queue, [one.job for one in some])
             jobs = [recorded.get(one.job, one) for one in some]
-            found += await self._fitting([one for one in jobs if is_waiting(one)], choice)
+            found += await self._fitting([one for one in jobs if is_waiting(one)], criteria)
             if limit is not None and len(found) >= limit:
                 break
         return found
@@ -174,26 +174,26 @@ class JobQuery:
             after = sequence_of(page[-1]) if page else end
         return found
 
-    async def _fitting(self, found: Sequence[StoredRevision], choice: JobCriteria) -> list[StoredRevision]:
+    async def _fitting(self, found: Sequence[StoredRevision], criteria: JobCriteria) -> list[StoredRevision]:
         read = await self._expiry.apply_expiry_to_all(found)
-        return await self._by_arguments([one for one in read if choice.matches(one)], choice)
+        return await self._by_arguments([one for one in read if criteria.matches(one)], criteria)
 
-    async def _by_arguments(self, found: list[StoredRevision], choice: JobCriteria) -> list[StoredRevision]:
+    async def _by_arguments(self, found: list[StoredRevision], criteria: JobCriteria) -> list[StoredRevision]:
         """The jobs whose arguments match too. The arguments of a job that has ended are in its record."""
-        if not choice.args:
+        if not criteria.args:
             return found
         without = [one for one in found if has_arguments_elsewhere(one)]
         fitting = {
             (one.queue, one.job)
             for one in found
-            if one.revision.has_arguments and choice.matches_values(one.revision.arguments)
+            if one.revision.has_arguments and criteria.matches_values(one.revision.arguments)
         }
         for start in range(0, len(without), QUERY_BATCH_JOBS):
-            fitting |= await self._with_fitting(without[start : start + QUERY_BATCH_JOBS], choice)
+            fitting |= await self._with_fitting(without[start : start + QUERY_BATCH_JOBS], criteria)
         return [one for one in found if (one.queue, one.job) in fitting]
 
     async def _with_fitting(
-        self, some: Sequence[StoredRevision], choice: JobCriteria
+        self, some: Sequence[StoredRevision], criteria: JobCriteria
     ) -> set[tuple[str, str]]:
         names = self._subjects
         asked: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -208,9 +208,9 @@ class JobQuery:
             # The streams are read in the order in which a message passes through them.
             asked[later, "scheduled"].append(names.scheduled(one.current_queue, one.job))
             if one.revision.key:
-                token, line = key_token(one.revision.key), names.streams.groups(one.current_queue)
+                token, groups = key_token(one.revision.key), names.streams.groups(one.current_queue)
                 asked[later, "group_due"].append(names.groups.due(one.current_queue, token, one.job))
-                asked[line, ""].append(names.groups.job(one.current_queue, token, one.job))
+                asked[groups, ""].append(names.groups.job(one.current_queue, token, one.job))
             asked[later, "due"].append(names.due(one.current_queue, "*", one.job))
             asked[ready, ""].append(names.ready(one.current_queue, "*", one.job))
         pages = [await self._last_of(stream, subjects) for (stream, _), subjects in asked.items()]
@@ -218,7 +218,7 @@ class JobQuery:
             origins[place]
             for page in pages
             for reply in page
-            if (place := message_key(reply)) in origins and choice.matches_arguments(reply.payload)
+            if (place := message_key(reply)) in origins and criteria.matches_arguments(reply.payload)
         }
 
     async def _last_of(self, stream: str, subjects: Sequence[str]) -> list[Reply]:
@@ -245,9 +245,9 @@ def is_waiting(found: StoredRevision) -> bool:
     return not found.sequence or is_edited(found)
 
 
-def may_have_record(choice: JobCriteria) -> bool:
+def may_have_record(criteria: JobCriteria) -> bool:
     """Whether a job with a record can match: it cannot if only waiting jobs are requested."""
-    return not choice.states or not set(choice.states) <= set(SUBMITTED_STATES)
+    return not criteria.states or not set(criteria.states) <= set(SUBMITTED_STATES)
 
 
 def has_arguments_elsewhere(found: StoredRevision) -> bool:

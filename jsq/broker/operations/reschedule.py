@@ -1,7 +1,7 @@
 """Reschedules jobs that are due later, as long as their schedule has not fired.
 
 The schedule on the server decides (`jsq.broker.operations.schedule_replacement`). The record of a job that
-waits for a later attempt gets the new due time afterwards, unless the job has begun or was cancelled
+waits for a later attempt gets the new due time afterwards, unless the job has started or was cancelled
 meanwhile.
 """
 

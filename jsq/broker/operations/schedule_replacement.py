@@ -1,7 +1,7 @@
 """Replaces the schedule of a job, unless it has fired.
 
 The schedule on the server decides: it is replaced by compare-and-set, so either the replacement or the firing
-happens. With replicas, the server may do both if the due time passes while the replacement is stored: it
+happens. With replicas, the server may do both if the due time passes while the replacement is stored. It
 fires a schedule that it has not replaced on all replicas yet. So a replacement that took until the due time
 checks whether the job has fired, and withdraws the new schedule if it has.
 """
