@@ -95,9 +95,7 @@ async def test_an_invalid_due_time_is_refused(app: App, client: Client, given: t
 
 
 def clock_change(month: int) -> datetime:
-    """Half past two in the next night with a clock change in Berlin: a time that does not exist, or exists
-    twice.
-    """
+    """Half past two in the next night with a clock change in Berlin: a time that occurs never or twice."""
     now = datetime.now(BERLIN)
     days = (
         datetime(year, month, day, 2, 30, tzinfo=BERLIN)

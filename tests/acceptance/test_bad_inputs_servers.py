@@ -1,6 +1,4 @@
-"""Bad inputs 52 to 54: servers that are unreachable, refuse the login, or do not meet the requirements of
-jsq.
-"""
+"""Bad inputs 52 to 54: servers that are unreachable, refuse the login, or lack what jsq requires."""
 
 import asyncio
 import json

@@ -108,9 +108,7 @@ async def buy(ctx: Context, before: float, within: float) -> str:
 
 @app.task
 async def climb(ctx: Context, seconds: float) -> list[int | None]:
-    """Store checkpoints and continue from the last one; returns the checkpoints that this attempt read or
-    stored.
-    """
+    """Store checkpoints and continue from the last one; return those that this attempt read or stored."""
     kept: list[int | None] = [ctx.checkpointed]
     for step in range(ctx.checkpointed or 0, 3):
         effect(f"step-{step}", ctx)

@@ -30,8 +30,7 @@ class Broker(Protocol):
     """The interface of the servers for a run: their address and their faults."""
 
     concurrent_faults: bool
-    """Whether server faults are injected concurrently with those of workers and links, or in turn with them.
-    """
+    """Whether server faults are injected concurrently with faults of workers and links."""
 
     @property
     def url(self) -> str: ...

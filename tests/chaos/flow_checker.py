@@ -30,8 +30,7 @@ CLOSE = 0.05
 
 
 USED = 0.75
-"""The share of a rate from which a window counts as used up: without a limit it might have had more starts.
-"""
+"""The share of a rate from which a window counts as used up."""
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,7 @@ class Load:
         await self._put(client, self._order())
 
     async def _put(self, client: Client, order: Order) -> str | None:
-        """Submit a job, again with the same id if the outcome is unknown; return the id once it is
-        acknowledged.
-        """
+        """Submit a job, with the same id again if the outcome is unknown; return the acknowledged id."""
         own = order.task == "plain" or self._chance.random() < 0.4
         id = f"own:{new_id()}.*.>" if own else None  # of characters that subjects hold encoded
         args = (id, *order.args) if order.task == "plain" else order.args

@@ -1,6 +1,4 @@
-"""One chaos run on one server or three: load with faults, then a quiet time, then the collection of the
-history.
-"""
+"""One chaos run on one server or three: load with faults, a quiet time, and the history."""
 
 import asyncio
 import contextlib

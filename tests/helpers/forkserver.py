@@ -25,8 +25,7 @@ from tests.helpers import forked
 from tests.helpers.forked import request_fork
 
 DESCRIPTORS = 4
-"""The file descriptors of a request: three standard streams, and a file with words, environment and folder.
-"""
+"""The file descriptors of a request: three standard streams, and a file with the command."""
 
 PRELOADED = (
     *(

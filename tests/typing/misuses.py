@@ -137,7 +137,7 @@ def blocking() -> None:
     client.blocking.queues.pause("mail", untl=5)  # error
     client.blocking.jobs.list(stat="failed")  # error
     client.blocking.jobs()  # error
-    client.blocking.admin.sweep(mend=False)  # error
+    client.blocking.admin.sweep(fix=False)  # error
 
 
 async def namespaces() -> None:

@@ -292,9 +292,7 @@ class Life(RuleBasedStateMachine):
             self.server.later = None
 
     def held_in(self, worker: str, phase: str) -> HeldDelivery | None:
-        """The delivery of the worker if it is in that phase, otherwise one of another worker, so that most
-        steps act.
-        """
+        """A delivery in that phase: that of the worker if possible, so that most steps act."""
         found = [delivery for delivery in self.held.values() if delivery.phase == phase]
         return next(
             (delivery for delivery in found if delivery.info.worker == worker), found[0] if found else None
@@ -341,9 +339,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.replaying is not None)
     @rule()
     def end_dead_letter_retry(self) -> None:
-        """Store the message of a retried dead letter: the second step of the operator, or of a sweep after a
-        crash.
-        """
+        """Store the message of a retried dead letter, as the operator or a later sweep does."""
         assert self.replaying is not None
         self.server.put_later(Job("j1", "mail", "default", previous_sequence=self.replaying.sequence))
         self.replaying = None
@@ -351,9 +347,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.server.later is not None and self.next_attempt_pending())
     @rule(dies=st.booleans())
     def reschedule(self, dies: bool) -> None:
-        """Change the due time of the next attempt: in the record, then in its message, or die between the
-        two.
-        """
+        """Change the due time of the next attempt in the record, then in its message, or die in between."""
         last = self.server.last
         assert last is not None
         assert self.server.later is not None

@@ -1,6 +1,4 @@
-"""The protocol parser: with chunks of any size, each message reaches its callback once, complete and in
-order.
-"""
+"""The protocol parser: for chunks of any size, each message is delivered once, complete and in order."""
 
 import asyncio
 from typing import Any
