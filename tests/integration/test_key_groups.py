@@ -839,6 +839,7 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     await broker.jetstream.delete_message(
         broker.subjects.streams.groups(QUEUE), int(first.headers["Nats-Sequence"]) + 1
     )
+    await broker.records.write(QUEUE, job.id, Revision("running", "visit", 1, message=1, key="k"), expect=0)
     for id in (job.id, behind.id):
         await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", id), first.payload, headers)
 
@@ -847,6 +848,21 @@ async def test_a_job_that_leaves_its_key_group_removes_the_rest_of_its_attempt(
     assert [one.id for one in (await group_state(broker, "k")).slots] == [behind.id]
     assert await waiting_for_key(broker) == []
     assert await on_queue(broker) == [job.id, behind.id]
+
+
+async def test_a_late_release_does_not_delete_a_job_submitted_again_with_the_id_of_a_removed_one(
+    client: Client, broker: Broker
+) -> None:
+    """The first job has ended and was removed, and its worker has not released its slot yet."""
+    job = await to(client, "k", 0, per_key=1)
+    await admit_jobs(broker, "k")
+    await broker.jetstream.purge(broker.subjects.streams.ready(QUEUE), broker.subjects.ready(QUEUE, "*", ANY))
+    [again] = [await to(client, "k", 0, per_key=1, id=job.id)]
+    assert await waiting_for_key(broker) == [again.id]
+
+    await broker.key_groups.release_slot(QUEUE, "k", job.id, up_to=0)
+
+    assert (await waiting_for_key(broker), await on_queue(broker)) == ([], [job.id])
 
 
 class Halted(Exception):

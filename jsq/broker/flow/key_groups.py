@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from jsq.broker.delivery.delivery import REPLACES
 from jsq.broker.jobs.messages import id_of
-from jsq.broker.jobs.records import EXPECTED, TTL, expectation_headers
+from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore, expectation_headers
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology import streams
 from jsq.broker.topology.configs import count_jobs
@@ -106,6 +106,7 @@ class KeyGroups:
         self._subjects = namespace.subjects
         self._streams = namespace.streams
         self._job_writer = store.writer
+        self._records = store.records
         self._known_names: dict[str, GroupSubjects] = {}
         self._updates: dict[tuple[str, str], GroupUpdates] = {}
 
@@ -249,7 +250,8 @@ class KeyGroups:
         message = await self._first(queue, token, after, consistent=consistent)
         while message is not None:
             job = read_waiting_job(message)
-            if job.previous_sequence <= releases.get(job.id, -1):
+            is_over = job.previous_sequence <= releases.get(job.id, -1)
+            if is_over and not await is_new(self._records, queue, job):
                 outdated.append(message)
             elif state.already_admitted(job):
                 stranded.append(message)
@@ -417,3 +419,8 @@ def read_waiting_job(message: Reply) -> WaitingJob:
 
 def key_token_of(message: Reply) -> str:
     return message.headers["Nats-Subject"].split(".")[3]
+
+
+async def is_new(records: RecordStore, queue: str, job: WaitingJob) -> bool:
+    """Whether a job was removed and submitted again with its id while its last attempt came to an end."""
+    return job.previous_sequence == 0 and await records.last(job.id, queue, consistent=True) is None
