@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jsq import App, ArgumentsNotKept, Client, Context, JobFailed, JobNotFound, WrongState
+from jsq import App, ArgumentsNotKept, Client, Context, JobFailed, JobHandle, JobNotFound, WrongState
 from jsq.model.repair import Inconsistency
 from jsq.model.revision import MAX_RECORD_ARGUMENTS, Revision
 from tests.helpers.conditions import Until
@@ -69,8 +69,12 @@ async def test_the_second_run_has_the_options_of_the_submit(
     assert found.options["per_key"] == 1
 
 
+async def has_state(job: JobHandle[Any], state: str) -> bool:
+    return (await job.status()).state == state
+
+
 async def test_jobs_that_were_cancelled_or_expired_or_failed_run_again(
-    app: App, client: Client, working: Working
+    app: App, client: Client, working: Working, until: Until
 ) -> None:
     allowed = False
 
@@ -83,7 +87,7 @@ async def test_jobs_that_were_cancelled_or_expired_or_failed_run_again(
     cancelled = await work.options(delay=HOUR).submit("cancelled")
     await cancelled.cancel()
     unseen = await work.options(expires=0.001, queue="default").submit("unseen")
-    assert (await unseen.status()).state == "expired"  # no worker has recorded it
+    await until(lambda: has_state(unseen, "expired"))  # no worker has recorded it
     await client.jobs.retry(unseen.id, again=True)
     allowed = True
     async with working():

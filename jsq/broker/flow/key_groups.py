@@ -422,5 +422,5 @@ def key_token_of(message: Reply) -> str:
 
 
 async def is_new(records: RecordStore, queue: str, job: WaitingJob) -> bool:
-    """Whether a job was removed and submitted again with its id while its last attempt came to an end."""
+    """Whether a job was removed and submitted again with its id while its last attempt ended."""
     return job.previous_sequence == 0 and await records.last(job.id, queue, consistent=True) is None

@@ -7,6 +7,7 @@ does not declare a queue never changes the settings of that queue.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -34,6 +35,9 @@ log = logging.getLogger("jsq.broker")
 
 REPLICATE_SECONDS = 60.0
 """Seconds to wait until new replicas are up to date."""
+
+SOURCE_SECONDS = 5.0
+"""Seconds to wait until a new event log copies; on an idle server 0.2 s, measured on nats-server 2.15.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +122,27 @@ class Provisioner:
         return changes
 
     async def reconcile_events(self, keep: float, *, write: bool = True) -> list[Change]:
-        """Bring the event log to its configuration, with a retention of `keep` seconds."""
+        """Bring the event log to its configuration, with a retention of `keep` seconds.
+
+        Waits until the server copies to a new log, `SOURCE_SECONDS` at most. The log lacks the revisions that
+        the bucket of records drops before that.
+        """
         found = await self._jetstream.stream_info(self._subjects.streams.records)
         replicas = found["config"]["num_replicas"] if found else 1
         wanted = events_config(self._subjects, replicas, keep / 86_400)
-        return await self._reconcile(wanted, write=write, grow_only=True)
+        changes = await self._reconcile(wanted, write=write, grow_only=True)
+        if write and Change(wanted["name"], "missing") in changes:
+            await self._await_source(wanted["name"])
+        return changes
+
+    async def _await_source(self, stream: str) -> None:
+        end = time.monotonic() + SOURCE_SECONDS
+        while time.monotonic() < end:
+            found = await self._jetstream.stream_info(stream)
+            sources = (found or {}).get("sources") or ()
+            if sources and all(one["active"] >= 0 for one in sources):
+                return
+            await asyncio.sleep(0.02)
 
     async def reconcile_advisories(self, queues: Iterable[str], *, write: bool = True) -> list[Change]:
         """Have the server store the advisories of some queues, and of no others.
