@@ -1,4 +1,4 @@
-"""Runs `jsq` commands in forks of one process that has imported the command line already.
+"""Runs `jsq` commands and programs in forks of one process that has imported the command line already.
 
 A command needs half a second of CPU for its imports and a hundredth of that to run. A fork starts with the
 imports done and is a process of its own: it has its own environment, working directory, streams, modules and
@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 from tests.helpers import forked
@@ -165,8 +166,19 @@ def become_command(files: list[int]) -> None:
     os.environ.update(environment)
     os.chdir(folder)
     sys.path[0] = folder
-    sys.argv = ["jsq", *words]
-    importlib.import_module("jsq.cli").run_command_line()
+    if words[0] == "-c":
+        run_code(words[1])
+    else:
+        sys.argv = ["jsq", *words]
+        importlib.import_module("jsq.cli").run_command_line()
+
+
+def run_code(text: str) -> None:
+    """Run a program in this process, as `python -c` does."""
+    sys.argv = ["-c"]
+    main = ModuleType("__main__")
+    sys.modules["__main__"] = main
+    exec(compile(text, "<string>", "exec"), main.__dict__)
 
 
 def reopen_streams() -> None:

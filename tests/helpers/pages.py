@@ -161,7 +161,7 @@ def running_worker(command: str, reader: Reader) -> Iterator[Place]:
 
 
 def run_python(block: Block, place: Place) -> None:
-    done = _run([sys.executable, "-c", block.text], place)
+    done = _run([str(place.folder / "home" / "jsq"), "-c", block.text], place)
     if done.returncode != 0:
         block.fail(f"exit code {done.returncode}\n{done.stdout}{done.stderr}")
 
