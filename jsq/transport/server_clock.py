@@ -6,12 +6,16 @@ import time
 from datetime import UTC, datetime
 
 from jsq.codec import revisions
+from jsq.transport.replies import Reply
 
 TOO_SLOW = 1.0
 """Seconds of a round trip from which a reply is too inexact to set the clock."""
 
 DRIFT = 0.0002
 """Seconds by which two clocks may drift apart per second, so that new replies are more exact."""
+
+OUTLIVED_SECONDS = 60.0
+"""Seconds after the end of its TTL from which a stored message counts as expired; clocks differ by less."""
 
 PAST = datetime.fromtimestamp(0, UTC)
 """A time that has passed by any clock. The local present may be the server's future."""
@@ -68,6 +72,20 @@ class Clock:
             )
             self.offset = self._apart + self.ahead
         self.doubt = old
+
+
+def has_outlived_ttl(message: Reply, clock: Clock) -> bool:
+    """Whether a message is stored long after its TTL has passed.
+
+    A server that is killed may restore expired messages without their TTL: seen with nats-server 2.15.1.
+    A key that holds a lease then remains until another holder overwrites it.
+    """
+    headers = message.headers
+    ttl = headers.get("Nats-TTL", "")
+    if not ttl.isdigit():
+        return False
+    stored = revisions.parse_time(headers["Nats-Time-Stamp"]).timestamp()
+    return clock.now() > stored + int(ttl) + OUTLIVED_SECONDS
 
 
 def apart() -> float:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from jsq import App, Client, JobHandle
-from jsq.broker.flow.due_jobs import DueJobs
+from jsq.broker.flow.due_jobs import FORWARD_LEASE, DueJobs
 from jsq.codec.subject_token import ANY
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
+from jsq.transport.server_clock import OUTLIVED_SECONDS
 from jsq.worker import Worker
 from tests.helpers.cluster import cluster
 from tests.helpers.conditions import Until
@@ -130,6 +131,17 @@ async def test_only_one_worker_of_a_queue_forwards_due_jobs_at_a_time(client: Cl
     assert [await first.acquire(), await second.acquire(), await first.acquire()] == [True, False, True]
     await until(second.acquire)  # the first has not renewed its lease
     assert not await first.acquire()
+
+
+async def test_a_lease_to_forward_that_outlived_its_ttl_is_taken_over(client: Client) -> None:
+    broker = await client.broker()
+    await client.admin.provision()
+    first, second = (DueJobs(broker.namespace, broker.records, "default", by) for by in ("first", "second"))
+    assert [await first.acquire(), await second.acquire()] == [True, False]
+
+    broker.wire.clock.offset += FORWARD_LEASE + OUTLIVED_SECONDS + 1
+
+    assert await second.acquire()
 
 
 async def test_a_job_that_has_a_message_already_is_not_forwarded(client: Client, until: Until) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from jsq import App, Client, Context, JobFailed, Reject, Retry
 from jsq.broker.maintenance.repairs import Repairs
-from jsq.broker.maintenance.sweeper import Sweeper, SweepLease
+from jsq.broker.maintenance.sweeper import LEASE_SECONDS, Sweeper, SweepLease
 from jsq.codec import envelope, revisions
 from jsq.errors import BrokerUnavailable
 from jsq.model.job import PRIORITIES, Job
@@ -20,6 +20,7 @@ from jsq.model.repair import Inconsistency
 from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
+from jsq.transport.server_clock import OUTLIVED_SECONDS
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
 from tests.helpers.jobs import queued_job
@@ -553,6 +554,20 @@ async def test_a_sweep_whose_lease_was_reclaimed_stops(
     monkeypatch.setattr(Repairs, "repair", repair)
     with pytest.raises(BrokerUnavailable, match="another is sweeping"):
         await broker.sweeper.sweep("third", age=0, wait_seconds=0)
+
+
+async def test_a_sweep_lease_and_a_worker_that_outlived_their_ttl_are_ignored(client: Client) -> None:
+    await client.admin.provision()
+    broker = await client.broker()
+    broker.presence.beat("gone", {"worker": "gone"})
+    assert await SweepLease(broker.namespace, "gone").acquire()
+    assert len(await broker.presence.alive()) == 1
+    assert not await SweepLease(broker.namespace, "next").acquire()
+
+    broker.wire.clock.offset += LEASE_SECONDS + OUTLIVED_SECONDS + 1
+
+    assert await broker.presence.alive() == []
+    assert await SweepLease(broker.namespace, "next").acquire()
 
 
 async def test_workers_alternate_sweeps_and_wait_between_them(client: Client) -> None:

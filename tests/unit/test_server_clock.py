@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from jsq.transport.server_clock import Clock
+from jsq.transport.replies import Reply, write_headers
+from jsq.transport.server_clock import OUTLIVED_SECONDS, Clock, has_outlived_ttl
 
 
 def test_a_clock_learns_how_far_the_server_is_ahead() -> None:
@@ -24,6 +25,25 @@ def test_a_slow_reply_is_ignored() -> None:
     clock.update("2026-01-01T12:00:00Z", 100.0, 99.0)  # the local clock was set back meanwhile
 
     assert clock.ahead == 0
+
+
+@pytest.mark.parametrize(
+    ("ttl", "age", "outlived"),
+    [
+        ("3", 3 + OUTLIVED_SECONDS + 5, True),
+        ("3", OUTLIVED_SECONDS - 5, False),
+        ("3600", 2 * OUTLIVED_SECONDS, False),
+        ("", 1e6, False),
+        ("never", 1e6, False),
+    ],
+)
+def test_a_message_that_a_server_restored_without_its_ttl_counts_as_expired(
+    ttl: str, age: float, outlived: bool
+) -> None:
+    stored = datetime.fromtimestamp(time.time() - age, UTC).isoformat().replace("+00:00", "Z")
+    headers = {"Nats-Time-Stamp": stored} | ({"Nats-TTL": ttl} if ttl else {})
+
+    assert has_outlived_ttl(Reply("key", "", b"", write_headers(headers)), Clock()) is outlived
 
 
 def add_reply(clock: Clock, at: float, took: float, ahead: float) -> None:

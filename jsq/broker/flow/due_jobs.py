@@ -29,6 +29,7 @@ from jsq.model.revision import FINAL_STATES, StoredRevision
 from jsq.transport.jetstream import JsonObject
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers, sequence_of
 from jsq.transport.retrying import publish_with_retry
+from jsq.transport.server_clock import has_outlived_ttl
 
 FORWARD_LEASE = 3
 """Seconds after which another worker may forward the due jobs of a queue, unless the lease is renewed."""
@@ -124,13 +125,20 @@ class DueJobs:
         """Take or renew the right to forward; False if another worker has it. Raises `NotAllowed`."""
         key = self._subjects.key("workers", f"forward.{self._queue}")
         for revision in (self._lease, 0) if self._lease else (0,):
-            headers = {EXPECTED: str(revision), TTL: str(FORWARD_LEASE)}
-            try:
-                self._lease = await publish_with_retry(self._wire, key, self._by.encode(), headers)
+            if await self._acquire(key, revision):
                 return True
-            except WrongSequence:
-                self._lease = 0
-        return False
+        outlived = await self._reads.last(self._subjects.streams.bucket("workers"), key, consistent=True)
+        if outlived is None or not has_outlived_ttl(outlived, self._wire.clock):
+            return False
+        return await self._acquire(key, sequence_of(outlived))
+
+    async def _acquire(self, key: str, revision: int) -> bool:
+        headers = {EXPECTED: str(revision), TTL: str(FORWARD_LEASE)}
+        try:
+            self._lease = await publish_with_retry(self._wire, key, self._by.encode(), headers)
+        except WrongSequence:
+            self._lease = 0
+        return self._lease > 0
 
     async def forward(self) -> int:
         """Move the due jobs to the streams that should have sourced them; returns how many were moved.

@@ -27,8 +27,9 @@ from jsq.broker.topology.provision import Provisioner
 from jsq.codec import revisions
 from jsq.errors import BrokerError, BrokerUnavailable, UsageError
 from jsq.model.repair import FoundInconsistency, RepairResult
-from jsq.transport.replies import NoResponders, Reply, WrongSequence
+from jsq.transport.replies import NoResponders, Reply, WrongSequence, sequence_of
 from jsq.transport.retrying import publish_with_retry
+from jsq.transport.server_clock import has_outlived_ttl
 
 log = logging.getLogger("jsq.sweep")
 
@@ -75,13 +76,27 @@ class SweepLease:
         """Take the lease if it is free, or renew it; False if another sweeper holds it."""
         began = time.monotonic()
         try:
-            headers = {EXPECTED: str(self._revision), TTL: str(LEASE_SECONDS)}
-            self._revision = await publish_with_retry(self._wire, self._key, self._by.encode(), headers)
+            await self._write(self._revision)
         except WrongSequence:
-            if not await self.is_held():  # it is held if our own write was stored and its reply was lost
+            # It is held if our own write was stored and its reply was lost.
+            if not await self.is_held() and not await self._take_over():
                 return False
         self._renewed = began
         return True
+
+    async def _write(self, revision: int) -> None:
+        headers = {EXPECTED: str(revision), TTL: str(LEASE_SECONDS)}
+        self._revision = await publish_with_retry(self._wire, self._key, self._by.encode(), headers)
+
+    async def _take_over(self) -> bool:
+        """Take the lease of a holder whose TTL has passed, though the server still stores it."""
+        found = await self._reads.last(self._bucket, self._key)
+        if found is None or not has_outlived_ttl(found, self._wire.clock):
+            return False
+        with contextlib.suppress(WrongSequence):
+            await self._write(sequence_of(found))
+            return True
+        return False
 
     async def is_held(self) -> bool:
         """Whether the server still has this sweeper as the holder of the lease."""
@@ -167,7 +182,10 @@ class Sweeper:
         The next sweep continues where this one stopped. Returns None if no sweep was due.
         """
         lease = SweepLease(self._namespace, by)
-        if await self._read("interval.sweep") is not None or not await lease.acquire():
+        interval_key = await self._read("interval.sweep")
+        if interval_key is not None and not has_outlived_ttl(interval_key, self._namespace.wire.clock):
+            return None
+        if not await lease.acquire():
             return None
         report = await self._last_report()
         # The server's clock expires this key: the clocks of workers may differ.

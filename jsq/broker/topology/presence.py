@@ -6,6 +6,7 @@ from pydantic_core import from_json, to_json
 
 from jsq.broker.topology.namespace import Namespace
 from jsq.transport.replies import NoResponders
+from jsq.transport.server_clock import has_outlived_ttl
 
 HEARTBEAT_SECONDS = 10.0
 PRESENCE_TTL_SECONDS = 30
@@ -39,4 +40,6 @@ class WorkerPresence:
         except NoResponders:
             await self._jetstream.check_absent(self._subjects.streams.bucket("workers"))
             return []
-        return [from_json(reply.payload) for reply in found if reply.payload]
+        clock = self._wire.clock
+        live = (reply for reply in found if reply.payload and not has_outlived_ttl(reply, clock))
+        return [from_json(reply.payload) for reply in live]
