@@ -132,7 +132,7 @@ class Context:
         """Store a value from which a later attempt of the job can continue. It replaces the previous value.
 
         Returns once the server has stored the value. It survives crashes, retries, snoozes, interruptions and
-        replays, is kept for 7 days, and is deleted when the job succeeds or is cancelled. It can be any JSON
+        replays, is kept for 30 days, and is deleted when the job succeeds or is cancelled. It can be any JSON
         value of 64 KiB at most; a tuple is returned as a list. Raises `BadOption` for other values. Raises
         `LeaseLost` if the job was given to another worker: nothing is stored, and the attempt ends.
         """

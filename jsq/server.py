@@ -161,7 +161,7 @@ class EmbeddedServer:
                     break  # written in part
                 self.url = found["nats"][0]
                 self.monitor = found["monitoring"][0]
-                self._tell_address()
+                self._write_address()
                 return
             time.sleep(0.002)  # the ports file is the only sign that the server is ready
         last = log.read_text(errors="replace").splitlines()[-3:]
@@ -170,7 +170,7 @@ class EmbeddedServer:
             f"the embedded nats-server did not start: {' / '.join(last) or 'its log is empty'}"
         )
 
-    def _tell_address(self) -> None:
+    def _write_address(self) -> None:
         """Write the address into the lock file, for the message that a second server raises."""
         if self._held is not None:
             self._held.truncate(0)

@@ -115,9 +115,9 @@ class SettingsSection:
 # -- readers of values ---------------------------------------------------------------------------------------
 
 
-def whole(least: int, most: int | None = None) -> SettingReader:
+def integer(least: int, most: int | None = None) -> SettingReader:
     """Reads a whole number between two limits."""
-    return lambda value: within(as_whole(value), least, most)
+    return lambda value: within(as_integer(value), least, most)
 
 
 def number(least: float, most: float) -> SettingReader:
@@ -163,7 +163,7 @@ def passing(check: Callable[[object], None], empty: object) -> SettingReader:
     return read
 
 
-def as_whole(value: Any) -> int:
+def as_integer(value: Any) -> int:
     found = as_number(value, "must be a whole number")
     if not found.is_integer():
         raise ValueError("must be a whole number")
@@ -221,12 +221,12 @@ class QueueSettings(SettingsSection):
     )
     max_jobs: int | None = setting(
         default=None,
-        read=optional(whole(1)),
+        read=optional(integer(1)),
         description="jobs that may wait; a submit beyond that raises QueueFull",
     )
     max_bytes: int | None = setting(
         default=None,
-        read=optional(whole(1024)),
+        read=optional(integer(1024)),
         description="bytes that may wait; a submit beyond that raises QueueFull",
     )
     lease: float = setting(
@@ -236,11 +236,11 @@ class QueueSettings(SettingsSection):
     )
     concurrency: int | None = setting(
         default=None,
-        read=optional(whole(1)),
+        read=optional(integer(1)),
         description="jobs that all workers together run at once, over all priorities",
     )
     max_crashes: int = setting(
-        default=3, read=whole(1, 100), description="workers that a job may crash before it fails for good"
+        default=3, read=integer(1, 100), description="workers that a job may crash before it fails for good"
     )
     quarantine: str | None = setting(
         default=None,
@@ -288,11 +288,11 @@ class WorkerSettings(SettingsSection):
     """The settings of one worker process."""
 
     concurrency: int = setting(
-        default=10, read=whole(1, 10_000), description="jobs that one process runs at once"
+        default=10, read=integer(1, 10_000), description="jobs that one process runs at once"
     )
     prefetch: int = setting(
         default=0,
-        read=whole(0, 10_000),
+        read=integer(0, 10_000),
         description="jobs held ready beyond the running ones; 0 for long jobs",
     )
     grace: float = setting(
@@ -308,12 +308,12 @@ class WorkerSettings(SettingsSection):
     )
     child_tasks: int | None = setting(
         default=None,
-        read=optional(whole(1)),
+        read=optional(integer(1)),
         description="process tasks that one child runs before it is replaced",
     )
     child_memory: int | None = setting(
         default=None,
-        read=optional(whole(1)),
+        read=optional(integer(1)),
         description="megabytes of memory from which a child is replaced after a task",
     )
     sweep: float = setting(

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from jsq.cli.errors import LinesRefused
-from jsq.cli.printing import say
+from jsq.cli.printing import print_message
 from jsq.cli.session import Session
 from jsq.cli.stdin import STDIN, InputLine, Rejects, Source, checked
 from jsq.cli.submission import Submission, print_id
@@ -118,7 +118,7 @@ class Intake:
         self._rejects = rejects
         self._tally = Tally()
         self._held: deque[InputLine] = deque()
-        self._begun = False
+        self._started = False
         # On a terminal the ids are printed after the progress bar, because they would break it.
         self._later = sys.stdout.isatty()
 
@@ -128,7 +128,7 @@ class Intake:
             try:
                 await self._send_all(client, stop)
             except (BrokerError, UsageError):
-                if self._begun:
+                if self._started:
                     self._report()
                 raise
             if stop.is_set():
@@ -144,7 +144,7 @@ class Intake:
             if stop.is_set():
                 raise KeyboardInterrupt
         wrong = self._rejects.count if self._rejects is not None else 0
-        say(f"{count_noun(self._tally.jobs - wrong, 'line')} can be submitted")
+        print_message(f"{count_noun(self._tally.jobs - wrong, 'line')} can be submitted")
 
     def print_rest(self) -> None:
         for handle in self._tally.stored if self._later else ():
@@ -221,7 +221,7 @@ class Intake:
 
     async def _send_or_stop(self, client: Client, lines: list[InputLine], stop: asyncio.Event) -> None:
         """Send lines; after a stop, give them `INTERRUPT_GRACE_SECONDS`."""
-        self._begun = True
+        self._started = True
         sending = asyncio.ensure_future(self._send(client, lines))
         stopping = asyncio.ensure_future(stop.wait())
         try:
@@ -251,7 +251,7 @@ class Intake:
             self._note_refused(lines, ids, partly.refused)
             raise partly.refused[min(partly.refused)] from partly
         except BadArguments as error:
-            self._say_first(lines[error.place])
+            self._report_first(lines[error.place])
             if self._rejects is None:
                 self._held.extendleft(reversed(lines))
                 raise
@@ -283,7 +283,7 @@ class Intake:
 
     def _note_refused(self, lines: list[InputLine], ids: list[str], refused: Mapping[int, JsqError]) -> None:
         """Report lines that were not stored or may not have been, and keep them for the rejects file."""
-        self._say_first(lines[min(refused)])
+        self._report_first(lines[min(refused)])
         gaps = len(lines) - min(refused) > len(refused)
         unknown = {
             place for place, error in refused.items() if isinstance(error, (SubmitUnknown, BulkUnknown))
@@ -294,10 +294,12 @@ class Intake:
             return
         self._held.extendleft(lines[place] for place in sorted(refused, reverse=True))
         if (gaps or unknown) and not self._options.id_prefix:
-            say("some later lines are or may be stored: use --rejects or --id-prefix to submit none twice")
+            print_message(
+                "some later lines are or may be stored: use --rejects or --id-prefix to submit none twice"
+            )
 
-    def _say_first(self, line: InputLine) -> None:
-        say(f"{STDIN}: line {line.place} was the first to fail")
+    def _report_first(self, line: InputLine) -> None:
+        print_message(f"{STDIN}: line {line.place} was the first to fail")
 
     def _report(self) -> None:
         """Report how many jobs are stored, and from which line to go on."""
@@ -315,7 +317,7 @@ class Intake:
             text += (
                 f"; {count_noun(self._rejects.count, 'line')} in {self._rejects.path} to be submitted again"
             )
-        say(text + (f"; go on with --from-line {following}" if more else ""))
+        print_message(text + (f"; go on with --from-line {following}" if more else ""))
 
 
 def check_atomic_size(count: int) -> None:

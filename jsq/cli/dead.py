@@ -93,7 +93,7 @@ def ls(
     """
     which = letters.filter()
     found = session.run(lambda client: client.dead_letters.list(**which, limit=limit))
-    session.printer.all([summary(letter) for letter in found], DEAD_LETTER_COLUMNS)
+    session.printer.all([summary(dead_letter) for dead_letter in found], DEAD_LETTER_COLUMNS)
 
 
 @dead.adds("get")
@@ -105,10 +105,10 @@ def get(session: Session, id: JobId) -> None:
     \b
     jsq dead get order-17
     """
-    letter = session.run(lambda client: client.dead_letters.get(id))
-    traceback = {"traceback": letter.traceback} if letter.traceback else {}
-    known = summary(letter) | traceback | job_fields_of(letter)
-    shown = {name: cell(value, whole=True) for name, value in known.items() if name != "sequence"}
+    dead_letter = session.run(lambda client: client.dead_letters.get(id))
+    traceback = {"traceback": dead_letter.traceback} if dead_letter.traceback else {}
+    known = summary(dead_letter) | traceback | job_fields_of(dead_letter)
+    shown = {name: cell(value, full=True) for name, value in known.items() if name != "sequence"}
     if "arguments" in known:
         shown["arguments"] = safe(call_text(known["arguments"]))
     session.printer.one(known, fields=shown)
@@ -183,8 +183,8 @@ def choose(session: Session, ids: Texts, letters: DeadLetterOptions, bulk: BulkO
         return ids
     found = session.run(lambda client: client.dead_letters.list(**which))
     if bulk.dry_run:
-        session.printer.all([summary(letter) for letter in found], DEAD_LETTER_COLUMNS)
-    return [letter.id for letter in found]
+        session.printer.all([summary(dead_letter) for dead_letter in found], DEAD_LETTER_COLUMNS)
+    return [dead_letter.id for dead_letter in found]
 
 
 def edit(session: Session, id: str, pairs: dict[str, str], json: str | None) -> Any:
@@ -211,15 +211,15 @@ def act_on_dead_letters(
     return code
 
 
-def summary(letter: DeadLetter) -> dict[str, Any]:
+def summary(dead_letter: DeadLetter) -> dict[str, Any]:
     """The fields of a dead letter about the failure."""
     names = ("id", "queue", "task", "attempt", "at", "reason", "error", "sequence")
-    return {name: getattr(letter, name) for name in names}
+    return {name: getattr(dead_letter, name) for name in names}
 
 
-def job_fields_of(letter: DeadLetter) -> dict[str, Any]:
+def job_fields_of(dead_letter: DeadLetter) -> dict[str, Any]:
     """The fields of a dead letter about the job: its options and arguments, or the bytes of a bad message."""
-    job = document(letter.job) if letter.job is not None else {}
+    job = document(dead_letter.job) if dead_letter.job is not None else {}
     options = (
         "priority",
         "headers",
@@ -230,10 +230,10 @@ def job_fields_of(letter: DeadLetter) -> dict[str, Any]:
         "keep_result",
         "keep_arguments",
     )
-    return {name: job[name] for name in options if name in job} | arguments(letter)
+    return {name: job[name] for name in options if name in job} | arguments(dead_letter)
 
 
-def arguments(letter: DeadLetter) -> dict[str, Any]:
+def arguments(dead_letter: DeadLetter) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):
-        return {"arguments": strict_json(letter.payload.decode())}
-    return {"raw_base64": document(letter.payload)}
+        return {"arguments": strict_json(dead_letter.payload.decode())}
+    return {"raw_base64": document(dead_letter.payload)}

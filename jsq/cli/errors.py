@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 from typer.core import TyperGroup
 
-from jsq.cli.printing import say
+from jsq.cli.printing import print_message
 from jsq.errors import (
     ArgumentsNotKept,
     BrokerFull,
@@ -127,7 +127,7 @@ def print_error(error: BaseException, *, debug: bool = False) -> int:
     """Print the error on stderr; returns its exit code."""
     code = code_of(error)
     if code not in QUIET:
-        say(f"jsq: {one_line(describe(error))}")
+        print_message(f"jsq: {one_line(describe(error))}")
     if debug:
         traceback.print_exception(error)
     return code

@@ -27,7 +27,7 @@ def safe(text: str, *, lines: bool = False) -> str:
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON with printable characters as they are, and all others escaped."""
     text = json.dumps(value, ensure_ascii=not _is_unicode(), indent=indent)
-    # Line feeds stand only between fields here; those in strings are escaped.
+    # Line feeds are only between fields here; those in strings are escaped.
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 

@@ -130,8 +130,8 @@ class BulkAction:
             return 0
         if found:
             confirm(f"{self.verb} {count_noun(len(found), 'job')}", yes=bulk.yes)
-        became = session.run(lambda client: self.act_on_many(client, which))
-        session.printer.one({self.done: became} if isinstance(became, int) else became, name=self.done)
+        acted = session.run(lambda client: self.act_on_many(client, which))
+        session.printer.one({self.done: acted} if isinstance(acted, int) else acted, name=self.done)
         return 0
 
 

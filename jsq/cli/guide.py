@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from jsq.cli.options import CommonOptions, command
-from jsq.cli.printing import Form, say
+from jsq.cli.printing import Form, print_message
 from jsq.errors import UsageError
 from jsq.guide import GuideHit, GuidePage, guide_page, guide_pages, search_guide
 
@@ -65,7 +65,7 @@ def list_pages(session: CommonOptions) -> None:
             if sys.stdout.isatty():
                 line.truncate(console.width, overflow="ellipsis")
             console.print(line, soft_wrap=True)
-    say("`jsq guide PAGE` shows a page, `jsq guide --search WORDS` finds words")
+    print_message("`jsq guide PAGE` shows a page, `jsq guide --search WORDS` finds words")
 
 
 def list_hits(session: CommonOptions, words: str) -> None:
@@ -73,7 +73,7 @@ def list_hits(session: CommonOptions, words: str) -> None:
     for hit in hits:
         session.printer.next(hit, shown_hit(hit), name="page")
     if not hits:
-        say(f"no line of the guide contains {words!r}; `jsq guide` lists the pages")
+        print_message(f"no line of the guide contains {words!r}; `jsq guide` lists the pages")
 
 
 def shown_hit(hit: GuideHit) -> str:

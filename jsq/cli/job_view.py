@@ -116,14 +116,14 @@ def split_arguments(arguments: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
     return arguments if isinstance(arguments, list) else [arguments], {}
 
 
-def brief(value: Any, whole: str) -> str:
-    """A value as JSON, or its size and how to print it whole: `200 items, 14 KB; jsq job result ID`."""
+def brief(value: Any, command: str) -> str:
+    """A value as JSON, or its size and the command that prints it: `200 items, 14 KB; jsq job result ID`."""
     text = json_text(value)
     if len(text) <= MAX_SHOWN:
         return text
     kinds: dict[type[Any], str] = {list: "item", dict: "field", str: "character"}
     parts = [count_noun(len(value), kinds[type(value)])] if type(value) in kinds else []
-    return f"{', '.join([*parts, size_text(len(text.encode()))])}; {whole}"
+    return f"{', '.join([*parts, size_text(len(text.encode()))])}; {command}"
 
 
 def size_text(size: int) -> str:
@@ -136,10 +136,10 @@ def size_text(size: int) -> str:
 
 def attempt_line(attempt: JobAttempt) -> str:
     """One attempt: its number, its end, its worker, its start and its run time, and why it failed."""
-    return "  ".join(word for word in attempt_words(attempt) if word)
+    return "  ".join(word for word in attempt_fields(attempt) if word)
 
 
-def attempt_words(attempt: JobAttempt) -> Iterator[str]:
+def attempt_fields(attempt: JobAttempt) -> Iterator[str]:
     yield from (str(attempt.number), attempt.state, attempt.worker)
     if attempt.started is not None:
         yield f"{attempt.started:%Y-%m-%d %H:%M:%S}Z"

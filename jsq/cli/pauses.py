@@ -100,7 +100,7 @@ class SettingOptions:
         for name in (*numbers, *texts):
             text = getattr(self, name)
             if text is not None:
-                found[name] = read_whole(name.replace("_", "-"), text) if name in numbers else text
+                found[name] = read_integer(name.replace("_", "-"), text) if name in numbers else text
                 found[name] = None if text == NONE else found[name]
         if self.keep_arguments is not None:
             found["keep_arguments"] = self.keep_arguments
@@ -126,7 +126,7 @@ def update(session: Session, queue: Queue, *, settings: SettingOptions) -> None:
     session.printer.one({"queue": queue, **found.as_dict()}, name="queue")
 
 
-def read_whole(option: str, text: str) -> int | None:
+def read_integer(option: str, text: str) -> int | None:
     if text == NONE:
         return None
     try:
@@ -138,7 +138,7 @@ def read_whole(option: str, text: str) -> int | None:
 def read_weights(texts: list[str]) -> dict[str, int | None]:
     """The weight of each key; the last one of a key that is given twice."""
     pairs = (text.rpartition("=") for text in texts)
-    return {key: read_whole("weight", number) for key, _, number in pairs}
+    return {key: read_integer("weight", number) for key, _, number in pairs}
 
 
 def described(pause: Pause) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Form(StrEnum):
     NAME = "name"
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print a message that is not a result."""
     print(safe(text, lines=True), file=sys.stderr, flush=True)
 
@@ -86,7 +86,7 @@ class Printer:
         """Print one result, with all its fields and those of `more`. A table shows `fields`, if given."""
         form = self._form(Form.JSON)
         if form is Form.TABLE:
-            show_fields(fields if fields is not None else cells(found, document(found), whole=True))
+            show_fields(fields if fields is not None else cells(found, document(found), full=True))
             return
         known = document(found) | {
             field: document(value) for field, value in more.items() if not empty(value)
@@ -162,14 +162,14 @@ def empty(value: object) -> bool:
 # -- tables ---------------------------------------------------------------------------------------------
 
 
-def cells(found: Any, columns: Iterable[str], *, whole: bool = False) -> dict[str, str]:
+def cells(found: Any, columns: Iterable[str], *, full: bool = False) -> dict[str, str]:
     """The cells of one row, as text."""
     known = found if isinstance(found, Mapping) else None
     values = {column: known.get(column) if known else getattr(found, column, None) for column in columns}
-    return {column: cell(value, whole=whole) for column, value in values.items()}
+    return {column: cell(value, full=full) for column, value in values.items()}
 
 
-def cell(value: object, *, whole: bool = False) -> str:
+def cell(value: object, *, full: bool = False) -> str:
     match value:
         case None:
             return ""
@@ -177,13 +177,13 @@ def cell(value: object, *, whole: bool = False) -> str:
             text = value
         case datetime():
             text = (
-                f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%fZ}" if whole else away(value, datetime.now(UTC))
+                f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%fZ}" if full else away(value, datetime.now(UTC))
             )
         case list() | tuple() if all(isinstance(one, str) for one in value):
             text = ", ".join(value)
         case _:
             text = json_text(document(value))
-    return safe(text, lines=whole)
+    return safe(text, lines=full)
 
 
 def away(moment: datetime, now: datetime) -> str:

@@ -11,7 +11,7 @@ from jsq.cli.escaping import json_text
 from jsq.cli.loading import load_app
 from jsq.cli.options import Texts, command
 from jsq.cli.parsing import read_pairs
-from jsq.cli.printing import put, say
+from jsq.cli.printing import print_message, put
 from jsq.cli.session import Session
 from jsq.cli.submit_options import duration
 from jsq.client.client import Client
@@ -97,7 +97,7 @@ def provision(
     for change in changes:
         session.printer.next(change, f"{change.what}: {change.how}", name="what")
     if not changes:
-        say("nothing differs")
+        print_message("nothing differs")
     return int(check and bool(changes))
 
 

@@ -13,7 +13,7 @@ from jsq.cli import pauses
 from jsq.cli.filters import BulkOptions
 from jsq.cli.options import Group
 from jsq.cli.pauses import Queue
-from jsq.cli.printing import cell, empty, say
+from jsq.cli.printing import cell, empty, print_message
 from jsq.cli.session import Session, confirm
 from jsq.client.client import Client
 from jsq.errors import QueueNotEmpty, QueueNotFound, UsageError, count_noun
@@ -148,7 +148,7 @@ def rm(
         raise QueueNotEmpty(queue, held.jobs, held.schedules)
     confirm(f"remove {contents_text(held)}", yes=yes)
     removed = session.run(lambda client: client.queues.remove(queue, force=force))
-    say(f"removed {contents_text(removed)}")
+    print_message(f"removed {contents_text(removed)}")
     session.printer.one(removed, name="queue")
 
 
@@ -219,7 +219,7 @@ def queue_fields(stats: QueueStats) -> dict[str, str]:
     """The settings and the counts of a queue, one on each line; settings that are off are left out."""
     settings = {name: value for name, value in stats.settings.as_dict().items() if not empty(value)}
     known = settings | counts_row(stats)
-    return {name: cell(known[name], whole=True) for name in dict.fromkeys(["queue", *known])}
+    return {name: cell(known[name], full=True) for name in dict.fromkeys(["queue", *known])}
 
 
 def rate_cell(per_second: float | None) -> str | None:

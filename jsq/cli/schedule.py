@@ -9,7 +9,7 @@ import typer
 from jsq.cli.loading import load_app
 from jsq.cli.options import Group, Texts
 from jsq.cli.parsing import strict_json
-from jsq.cli.printing import Form, document, say
+from jsq.cli.printing import Form, document, print_message
 from jsq.cli.session import Session, confirm
 from jsq.cli.submit_options import (
     AppPath,
@@ -178,7 +178,7 @@ def next_ticks(
     """
     found = session.run(lambda client: client.schedules.next(name, number))
     if not found:
-        say(f"schedule {name} has no next tick")
+        print_message(f"schedule {name} has no next tick")
     session.printer.all([tick_row(tick) for tick in found], TICK_COLUMNS, name="utc")
 
 

@@ -10,7 +10,7 @@ import typer
 
 from jsq.cli.errors import print_error
 from jsq.cli.options import CommonOptions
-from jsq.cli.printing import say
+from jsq.cli.printing import print_message
 from jsq.client.client import Client
 from jsq.errors import BrokerUnavailable, JobError, JobFailed, UsageError
 from jsq.transport.waiting import wait_for_server
@@ -43,7 +43,7 @@ class Session(CommonOptions):
         async def connected() -> T:
             async with self.client(app) as client:
                 if self.verbose:
-                    say(f"connected to {client.login.shown}, namespace {client.namespace}")
+                    print_message(f"connected to {client.login.shown}, namespace {client.namespace}")
                 return await work(client)
 
         return asyncio.run(wait_for_server(connected, report_waiting, seconds=wait))
@@ -56,7 +56,7 @@ class Session(CommonOptions):
 
 def report_waiting(error: BrokerUnavailable) -> None:
     """Report that a command waits for its server."""
-    say(f"jsq: waiting: {error}")
+    print_message(f"jsq: waiting: {error}")
 
 
 def confirm(doing: str, *, yes: bool) -> None:
@@ -85,4 +85,4 @@ async def collect(ids: Sequence[str], act: Callable[[str], Awaitable[T]]) -> tup
 def print_traceback(session: Session, failed: JobFailed) -> None:
     """With --verbose, print the traceback of a failed job."""
     if session.verbose and failed.traceback:
-        say(failed.traceback.rstrip())
+        print_message(failed.traceback.rstrip())

@@ -76,17 +76,17 @@ class Source:
 
     async def pieces(self, stop: asyncio.Event) -> AsyncIterator[list[bytes]]:
         """The lines, some at a time, to the end of the input or until `stop` is set."""
-        begun: list[bytes] = []
+        partial: list[bytes] = []
         while (piece := await self._next(stop)) is not None:
             head, newline, rest = piece.rpartition(b"\n")
-            begun.append(head if newline else rest)
-            if sum(map(len, begun)) > LONGEST_LINE:
+            partial.append(head if newline else rest)
+            if sum(map(len, partial)) > LONGEST_LINE:
                 raise UsageError(f"{STDIN}: a line is longer than {LONGEST_LINE:,} bytes")
             if newline:
-                yield b"".join(begun).split(b"\n")
-                begun = [rest]
-        if any(begun) and not stop.is_set():
-            yield [b"".join(begun)]
+                yield b"".join(partial).split(b"\n")
+                partial = [rest]
+        if any(partial) and not stop.is_set():
+            yield [b"".join(partial)]
 
     async def _next(self, stop: asyncio.Event) -> bytes | None:
         reading = asyncio.ensure_future(self._arrived.get())

@@ -13,7 +13,7 @@ from jsq.cli.errors import Duplicate
 from jsq.cli.job import print_result
 from jsq.cli.loading import load_app
 from jsq.cli.options import Texts, command
-from jsq.cli.printing import say
+from jsq.cli.printing import print_message
 from jsq.cli.session import Session
 from jsq.cli.submission import Submission, print_id, submission_of
 from jsq.cli.submit_options import (
@@ -121,7 +121,7 @@ def submit_and_wait(session: Session, submission: Submission, packed: bytes, tim
     async def work(client: Client) -> Any:
         handle = await submission.submitter(client).submit_packed(packed)
         if session.verbose:
-            say(f"job {handle.id}")
+            print_message(f"job {handle.id}")
         report_duplicate(handle)
         async with waiting_shown(client, handle.id, handle.queue):
             return await client.jobs.handle(handle.id, handle.queue).result(timeout)  # the JSON value
@@ -133,4 +133,4 @@ def report_duplicate(handle: JobHandle[Any], *, fail: bool = False) -> None:
     if handle.duplicate and fail:
         raise Duplicate(handle.id)
     if handle.duplicate:
-        say(f"duplicate: job {handle.id} was submitted before")
+        print_message(f"duplicate: job {handle.id} was submitted before")

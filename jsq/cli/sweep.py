@@ -6,7 +6,7 @@ import typer
 
 from jsq.broker.maintenance.sweeper import MIN_AGE
 from jsq.cli.options import command
-from jsq.cli.printing import say
+from jsq.cli.printing import print_message
 from jsq.cli.session import Session
 from jsq.cli.submit_options import duration
 from jsq.errors import count_noun
@@ -39,4 +39,4 @@ def sweep(
         INCONSISTENCY_COLUMNS,
     )
     repaired = sum(one.repaired for one in swept)
-    say(f"{count_noun(len(swept), 'inconsistency')} found, {repaired:,} repaired")
+    print_message(f"{count_noun(len(swept), 'inconsistency')} found, {repaired:,} repaired")

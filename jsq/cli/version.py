@@ -6,7 +6,7 @@ import platform
 
 import jsq
 from jsq.cli.options import command
-from jsq.cli.printing import say
+from jsq.cli.printing import print_message
 from jsq.cli.session import Session
 from jsq.client.client import Client
 from jsq.errors import JsqError
@@ -30,9 +30,9 @@ def version(session: Session) -> None:
     try:
         versions["server"] = asyncio.run(server_version(session.client()))
     except TimeoutError:
-        say(f"no server answered within {SERVER_VERSION_SECONDS} s")
+        print_message(f"no server answered within {SERVER_VERSION_SECONDS} s")
     except JsqError as error:
-        say(str(error))
+        print_message(str(error))
     session.printer.one(versions, name="jsq")
 
 

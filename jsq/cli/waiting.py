@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from jsq.cli.escaping import safe
 from jsq.cli.job_view import progress_text
-from jsq.cli.printing import cut, say
+from jsq.cli.printing import cut, print_message
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import JsqError
@@ -56,7 +56,7 @@ async def report_no_worker(client: Client, handle: JobHandle[object]) -> None:
         if job.state == "queued" or job.reason == "unknown_task":
             reason = no_worker_reason(job, await client.admin.workers())
             if reason:
-                say(f"jsq: waiting: {reason}")
+                print_message(f"jsq: waiting: {reason}")
 
 
 def no_worker_reason(job: JobRecord, workers: list[dict[str, object]]) -> str:

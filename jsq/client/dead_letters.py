@@ -8,7 +8,7 @@ from jsq.broker.operations.dead_letters import DeadLetter, DeadLetterCriteria
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.bulk import pack_calls
 from jsq.client.connection import Connection
-from jsq.client.jobs import count_acted, count_unless_gone, lane_of
+from jsq.client.jobs import count_acted, count_unless_gone, queue_filter
 from jsq.codec.signature import pack_call
 from jsq.errors import JobNotFound, WrongState
 from jsq.model.job import check_id
@@ -87,7 +87,7 @@ class DeadLettersClient:
         criteria = read_dead_letter_criteria(**which)
         dead = (await self._connection.broker()).dead_letters
         return await count_acted(
-            lambda letter: count_unless_gone(dead.retry(letter.id, letter.queue)),
+            lambda dead_letter: count_unless_gone(dead.retry(dead_letter.id, dead_letter.queue)),
             await dead.list(criteria),
         )
 
@@ -105,16 +105,16 @@ class DeadLettersClient:
         if id is None:
             letters = await dead.list(criteria)
         else:
-            one = await dead.find(check_id(id), lane_of(criteria.queue))
+            one = await dead.find(check_id(id), queue_filter(criteria.queue))
             letters = [one] if one is not None and criteria.matches(one) else []
-            if one is None and free_ids and await dead.finish_removal(id, lane_of(criteria.queue)):
+            if one is None and free_ids and await dead.finish_removal(id, queue_filter(criteria.queue)):
                 return 1  # an earlier call broke off
 
-        async def purge(letter: DeadLetter) -> int:
+        async def purge(dead_letter: DeadLetter) -> int:
             if not free_ids:
-                return await dead.delete(letter)
+                return await dead.delete(dead_letter)
             try:
-                return await dead.delete_job(letter)
+                return await dead.delete_job(dead_letter)
             except WrongState:
                 if id is not None:
                     raise

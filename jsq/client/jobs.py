@@ -44,7 +44,7 @@ class JobsClient:
         Raises `BadName`.
         """
         check_id(id)
-        return JobHandle(self._connection, id, lane_of(None if queue == "*" else queue))
+        return JobHandle(self._connection, id, queue_filter(None if queue == "*" else queue))
 
     async def get(self, id: str, queue: str = "*") -> JobRecord:
         """The record of a job. Raises `JobNotFound`, `BadName`."""
@@ -185,16 +185,16 @@ class JobsClient:
         ends after the events so far. Raises `BadOption`, `BadName`.
         """
         criteria = read_criteria(task=task, state=state)
-        id, lane = ANY if job is None else check_id(job), lane_of(queue)
+        id, queue_name = ANY if job is None else check_id(job), queue_filter(queue)
         broker = await self._connection.broker()
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         with contextlib.suppress(NotAllowed):
             await broker.streams.ensure_shared()
-        async with broker.records.subscribe(id, lane, arrived):
-            await broker.records.check_subscription(id, lane)
+        async with broker.records.subscribe(id, queue_name, arrived):
+            await broker.records.check_subscription(id, queue_name)
             seen = 0
             if since is not None or not follow:
-                for event in await broker.event_log.history(id, lane, since=since):
+                for event in await broker.event_log.history(id, queue_name, since=since):
                     seen = event.sequence
                     if criteria.matches(event):
                         yield job_record(event)
@@ -264,6 +264,6 @@ async def count_unless_gone(act: Awaitable[object]) -> int:
     return 0
 
 
-def lane_of(queue: str | None) -> str:
+def queue_filter(queue: str | None) -> str:
     """The name of a queue, or `*` for all queues. An empty name is refused, and never means all queues."""
     return "*" if queue is None else check_queue(queue)

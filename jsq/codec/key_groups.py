@@ -8,13 +8,13 @@ from jsq.errors import BadEnvelope
 from jsq.model.key_group import SLOT_KINDS, GroupState, SlotHolder
 
 
-def encode(turn: GroupState) -> bytes:
+def encode(state: GroupState) -> bytes:
     written: dict[str, Any] = {
-        "slots": {id: [place, after] for id, place, after in turn.slots},
-        "admitted_up_to": turn.admitted_up_to,
+        "slots": {id: [kind, after] for id, kind, after in state.slots},
+        "admitted_up_to": state.admitted_up_to,
     }
-    if turn.admitting:
-        written["admitting"] = list(turn.admitting)
+    if state.admitting:
+        written["admitting"] = list(state.admitting)
     return to_json(written)
 
 
@@ -23,8 +23,8 @@ def decode(payload: bytes) -> GroupState:
     try:
         found = from_json(payload)
         holders = tuple(
-            SlotHolder(str(id), SLOT_KINDS[SLOT_KINDS.index(place)], int(after))
-            for id, (place, after) in found["slots"].items()
+            SlotHolder(str(id), SLOT_KINDS[SLOT_KINDS.index(kind)], int(after))
+            for id, (kind, after) in found["slots"].items()
         )
         moving = tuple(str(id) for id in found.get("admitting", ()))
         return GroupState(holders, moving, int(found["admitted_up_to"]))

@@ -34,8 +34,8 @@ class Signature:
 
     def __init__(self, function: Callable[..., object], *, skip: int = 0) -> None:
         self.name = getattr(function, "__qualname__", repr(function))
-        whole = inspect.signature(function)
-        self.shape = whole.replace(parameters=list(whole.parameters.values())[skip:])
+        signature = inspect.signature(function)
+        self.shape = signature.replace(parameters=list(signature.parameters.values())[skip:])
         hints = resolve_hints(function)
         fields = {field_name(p): hints.get(p.name, Any) for p in self.shape.parameters.values()}
         self._arguments = self._compile(

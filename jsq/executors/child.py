@@ -68,7 +68,7 @@ class CallRequest:
 class ImportRequest:
     """A request to import functions that may be called later."""
 
-    places: tuple[FunctionLocation, ...]
+    locations: tuple[FunctionLocation, ...]
 
 
 def serve(number: int, level: int) -> None:
@@ -107,7 +107,7 @@ class ChildServer:
         threading.Thread(target=self._read_messages, name="jsq-reader", daemon=True).start()
         while (request := self._requests.get()) is not None:
             if isinstance(request, ImportRequest):
-                import_functions(request.places)
+                import_functions(request.locations)
             else:
                 self.send("ended", self._execute(request), resident_bytes(), self._clean)
             self._served += 1
@@ -243,11 +243,11 @@ def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature,
     return function, Signature(function, skip=int(takes_context(function))), when
 
 
-def import_functions(places: tuple[FunctionLocation, ...]) -> None:
+def import_functions(locations: tuple[FunctionLocation, ...]) -> None:
     """Import functions ahead of their calls. The call raises the errors of an import again."""
-    for place in places:
+    for location in locations:
         with contextlib.suppress(BaseException):  # the code of a user's module may raise anything
-            function_at(place)
+            function_at(location)
 
 
 @functools.cache

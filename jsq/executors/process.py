@@ -197,7 +197,7 @@ class ProcessExecutor:
     """Runs functions in child processes, as many as are needed at once, and reuses the children.
 
     A child is replaced after `tasks` functions, or if it uses `memory` megabytes or more. The functions at
-    `places` are expected: until there are `most` children, an idle one that has imported them is kept ready.
+    `locations` are expected: until there are `most` children, an idle one is kept that has imported them.
     """
 
     def __init__(
@@ -205,12 +205,12 @@ class ProcessExecutor:
         *,
         tasks: int | None = None,
         memory: int | None = None,
-        places: Iterable[FunctionLocation] = (),
+        locations: Iterable[FunctionLocation] = (),
         most: int = 1,
     ) -> None:
         self._tasks = tasks
         self._memory = memory
-        self._places = tuple(places)
+        self._locations = tuple(locations)
         self._most = most
         self._children: set[ChildProcess] = set()
         self._idle: list[ChildProcess] = []
@@ -249,7 +249,7 @@ class ProcessExecutor:
 
     def start_ahead(self) -> None:
         """Start a child for the next function in the background, unless one is idle or `most` are there."""
-        needed = self._places and not self._idle and len(self._children) < self._most
+        needed = self._locations and not self._idle and len(self._children) < self._most
         if needed and self._spare is None and not self._closing:
             self._spare = asyncio.get_running_loop().create_task(self._start_spare())
 
@@ -281,7 +281,7 @@ class ProcessExecutor:
         """Start a child, and have it import the functions. It is used after those that have run already."""
         try:
             child = await self._add_child()
-            child.send("import", ImportRequest(self._places))
+            child.send("import", ImportRequest(self._locations))
             self._idle.insert(0, child)
         except OSError as error:
             log.warning("child process not started", extra={"error": str(error)})

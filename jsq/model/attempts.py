@@ -52,17 +52,17 @@ def attempts_of(revisions: Sequence[StoredRevision]) -> list[JobAttempt]:
                 continue  # a report of progress, or a renewal
             if open_token:
                 found[-1] = replace(found[-1], state=CRASHED, ended=one.at)
-            found.append(begun(event))
+            found.append(started_attempt(event))
             open_token = one.sequence
         elif open_token:
             found[-1] = ended(found[-1], one)
             open_token = 0
         elif event.started is not None and event.token and not found:
-            found.append(ended(begun(event), one))
+            found.append(ended(started_attempt(event), one))
     return found
 
 
-def begun(event: Revision) -> JobAttempt:
+def started_attempt(event: Revision) -> JobAttempt:
     """The attempt that an event belongs to, at its start."""
     return JobAttempt(event.attempt, event.worker, event.started)
 

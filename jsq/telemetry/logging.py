@@ -118,13 +118,13 @@ class JsonLines(logging.Formatter):
 
 
 def format_moment(record: logging.LogRecord) -> str:
-    whole = int(record.created)
-    return f"{format_second(whole)}.{int((record.created - whole) * 1000):03}Z"
+    second = int(record.created)
+    return f"{format_second(second)}.{int((record.created - second) * 1000):03}Z"
 
 
 @functools.lru_cache(4)
-def format_second(whole: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+def format_second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def format_value(value: object) -> str:

@@ -74,8 +74,8 @@ class Metrics(Observer):
         self._of_end = functools.lru_cache(1024)(self._find_end)
 
     def started(self, job: Job, waited: float) -> None:
-        begun, waits = self._of_start(job.queue, job.task)
-        begun.inc()
+        starts, waits = self._of_start(job.queue, job.task)
+        starts.inc()
         waits.observe(waited)
 
     def finished(self, job: Job, outcome: Outcome, ran: float) -> None:

@@ -63,16 +63,16 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._answer(200, generate_latest(self.registry), CONTENT_TYPE_LATEST)
         elif path == "/livez":
-            self._say(self.alive())
+            self._respond(self.alive())
         elif path == "/readyz":
-            self._say(self.ready())
+            self._respond(self.ready())
         else:
             self._answer(404, b"not found\n")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the library's name
         """Log nothing: probes come every second."""
 
-    def _say(self, well: bool) -> None:
+    def _respond(self, well: bool) -> None:
         self._answer(200 if well else 503, b"ok\n" if well else b"no\n")
 
     def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:

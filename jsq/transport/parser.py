@@ -77,7 +77,7 @@ class NatsParser(Parser):
         except (ProtocolError, OSError):
             raise
         except Exception as error:
-            log.exception("command of the server not understood")
+            log.exception("server command not understood")
             raise ProtocolError from error
         finally:
             self._busy = False

@@ -28,14 +28,14 @@ class Clock:
     """How far the server's clock is ahead of the local clock, estimated from replies with a time.
 
     The fastest reply is the most exact, because a busy event loop reads many replies late. Between replies a
-    steady clock counts, because the local clock may be set at any time. The estimate may be off by `doubt`
-    seconds; `learned` is when it was last updated, in `time.monotonic`. `steady() + offset` is the server's
-    time.
+    steady clock counts, because the local clock may be set at any time. The estimate may be off by
+    `uncertainty` seconds; `learned` is when it was last updated, in `time.monotonic`. `steady() + offset` is
+    the server's time.
     """
 
     def __init__(self) -> None:
         self.ahead = 0.0
-        self.doubt = 0.0
+        self.uncertainty = 0.0
         self.learned = -math.inf
         self._apart = apart()
         self.offset = self._apart
@@ -55,23 +55,23 @@ class Clock:
         if not 0 <= answered - asked < TOO_SLOW:
             return
         self.learned, now_apart = time.monotonic(), apart()
-        ahead, doubt = (
+        ahead, uncertainty = (
             revisions.parse_time(timestamp).timestamp() - (asked + answered) / 2,
             (answered - asked) / 2,
         )
         known = self.ahead + self._apart - now_apart
         old = self._best + DRIFT * abs(answered - self._answered)
         # A reply that contradicts the best one shows that a clock was set.
-        if doubt <= old or abs(ahead - known) > doubt + old:
+        if uncertainty <= old or abs(ahead - known) > uncertainty + old:
             self.ahead, self._apart, self._best, self._answered, old = (
                 ahead,
                 now_apart,
-                doubt,
+                uncertainty,
                 answered,
-                doubt,
+                uncertainty,
             )
             self.offset = self._apart + self.ahead
-        self.doubt = old
+        self.uncertainty = old
 
 
 def has_outlived_ttl(message: Reply, clock: Clock) -> bool:

@@ -282,7 +282,7 @@ class Wire:
         now = time.monotonic()
         if self.connected and self._nats.has_other_servers and now - self._stored > SWITCH_SECONDS:
             self._stored = now
-            log.warning("switching to another server", extra={"server": self.login.shown})
+            log.warning("server abandoned", extra={"server": self.login.shown})
             await self._nats.switch_server()
 
     async def wait_until_connected(self, pause: float) -> None:
@@ -296,7 +296,7 @@ class Wire:
         """Log from time to time that writes wait for room on the server."""
         if time.monotonic() >= self._next_full_log:
             self._next_full_log = time.monotonic() + LOG_FULL_SECONDS
-            log.warning("writes wait for room", extra={"server": self.login.shown, "why": str(error)})
+            log.warning("writes delayed", extra={"server": self.login.shown, "why": str(error)})
 
     # -- requests ----------------------------------------------------------------------------------------
 

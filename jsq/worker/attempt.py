@@ -16,7 +16,7 @@ from jsq.errors import BadArguments, BadEnvelope, BadName, BrokerError, LeaseLos
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, describe_error, judge_outcome
 from jsq.worker.run import TooLate
-from jsq.worker.settle import CUT_OFF, end_attempt, turn_away
+from jsq.worker.settle import CUT_OFF, end_attempt, settle_unstarted
 from jsq.worker.stages.base import Run, Stage
 from jsq.worker.stages.plans import (
     NOTHING_ADDED,
@@ -92,7 +92,7 @@ class Attempt(StagedAttempt):
         for stage in self.stages:
             admission = await stage.admit(self)
             if not isinstance(admission, Run):
-                await turn_away(self, admission)
+                await settle_unstarted(self, admission)
                 return False
         return True
 

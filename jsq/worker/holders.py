@@ -116,7 +116,7 @@ class JobHolders:
         task.add_done_callback(self._regaining.discard)
 
     async def close(self) -> None:
-        """Renew no more lapsed leases."""
+        """Stop renewing lapsed leases."""
         left = list(self._regaining)
         for task in left:
             task.cancel()

@@ -72,7 +72,7 @@ class PullerSet:
         return any(gate.surplus for gate in self.gates.values())
 
     async def close(self) -> None:
-        """Pull no more, and accept the deliveries that were already requested."""
+        """Stop pulling, and accept the deliveries that were already requested."""
         for puller in self._pullers:
             await puller.close()
 

@@ -36,9 +36,9 @@ class QueueGate:
     """The deliveries of one queue that this worker has let in, and those that wait for a slot of the queue.
 
     `slots` are held until `lease` lapses, and `usable` of them may be used; the worker must release the
-    others. `wake` is called when the worker needs another slot and `may_grow` is true, and when a job ends
-    and slots are `owed` to other workers. `is_alone` is true if no other worker has slots. `peak` is the
-    largest number in use since it was reset.
+    others. `must_release` is true if other workers wait for slots of this one. `wake` is called when the
+    worker needs another slot and `may_grow` is true, and when a job ends and `must_release` is true.
+    `is_alone` is true if no other worker has slots. `peak` is the largest number in use since it was reset.
 
     `held` are the deliveries whose leases the worker renews, by their reply subject. Jobs that ran before the
     queue had a limit use slots, and are not interrupted if slots are missing.
@@ -55,7 +55,7 @@ class QueueGate:
         self.queue = queue
         self.lease = lease
         self.slots = self.usable = self.peak = 0
-        self.may_grow = self.owed = True
+        self.may_grow = self.must_release = True
         self.is_alone = False
         self._mean_seconds = HELD_SECONDS
         self.surplus: list[Delivery] = []
@@ -126,7 +126,7 @@ class QueueGate:
             self._exempt.discard(reply)
             self._freed()
         self.hand_back(time.monotonic() - HELD_SECONDS)
-        if self.owed or (self.may_grow and self.credit <= 0):
+        if self.must_release or (self.may_grow and self.credit <= 0):
             self._wake()
 
     def hand_back(self, before: float) -> None:
@@ -159,7 +159,7 @@ class QueueGate:
 
     def _freed(self) -> None:
         self.admit_held()
-        if self.owed:
+        if self.must_release:
             self._wake()
 
     def _linger(self, execution: Execution, seconds: float) -> None:

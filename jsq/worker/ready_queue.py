@@ -45,11 +45,11 @@ class Shares:
         self._positions[queue] += 1 / self.weights[queue]
 
     def first(self, queues: Iterable[str]) -> str | None:
-        """Which of the queues is next."""
+        """The queue whose job starts next; None if there are no queues."""
         return min(queues, key=lambda queue: self._positions[queue] + 1 / self.weights[queue], default=None)
 
     def lag(self, queue: str, other: str) -> float:
-        """How many of its own starts a queue is behind another one."""
+        """The number of starts by which a queue is behind another one."""
         return (self._positions[other] - self._positions[queue]) * self.weights[queue]
 
     def split(self, room: int, waiting: Iterable[str]) -> dict[str, int]:
@@ -66,7 +66,7 @@ class Shares:
 class ReadyQueue:
     """The deliveries that wait for a slot. `pending` returns the queues with jobs waiting on the server.
 
-    Without weights, all queues share one lane for each priority.
+    Without weights, there is one deque for each priority; with weights, each queue has its own deques.
     """
 
     def __init__(self, weights: Mapping[str, int], pending: Callable[[], Iterable[str]] = lambda: ()) -> None:
@@ -74,22 +74,22 @@ class ReadyQueue:
         self.shares = Shares(weights) if len(weights) > 1 else None
         self._pending = pending
         self._waiting_since: float | None = None
-        self._lanes: dict[str, ByPriority] = {
+        self._deques: dict[str, ByPriority] = {
             name: {level: deque() for level in PRIORITIES} for name in (weights if self.shares else ("",))
         }
 
     def __iter__(self) -> Iterator[Delivery]:
-        for lanes in self._lanes.values():
-            for held in lanes.values():
+        for by_priority in self._deques.values():
+            for held in by_priority.values():
                 yield from held
 
     def add(self, delivery: Delivery) -> None:
-        self._lane(delivery).append(delivery)
+        self._deque_of(delivery).append(delivery)
         self.count += 1
 
     def remove(self, delivery: Delivery) -> bool:
         """Remove a delivery; False if it is not held."""
-        held = self._lane(delivery)
+        held = self._deque_of(delivery)
         if delivery not in held:
             return False
         held.remove(delivery)
@@ -99,8 +99,8 @@ class ReadyQueue:
     def next(self) -> Delivery | None:
         """The delivery to start next; None if there is none, or if a queue far behind has to be next."""
         if self.shares is None:
-            return first_in(self._lanes[""])
-        held = [queue for queue, lanes in self._lanes.items() if any(lanes.values())]
+            return first_in(self._deques[""])
+        held = [queue for queue, by_priority in self._deques.items() if any(by_priority.values())]
         waiting = {*held, *self._pending()}
         self.shares.note_waiting(waiting)
         queue, best = self.shares.first(held), self.shares.first(waiting)
@@ -109,11 +109,11 @@ class ReadyQueue:
         if self.shares.lag(best, queue) >= MAX_STARTS_BEHIND and self._keeps_waiting():
             return None
         self._waiting_since = None
-        return first_in(self._lanes[queue])
+        return first_in(self._deques[queue])
 
     def remove_next(self, delivery: Delivery) -> None:
         """Remove the delivery that `next` returned, because it starts."""
-        self._lane(delivery).popleft()
+        self._deque_of(delivery).popleft()
         self.count -= 1
         if self.shares is not None:
             self.shares.note_start(delivery.queue)
@@ -129,8 +129,8 @@ class ReadyQueue:
         """
         found: list[Delivery] = []
         for level in reversed(PRIORITIES):
-            for lanes in self._lanes.values():
-                for delivery in reversed(lanes[level]):
+            for by_priority in self._deques.values():
+                for delivery in reversed(by_priority[level]):
                     if len(found) >= most or delivery.received >= before:
                         break
                     if delivery is not but:
@@ -141,7 +141,7 @@ class ReadyQueue:
         """How many deliveries of a queue to pull, if there is `room` for so many of all queues."""
         if self.shares is None:
             return room - self.count
-        have = {name: sum(map(len, lanes.values())) for name, lanes in self._lanes.items()}
+        have = {name: sum(map(len, by_priority.values())) for name, by_priority in self._deques.items()}
         waits = {*waiting, *(name for name, count in have.items() if count)}
         self.shares.note_waiting(waits)
         return self.shares.split(room, waits).get(queue, 0) - have[queue]
@@ -156,12 +156,12 @@ class ReadyQueue:
             self.remove(delivery)
         return deliveries
 
-    def _lane(self, delivery: Delivery) -> deque[Delivery]:
-        return self._lanes[delivery.queue if self.shares else ""][delivery.priority]
+    def _deque_of(self, delivery: Delivery) -> deque[Delivery]:
+        return self._deques[delivery.queue if self.shares else ""][delivery.priority]
 
 
-def first_in(lanes: ByPriority) -> Delivery | None:
-    for held in lanes.values():
+def first_in(by_priority: ByPriority) -> Delivery | None:
+    for held in by_priority.values():
         if held:
             return held[0]
     return None

@@ -63,7 +63,7 @@ class AttemptMemory(Protocol):
 
 
 class FunctionRun(Protocol):
-    """The function of one attempt. The stages of the attempt set `may_begin`, `progress` and `memory`.
+    """The function of one attempt. The stages of the attempt set `may_start`, `progress` and `memory`.
 
     `has_slot` is false if another run has the slot. A function that continues after its attempt has ended
     keeps its slot for `grace` seconds.
@@ -71,7 +71,7 @@ class FunctionRun(Protocol):
 
     has_slot: bool
     stopping: Outcome | LeaseLost | None
-    may_begin: Callable[[], bool] | None
+    may_start: Callable[[], bool] | None
     progress: ReportProgress | None
     memory: AttemptMemory | None
 
@@ -117,7 +117,7 @@ class TaskRun:
     has_slot = True
     stopping: Outcome | LeaseLost | None = None
     execution: Execution | None = None
-    may_begin: Callable[[], bool] | None = None
+    may_start: Callable[[], bool] | None = None
     progress: ReportProgress | None = None
     memory: AttemptMemory | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -135,7 +135,7 @@ class TaskRun:
     ) -> Outcome:
         """Run the function until it ends, its time is up, or it is stopped. Returns the outcome.
 
-        `may_begin` is called just before the function, if it runs in this process. Raises `BadArguments`,
+        `may_start` is called just before the function, if it runs in this process. Raises `BadArguments`,
         `TooLate`, and `LeaseLost` if the run was stopped for that.
         """
         if self.stopping is not None:
@@ -245,8 +245,8 @@ class TaskRun:
             args.insert(0, context)
         executor = resources.loop if task.is_async else resources.threads
         call = functools.partial(task.function, *args, **named)
-        may_begin = self.may_begin
-        return executor.start(call if may_begin is None else gated_call(call, may_begin, task), self.wake)
+        may_start = self.may_start
+        return executor.start(call if may_start is None else gated_call(call, may_start, task), self.wake)
 
     def _start_child(
         self, resources: Resources, place: FunctionLocation, job: Job, options: Declaration, token: int
@@ -270,14 +270,14 @@ class TaskRun:
         if left is not None:
             self._timer = asyncio.get_running_loop().call_later(left, self.wake)
 
-    async def _wait(self, turn: asyncio.Future[None], limit: float | None) -> None:
+    async def _wait(self, wakeup: asyncio.Future[None], limit: float | None) -> None:
         """Wait until the function has ended, its time is up, or the run is stopped."""
         if limit is None:
-            await turn
+            await wakeup
             return
         self._timer = asyncio.get_running_loop().call_later(limit, self.wake)
         try:
-            await turn
+            await wakeup
         finally:
             self._timer.cancel()
 
@@ -323,22 +323,22 @@ def stopped_with(why: Outcome | LeaseLost) -> Outcome:
     return why
 
 
-def gated_call(call: Callable[[], Any], may_begin: Callable[[], bool], task: AnyTask) -> Callable[[], Any]:
+def gated_call(call: Callable[[], Any], may_start: Callable[[], bool], task: AnyTask) -> Callable[[], Any]:
     """A call that raises `TooLate` if the function may not start any more when the call is made."""
 
     def check() -> None:
-        if not may_begin():
+        if not may_start():
             raise TooLate
 
     async def begin() -> Any:
         check()
         return await call()
 
-    def begin_here() -> Any:
+    def call_here() -> Any:
         check()
         return call()
 
-    return begin if task.is_async else begin_here
+    return begin if task.is_async else call_here
 
 
 def outcome_of(

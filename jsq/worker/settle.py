@@ -146,11 +146,11 @@ def encode_revision(attempt: StagedAttempt, event: Revision, outcome: Outcome) -
         event = replace(event, options=envelope.recorded_options(attempt.job))
         if attempt.options.keep_arguments:
             event = revisions.with_arguments(event, attempt.job.arguments)
-    letter = None
+    dead_letter = None
     if event.state == "failed":
-        letter = attempt.resources.broker.dead_letters.message(attempt.job, event)
+        dead_letter = attempt.resources.broker.dead_letters.message(attempt.job, event)
     ttl = outcome_ttl(outcome, first=not attempt.continues)
-    return EncodedOutcome(event, revisions.encode(event), ttl, letter)
+    return EncodedOutcome(event, revisions.encode(event), ttl, dead_letter)
 
 
 def amended(attempt: StagedAttempt, event: Revision) -> Revision:
@@ -172,7 +172,7 @@ async def finish(attempt: StagedAttempt, event: Revision) -> bool:
     for stage in attempt.stages:
         left = await stage.finish(attempt, event)
         if left is not None:
-            await turn_away(attempt, left)
+            await settle_unstarted(attempt, left)
             return False
     if event.state == "interrupted":
         attempt.nak()
@@ -205,7 +205,7 @@ async def settle_superseded(attempt: StagedAttempt, last: StoredRevision | None)
         await finish_logged(attempt, last, "settle")
 
 
-async def turn_away(attempt: StagedAttempt, admission: Admission) -> None:
+async def settle_unstarted(attempt: StagedAttempt, admission: Admission) -> None:
     """Settle a delivery that this worker does not run now."""
     match admission:
         case Requeue(delay=delay, reason=reason):

@@ -20,7 +20,7 @@ from jsq.worker.settle import (
     finish_logged,
     follow_log,
     report_outcome,
-    turn_away,
+    settle_unstarted,
 )
 from jsq.worker.stages.base import Run
 from jsq.worker.stages.key_groups import release_unread
@@ -120,7 +120,7 @@ async def may_continue(attempt: StagedAttempt) -> bool:
     for stage in attempt.stages:
         admission = await stage.admit_again(attempt)
         if not isinstance(admission, Run):
-            await turn_away(attempt, admission)
+            await settle_unstarted(attempt, admission)
             return False
     return True
 

@@ -131,7 +131,7 @@ class Supervisor:
             if self._stopping.is_set() or (code == 0 and self._command.burst):
                 return
             if code in FINAL_EXIT_CODES and not child.ready and self._watched is not None:
-                log.error("waiting for a code change", extra={"code": code})
+                log.error("app not loaded", extra={"code": code})
                 await self._wait_for_change()
                 continue
             if code in FINAL_EXIT_CODES and not child.ready:

@@ -170,7 +170,7 @@ def with_log_counts(job: Job, last: StoredRevision) -> Job:
 
 
 def next_attempt_of(job: Job, last: Revision, token: int) -> Job:
-    """The next attempt of a job, as its last revision announces it. A job that has started expires no more.
+    """The next attempt of a job, as its last revision announces it. A job that has started no longer expires.
 
     A slot for the whole job is kept until then; otherwise the job returns to its key group.
     """

@@ -283,7 +283,7 @@ class Worker:
             processes=ProcessExecutor(
                 tasks=settings.child_tasks,
                 memory=settings.child_memory,
-                places=self._expected_functions(),
+                locations=self._expected_functions(),
                 most=settings.concurrency,
             ),
         )

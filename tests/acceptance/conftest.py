@@ -86,7 +86,7 @@ class Command:
                 late.cancel()
             finally:
                 writer.close()
-            out, err = (read_whole(stream) for stream in streams[1:])
+            out, err = (read_stream(stream) for stream in streams[1:])
         return Ended(code, out.decode(), err.decode())
 
     @contextlib.asynccontextmanager
@@ -148,7 +148,7 @@ def read_all(terminal: int) -> str:
     return shown.decode()
 
 
-def read_whole(stream: IO[bytes]) -> bytes:
+def read_stream(stream: IO[bytes]) -> bytes:
     stream.seek(0)
     return stream.read()
 

@@ -189,14 +189,17 @@ async def test_a_job_that_crashes_workers_is_dead_lettered_at_the_crash_limit(
 
 @row("48-process")
 async def test_a_child_process_is_reset_after_each_job(app: App, working: Working, until: Until) -> None:
-    meddle, look = declared(app, hostile.meddle, "process"), declared(app, hostile.surroundings, "process")
+    meddle, surroundings = (
+        declared(app, hostile.meddle, "process"),
+        declared(app, hostile.surroundings, "process"),
+    )
     fine = declared(app, hostile.fine, "process")
 
     async with working(concurrency=1):
-        before = await (await look.submit()).result(30)
+        before = await (await surroundings.submit()).result(30)
         child = await (await fine.submit()).result(30)
         assert await (await meddle.submit()).result(30) == child
-        after = await (await look.submit()).result(30)
+        after = await (await surroundings.submit()).result(30)
         assert await (await fine.submit()).result(30) == child
     assert after == before
     assert before[2] == os.environ["PATH"]
@@ -280,7 +283,7 @@ async def test_a_blocked_event_loop_is_logged_with_the_task_and_keeps_its_lease(
 
     async with working():
         assert await (await blocks.submit()).result(60) >= 3
-    lines = [one for one in caplog.records if one.getMessage() == "event loop is blocked"]
+    lines = [one for one in caplog.records if one.getMessage() == "event loop stalled"]
     [line] = [one for one in lines if vars(one)["task"] == "blocks"]
     assert (line.levelname, len(runs)) == ("WARNING", 1)
     assert 1 <= vars(line)["seconds"] <= 3

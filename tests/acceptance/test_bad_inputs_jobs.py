@@ -78,7 +78,7 @@ async def test_a_cancel_returns_the_resulting_state(
         "41-result": lambda job: job.result(timeout=30),
         "41-wait": lambda job: job.wait(timeout=30),
         "41-wait-for-ever": lambda job: job.wait(),
-        "41-look-once": lambda job: job.wait(timeout=0),
+        "41-check-once": lambda job: job.wait(timeout=0),
     }
 )
 async def test_a_wait_for_an_unknown_job_fails_at_once(

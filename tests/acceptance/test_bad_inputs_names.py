@@ -192,8 +192,12 @@ async def test_an_unknown_task_becomes_a_dead_letter_without_a_crash(
             await job.result(60)
         assert await (await fine.submit()).result(60) == 1
         await dying()
-    [letter] = await client.dead_letters.list()
-    assert (caught.value.reason, letter.reason, letter.id) == ("unknown_task", "unknown_task", job.id)
+    [dead_letter] = await client.dead_letters.list()
+    assert (caught.value.reason, dead_letter.reason, dead_letter.id) == (
+        "unknown_task",
+        "unknown_task",
+        job.id,
+    )
 
 
 @rows(

@@ -91,14 +91,14 @@ def ports_file(folder: Path) -> str:
 
 
 async def test_a_missing_permission_exits_with_4(jsq: Command, locked: str) -> None:
-    stranger = await jsq("job", "ls", "-s", f"nats://ann:wrong@{locked}")
+    wrong_login = await jsq("job", "ls", "-s", f"nats://ann:wrong@{locked}")
     forbidden = await jsq("queue", "ls", "-s", f"nats://ann:secret@{locked}")
 
-    assert (stranger.code, forbidden.code) == (4, 4)
-    assert "refused the login as ann" in stranger.err
+    assert (wrong_login.code, forbidden.code) == (4, 4)
+    assert "refused the login as ann" in wrong_login.err
     assert "not allowed to publish" in forbidden.err
     assert "secret" not in forbidden.err
-    assert "wrong" not in stranger.err
+    assert "wrong" not in wrong_login.err
 
 
 async def test_an_interrupted_command_exits_with_130_silently(jsq: Command, client: Client) -> None:

@@ -65,14 +65,14 @@ def ways(folder: Path) -> Iterator[tuple[str, Way]]:
     key = Key(USER)
     public = f"authorization {{ users: [ {{ nkey: {key.public} }} ] }}"
     yield "nkey", Way(public, other, {"JSQ_NKEY": key.seed}, (key.seed,))
-    operator, stranger = Operator(), Operator()
-    for one in (operator, stranger):
+    operator, other_operator = Operator(), Operator()
+    for one in (operator, other_operator):
         one.account("A", {"type": "account", "version": 2, "limits": LIMITS | STORES})
     claims = {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}
     file = folder / "ann.creds"
     file.write_text(operator.user("A", "ann", claims))
     secrets = tuple(line for line in file.read_text().split() if len(line) > 40)
-    yield "creds", Way(operator.conf(), stranger.conf(), {"JSQ_CREDS": str(file)}, secrets)
+    yield "creds", Way(operator.conf(), other_operator.conf(), {"JSQ_CREDS": str(file)}, secrets)
 
 
 def conf(folder: Path, more: str) -> str:

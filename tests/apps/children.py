@@ -104,7 +104,7 @@ def nap(file: str) -> None:
 
 
 @app.task(executor="process")
-def tell(ctx: Context, file: str) -> list[Any]:
+def describe_context(ctx: Context, file: str) -> list[Any]:
     ctx.progress(0.5, "half")
     ctx.log.warning("from the child")
     logging.getLogger("theirs").warning("of a %s", "library", extra={"odd": object()})

@@ -201,7 +201,7 @@ def close_everything() -> None:
 
 
 @app.task(executor="process", retries=0)
-def look_around() -> dict[str, Any]:
+def read_surroundings() -> dict[str, Any]:
     """The state of the process as a task sees it."""
     print("stdout works")
     mask = os.umask(0o022)

@@ -17,6 +17,7 @@ from tests.helpers.pages import (
     page_blocks,
     syntax_errors,
 )
+from tests.helpers.repository import ROOT
 
 MAX_LINES = 200
 LANGUAGES = {"python", "console", "text", "toml", "yaml", "sql", "mermaid"}
@@ -117,6 +118,26 @@ def test_headings_are_the_first_hits() -> None:
 
     assert hits[0].is_heading
     assert [hit.is_heading for hit in hits] == sorted((hit.is_heading for hit in hits), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("question", "page"),
+    [
+        ("unit-test a task", "tutorial"),
+        ("limit calls to an API per customer", "cookbook"),
+        ("deploy on Kubernetes", "deploy"),
+        ("what happens when a worker dies", "guarantees"),
+        ("move a delayed job", "cookbook-operations"),
+        ("why a job failed", "troubleshooting"),
+        ("rotate a password", "security"),
+        ("upgrade without losing jobs", "operations"),
+    ],
+)
+def test_a_common_question_finds_a_heading_to_which_the_readme_links(question: str, page: str) -> None:
+    hit = search_guide(question)[0]
+
+    assert (hit.page, hit.is_heading) == (page, True)
+    assert f"[{question}](jsq/guide/{page}.md#" in (ROOT / "README.md").read_text()
 
 
 def test_a_comment_in_code_is_not_a_heading() -> None:

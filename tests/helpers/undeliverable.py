@@ -64,7 +64,7 @@ async def on_queue(client: Client) -> list[str]:
     """The job of each message that is on the queue or due later."""
     broker = await client.broker()
     found: list[str] = []
-    for stream, subject, _ in {*await broker.job_reader.places(READY)}:
+    for stream, subject, _ in {*await broker.job_reader.message_locations(READY)}:
         with contextlib.suppress(NoResponders):
             found += [id_of(reply) for reply in await broker.reads.fetch(stream, subject)]
     return found

@@ -136,7 +136,7 @@ async def test_a_blocked_event_loop_is_logged_while_it_is_blocked(
     seen: list[bool] = []
 
     def blocked_records() -> list[logging.LogRecord]:
-        return [one for one in caplog.records if one.getMessage() == "event loop is blocked"]
+        return [one for one in caplog.records if one.getMessage() == "event loop stalled"]
 
     @app.task
     async def blocks() -> None:

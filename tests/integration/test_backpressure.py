@@ -391,7 +391,7 @@ async def test_a_job_that_runs_while_the_server_is_full_ends_once_there_is_room(
             jobs += [await work.options(delay=0.2).submit(ways[number % 3]) for number in range(6)]
             await fill(broker)
             go.set()
-            await until(lambda: "writes wait for room" in caplog.text)
+            await until(lambda: "writes delayed" in caplog.text)
             with pytest.raises(BrokerFull):
                 await app.client.task("work").submit("ends")
             assert {(await job.status()).state for job in jobs} <= {"running", "scheduled"}

@@ -55,8 +55,8 @@ class Received:
             self.ids.append(ctx.id)
 
         @app.task
-        async def bury(ctx: Context, failure: Failure) -> None:
-            self.calls.append(("bury", failure))
+        async def report_death(ctx: Context, failure: Failure) -> None:
+            self.calls.append(("report_death", failure))
             self.ids.append(ctx.id)
 
     def of(self, name: str) -> list[Failure]:
@@ -94,7 +94,7 @@ def until_idle(client: Client, until: Until) -> Callable[[], Any]:
 async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
     app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
-    @app.task(retries=2, backoff=[0.05], tags=["x"], on_failure="note", on_dead="bury")
+    @app.task(retries=2, backoff=[0.05], tags=["x"], on_failure="note", on_dead="report_death")
     async def down(to: str, *, size: int = 1) -> None:
         raise ValueError(f"no {to}")
 
@@ -103,7 +103,7 @@ async def test_each_failed_attempt_is_logged_and_the_dead_letter_once(
         await failed(job)
         await until_idle()
 
-    notes, deaths = received.of("note"), received.of("bury")
+    notes, deaths = received.of("note"), received.of("report_death")
     assert sorted(one.attempt for one in notes) == [1, 2, 3]
     assert [(one.attempt, one.reason, one.dead) for one in deaths] == [(3, "error", True)]
     assert sorted((one.attempt, one.reason, one.due is None) for one in notes) == [
@@ -154,7 +154,7 @@ async def test_a_callback_is_a_job_with_the_options_of_its_own_task(
 async def test_an_outcome_other_than_failure_calls_no_callback(
     app: App, received: Received, working: Working, until_idle: Callable[[], Any], until: Until
 ) -> None:
-    @app.task(retries=3, backoff=[60], on_failure="note", on_dead="bury")
+    @app.task(retries=3, backoff=[60], on_failure="note", on_dead="report_death")
     async def ends(ctx: Context, how: str) -> None:
         if how == "snooze" and ctx.checkpointed is None:
             await ctx.checkpoint(1)
@@ -182,7 +182,7 @@ async def state_is(job: JobHandle[Any], state: str) -> bool:
 async def test_a_rejected_job_is_dead_at_once(
     app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
-    @app.task(on_failure="note", on_dead="bury")
+    @app.task(on_failure="note", on_dead="report_death")
     async def never() -> None:
         raise Reject("no")
 
@@ -190,8 +190,8 @@ async def test_a_rejected_job_is_dead_at_once(
         await failed(await never.submit())
         await until_idle()
     assert sorted((name, one.reason, one.error) for name, one in received.calls) == [
-        ("bury", "rejected", "Reject: no"),
         ("note", "rejected", "Reject: no"),
+        ("report_death", "rejected", "Reject: no"),
     ]
 
 
@@ -200,7 +200,7 @@ async def test_a_job_that_crashed_its_workers_is_dead_without_a_failed_attempt(
 ) -> None:
     app.queue("default", max_crashes=1)
 
-    @app.task(on_failure="note", on_dead="bury")
+    @app.task(on_failure="note", on_dead="report_death")
     async def crash() -> None: ...
 
     job = await crash.submit()
@@ -208,13 +208,13 @@ async def test_a_job_that_crashed_its_workers_is_dead_without_a_failed_attempt(
     async with working():
         assert (await failed(job)).reason == "crashed"
         await until_idle()
-    assert [(name, one.reason) for name, one in received.calls] == [("bury", "crashed")]
+    assert [(name, one.reason) for name, one in received.calls] == [("report_death", "crashed")]
 
 
 async def test_a_replayed_job_that_fails_again_calls_its_callback_again(
     app: App, received: Received, working: Working, until_idle: Callable[[], Any], until: Until
 ) -> None:
-    @app.task(retries=0, on_dead="bury")
+    @app.task(retries=0, on_dead="report_death")
     async def down() -> None:
         raise ValueError
 
@@ -266,7 +266,7 @@ async def test_a_callback_that_fails_calls_no_further_callback(
 async def test_a_job_with_an_id_of_64_characters_has_callbacks(
     app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
-    @app.task(retries=1, backoff="none", on_failure="note", on_dead="bury")
+    @app.task(retries=1, backoff="none", on_failure="note", on_dead="report_death")
     async def down() -> None:
         raise ValueError
 
@@ -275,7 +275,7 @@ async def test_a_job_with_an_id_of_64_characters_has_callbacks(
         for id in ids:
             await failed(await down.options(id=id).submit())
         await until_idle()
-    assert sorted(one.job for one in received.of("bury")) == ids
+    assert sorted(one.job for one in received.of("report_death")) == ids
     assert sorted(one.job for one in received.of("note")) == sorted(ids * 2)
 
 
@@ -284,14 +284,14 @@ async def test_callbacks_run_for_an_exception_of_a_child_process(
 ) -> None:
     from tests.apps import rules
 
-    app.task(name="far", executor="process", retries=0, on_failure="note", on_dead="bury")(rules.fail)
+    app.task(name="far", executor="process", retries=0, on_failure="note", on_dead="report_death")(rules.fail)
 
     async with working():
         await failed(await app.tasks["far"].submit("Busy"))
         await until_idle()
     assert sorted((name, one.error) for name, one in received.calls) == [
-        ("bury", "Busy: Busy"),
         ("note", "Busy: Busy"),
+        ("report_death", "Busy: Busy"),
     ]
 
 
@@ -305,7 +305,7 @@ async def test_a_dead_job_submits_its_fallback_and_records_its_id(
     async def cached(pair: str, *, factor: int = 1) -> int:
         return 7 * factor
 
-    @app.task(retries=1, backoff="none", fallback=cached, on_dead="bury")
+    @app.task(retries=1, backoff="none", fallback=cached, on_dead="report_death")
     async def fetch(pair: str, *, factor: int = 1) -> int:
         raise OSError("down")
 
@@ -319,7 +319,7 @@ async def test_a_dead_job_submits_its_fallback_and_records_its_id(
     assert record.fallback == error.fallback == spare.id
     assert str(error).endswith(f"; job {spare.id} was submitted instead")
     assert (record.state, other.queue, other.tags) == ("failed", "spare", ("eur",))
-    assert [one.fallback for one in received.of("bury")] == [spare.id]
+    assert [one.fallback for one in received.of("report_death")] == [spare.id]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
@@ -365,7 +365,7 @@ async def test_a_fallback_has_the_deadline_of_the_job_that_it_replaces(
 async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_worker(
     app: App, client: Client, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
-    @app.task(retries=0, on_failure="note", on_dead="bury")
+    @app.task(retries=0, on_failure="note", on_dead="report_death")
     async def down() -> None:
         raise AssertionError("it ran again")
 
@@ -373,7 +373,10 @@ async def test_pending_callbacks_of_a_killed_worker_are_submitted_by_the_next_wo
     await record_of_one_who_died(client, job.id)
     async with working():
         await until_idle()
-    assert sorted((name, one.error) for name, one in received.calls) == [("bury", "E: no"), ("note", "E: no")]
+    assert sorted((name, one.error) for name, one in received.calls) == [
+        ("note", "E: no"),
+        ("report_death", "E: no"),
+    ]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
@@ -443,7 +446,7 @@ async def record_start_of_a_dead_worker(client: Client, id: str, task: str) -> t
 async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
     app: App, client: Client, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
-    @app.task(retries=0, on_dead="bury")
+    @app.task(retries=0, on_dead="report_death")
     async def down() -> None: ...
 
     await client.admin.provision()
@@ -456,7 +459,7 @@ async def test_a_sweep_leaves_pending_callbacks_to_a_worker(
     assert received.calls == []
     async with working():
         await until_idle()
-    assert [one.job for one in received.of("bury")] == [job.id]
+    assert [one.job for one in received.of("report_death")] == [job.id]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
 
@@ -477,12 +480,12 @@ async def test_a_worker_without_the_task_leaves_its_callbacks_to_a_worker_that_h
     async with other, running_worker(Worker(other, queues=["default"], timings=timings)):
         await until(lambda: is_requeued(client, job), WAIT)
 
-    @app.task(retries=0, on_dead="bury")
+    @app.task(retries=0, on_dead="report_death")
     async def down() -> None:
         raise AssertionError("it ran again")
 
     async with working():
-        await until(lambda: received.of("bury"), WAIT)
+        await until(lambda: received.of("report_death"), WAIT)
         await until_idle()
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
@@ -505,7 +508,7 @@ async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
         assert (await failed(job)).reason == "crashed"
         await until(lambda: is_requeued(client, job), WAIT)
 
-    @app.task(on_failure="note", on_dead="bury", fallback="instead")
+    @app.task(on_failure="note", on_dead="report_death", fallback="instead")
     async def down() -> None:
         raise AssertionError("it ran again")
 
@@ -516,10 +519,10 @@ async def test_a_crash_recorded_by_a_worker_without_the_task_has_its_callbacks(
         expected.append(ctx.id)
 
     async with working():
-        await until(lambda: received.of("bury") and expected, WAIT)
+        await until(lambda: received.of("report_death") and expected, WAIT)
         await until_idle()
     assert [(name, one.reason, one.fallback) for name, one in received.calls] == [
-        ("bury", "crashed", *expected)
+        ("report_death", "crashed", *expected)
     ]
     assert [dead_letter.id for dead_letter in await client.dead_letters.list()] == [job.id]
 
@@ -534,7 +537,7 @@ async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks
 ) -> None:
     timings = WorkerTimings(newer_release=1.0)
 
-    @app.task(retries=5, backoff=[1.0], retry_for=1.2, on_dead="bury")
+    @app.task(retries=5, backoff=[1.0], retry_for=1.2, on_dead="report_death")
     async def down() -> None:
         raise ValueError
 
@@ -548,9 +551,9 @@ async def test_an_expiry_recorded_by_a_worker_without_the_task_has_its_callbacks
         assert (await failed(job)).reason == "overdue"
 
     async with working():
-        await until(lambda: received.of("bury"), WAIT)
+        await until(lambda: received.of("report_death"), WAIT)
         await until_idle()
-    assert [(name, one.reason) for name, one in received.calls] == [("bury", "overdue")]
+    assert [(name, one.reason) for name, one in received.calls] == [("report_death", "overdue")]
 
 
 async def test_a_job_whose_task_no_worker_knows_becomes_a_dead_letter_without_callbacks(
@@ -718,7 +721,7 @@ def test_a_cycle_of_fallbacks_is_reported(app: App) -> None:
 async def test_a_job_whose_arguments_are_not_json_is_dead_and_has_callbacks(
     app: App, received: Received, working: Working, until_idle: Callable[[], Any]
 ) -> None:
-    @app.task(on_dead="bury", fallback="spare")
+    @app.task(on_dead="report_death", fallback="spare")
     async def down() -> None: ...
 
     @app.task
@@ -732,4 +735,4 @@ async def test_a_job_whose_arguments_are_not_json_is_dead_and_has_callbacks(
         assert error.reason == "bad_arguments"
         assert (await failed(app.client.jobs.handle(error.fallback))).reason == "bad_arguments"
         await until_idle()
-    assert [(one.reason, one.arguments) for one in received.of("bury")] == [("bad_arguments", None)]
+    assert [(one.reason, one.arguments) for one in received.of("report_death")] == [("bad_arguments", None)]

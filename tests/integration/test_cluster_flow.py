@@ -589,11 +589,11 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
         async def note(ctx: Context, failure: Failure) -> None:
             calls["note"][failure.job, failure.attempt] += 1
 
-        @app.task(name="bury")
-        async def bury(ctx: Context, failure: Failure) -> None:
-            calls["bury"][failure.job, failure.attempt] += 1
+        @app.task(name="report_death")
+        async def report_death(ctx: Context, failure: Failure) -> None:
+            calls["report_death"][failure.job, failure.attempt] += 1
 
-        @app.task(name="down", retries=1, backoff=[0.05], on_failure="note", on_dead="bury")
+        @app.task(name="down", retries=1, backoff=[0.05], on_failure="note", on_dead="report_death")
         async def down(number: int) -> None:
             raise ValueError("no")
 
@@ -607,12 +607,12 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
 
     async with running_workers(three, declare):
         async with meanwhile(fail):
-            await until(lambda: calls["bury"].total() > 5, WAIT)
+            await until(lambda: calls["report_death"].total() > 5, WAIT)
             await lose_each(
                 three,
                 client,
                 until,
-                lambda: more(calls["bury"].total, 20),
+                lambda: more(calls["report_death"].total, 20),
                 (broker.subjects.streams.records, "killed"),
                 (broker.subjects.streams.records, "cut off"),
             )
@@ -620,7 +620,7 @@ async def test_callbacks_are_called_once_for_each_dead_letter(
             assert (await job.wait(WAIT)).state == "failed"
         await until(nothing_is_stored, 60)
 
-    assert set(calls["bury"]) == {(job.id, 2) for job in jobs}
+    assert set(calls["report_death"]) == {(job.id, 2) for job in jobs}
     assert set(calls["note"]) == {(job.id, attempt) for job in jobs for attempt in (1, 2)}
     assert {dead_letter.id for dead_letter in await client.dead_letters.list()} == {job.id for job in jobs}
 

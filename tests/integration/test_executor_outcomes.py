@@ -87,13 +87,13 @@ async def test_changes_a_task_makes_to_its_process_do_not_reach_the_next_task(
     app: App, client: Client, working: Working, part: int
 ) -> None:
     async with working(concurrency=1):
-        before = await (await client.task("look_around").submit()).result(WAIT)
+        before = await (await client.task("read_surroundings").submit()).result(WAIT)
         for deed in [*DEEDS][part::3]:
             await (await client.task("do").submit(deed)).result(WAIT)
-            assert await (await client.task("look_around").submit()).result(WAIT) == before, deed
+            assert await (await client.task("read_surroundings").submit()).result(WAIT) == before, deed
             if deed == "set_alarm":
                 await asyncio.sleep(1.1)  # the time at which the timeout would have ended it
-                assert await (await client.task("look_around").submit()).result(WAIT) == before
+                assert await (await client.task("read_surroundings").submit()).result(WAIT) == before
 
 
 async def test_a_task_that_closes_all_files_of_its_process_fails_only_itself(
@@ -103,7 +103,7 @@ async def test_a_task_that_closes_all_files_of_its_process_fails_only_itself(
         with pytest.raises(JobFailed) as caught:
             await (await client.task("close_everything").submit()).result(WAIT)
         assert caught.value.reason == "child_died"
-        assert await (await client.task("look_around").submit()).result(WAIT)
+        assert await (await client.task("read_surroundings").submit()).result(WAIT)
 
 
 async def test_a_task_that_kills_its_worker_is_a_crash(

@@ -78,14 +78,14 @@ async def test_login_with_an_nkey_from_a_file_or_a_seed(tmp_path: Path) -> None:
 
 
 async def test_login_with_a_creds_file_signed_by_an_operator(tmp_path: Path) -> None:
-    operator, stranger = Operator(), Operator()
-    for one in (operator, stranger):
+    operator, other_operator = Operator(), Operator()
+    for one in (operator, other_operator):
         one.account("A", {"type": "account", "version": 2, "limits": LIMITS | STORES})
     user = {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}
     files = {
         "good": operator.user("A", "ann", user),
         "old": operator.user("A", "bob", user, exp=int(time.time()) - 60),
-        "strange": stranger.user("A", "eve", user),
+        "strange": other_operator.user("A", "eve", user),
     }
     for name, text in files.items():
         (tmp_path / f"{name}.creds").write_text(text)
@@ -143,11 +143,11 @@ async def test_login_with_roles_as_jwts(tmp_path: Path) -> None:
 
 async def test_a_connection_with_tls(tmp_path: Path, authority: Authority) -> None:
     authority.certificate("server")
-    stranger = Authority(tmp_path / "other")
+    other_authority = Authority(tmp_path / "other")
     with nats_server(tmp_path, conf(tmp_path, authority.conf("server"))) as address:
         await works(Login(url=f"tls://{address}", ca=authority.ca))
         await works(read_login(f"tls://{address}", {"JSQ_CA": authority.ca}))
-        for wrong in (Login(url=f"tls://{address}", ca=stranger.ca), f"tls://{address}"):
+        for wrong in (Login(url=f"tls://{address}", ca=other_authority.ca), f"tls://{address}"):
             message = await refusal(wrong)
             assert message.startswith(f"BrokerUnavailable: no TLS connection to tls://{address}: ")
             assert "certificate verify failed" in message

@@ -216,7 +216,7 @@ async def test_a_child_reports_progress_and_logs_like_the_worker(
     caplog.set_level(logging.INFO)
 
     async with working() as worker:
-        job = await app.tasks["tell"].submit(str(file))
+        job = await app.tasks["describe_context"].submit(str(file))
 
         async def is_half() -> bool:
             return (await job.status()).progress == 0.5

@@ -43,7 +43,7 @@ async def test_an_acknowledged_job_is_never_missing(
     states: dict[str, int] = {}
     numbers = iter(range(count))
 
-    async def submit_and_look() -> None:
+    async def submit_and_read() -> None:
         for n in numbers:
             job = await quick.submit(n)
             handle, state = observer.jobs.handle(job.id), ""
@@ -52,7 +52,7 @@ async def test_an_acknowledged_job_is_never_missing(
                 states[state] = states.get(state, 0) + 1
 
     async with working(concurrency=50):
-        await asyncio.gather(*(submit_and_look() for _ in range(20)))
+        await asyncio.gather(*(submit_and_read() for _ in range(20)))
     assert states.pop("succeeded") == count
     assert states.keys() <= {"queued", "running"}
 
@@ -64,7 +64,7 @@ async def test_a_delayed_job_is_never_missing(app: App, working: Working, observ
 
     seen: set[str] = set()
 
-    async def submit_and_look(n: int) -> None:
+    async def submit_and_read(n: int) -> None:
         job = await quick.options(delay=0.25 + n * 0.01).submit(n)
         handle, state = observer.jobs.handle(job.id), ""
         while state not in FINAL_STATES:
@@ -72,7 +72,7 @@ async def test_a_delayed_job_is_never_missing(app: App, working: Working, observ
             seen.add(state)
 
     async with working(concurrency=20):
-        await asyncio.gather(*(submit_and_look(n) for n in range(30)))
+        await asyncio.gather(*(submit_and_read(n) for n in range(30)))
     assert {"scheduled", "succeeded"} <= seen <= {"scheduled", "queued", "running", "succeeded"}
 
 

@@ -252,17 +252,17 @@ async def test_a_worker_that_reloads_runs_the_new_code(
 ) -> None:
     code = tmp_path / "changing.py"
     text = f"from jsq import App\napp = App(namespace={namespace!r})\n"
-    text += "@app.task\ndef say() -> str:\n    return %r\n"
+    text += "@app.task\ndef state() -> str:\n    return %r\n"
     code.write_text(text % "old")
     async with worker(server, namespace, tmp_path, "--reload", app="changing:app") as output:
-        assert await (await client.task("say").submit()).result(60) == "old"
+        assert await (await client.task("state").submit()).result(60) == "old"
         code.write_text(text % "new!")
         await until(lambda: output.stderr_file.read_text().count("worker ready") == 2, 20)
-        assert await (await client.task("say").submit()).result(60) == "new!"
+        assert await (await client.task("state").submit()).result(60) == "new!"
         code.write_text("def broken(:\n")
-        await until(lambda: "waiting for a code change" in output.stderr_file.read_text(), 20)
-        code.write_text(text % "mended")
-        assert await (await client.task("say").submit()).result(60) == "mended"
+        await until(lambda: "app not loaded" in output.stderr_file.read_text(), 20)
+        code.write_text(text % "fixed")
+        assert await (await client.task("state").submit()).result(60) == "fixed"
 
 
 @pytest.mark.parametrize("address", ["x", "127.0.0.1:99999", "203.0.113.1:80"])

@@ -100,7 +100,7 @@ async def listed(items: list[int]) -> list[str]:
     return list(map(str, items))
 
 
-async def bare(items):  # type: ignore[no-untyped-def]
+async def unannotated(items):  # type: ignore[no-untyped-def]
     return items
 
 
@@ -120,7 +120,7 @@ async def failing(items: list[BatchItem]) -> list[ValueError]:  # type: ignore[t
     ("function", "item", "result", "wrapped"),
     [
         (listed, int, str, False),
-        (bare, Any, Any, False),
+        (unannotated, Any, Any, False),
         (some, int, str, False),
         (maybe, int, Optional[int], True),  # noqa: UP045 -- it is compared as it is
         (failing, Any, None, True),

@@ -335,8 +335,8 @@ def test_the_flow_invariants_accept_everything_that_jsq_allows() -> None:
         *ran("a", 3, 4, key="k"),
     ]
     stale = [Effect("begin", "a", 2, 7, AT), Effect("end", "a", 2, 7, AT + 5.5)]
-    begun_twice = keyed(crashed, ran("b", 5, 6, key="k"))
-    assert violated(replace(begun_twice, effects=[*stale, *begun_twice.effects])) == []
+    started_twice = keyed(crashed, ran("b", 5, 6, key="k"))
+    assert violated(replace(started_twice, effects=[*stale, *started_twice.effects])) == []
 
     replayed = [
         *[event("a", 2, "running", key="k")],

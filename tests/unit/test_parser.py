@@ -103,16 +103,16 @@ async def test_a_large_message_in_small_pieces_is_joined_once() -> None:
 
 
 async def test_a_callback_that_raises_does_not_stop_the_parser(caplog: pytest.LogCaptureFixture) -> None:
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     def receive(message: Reply) -> None:
-        heard.append(message.payload)
+        received.append(message.payload)
         raise ValueError("mine")
 
     reader = NatsParser(Library(), {b"7": receive}, lambda: None)
     await read(reader, [written((OURS, b"", b"", b"1")) + written((OURS, b"", b"", b"2"))], [True])
 
-    assert heard == [b"1", b"2"]
+    assert received == [b"1", b"2"]
     assert "message not handled" in caplog.text
 
 

@@ -138,7 +138,7 @@ def test_json_lines_keep_all_scripts_and_no_control_characters() -> None:
 
 
 def test_the_time_of_a_json_line_is_not_replaced_by_an_extra() -> None:
-    line = JsonLines().format(record("event loop is blocked", at="tasks.py:5"))
+    line = JsonLines().format(record("event loop stalled", at="tasks.py:5"))
 
     assert json.loads(line)["time"] == "1970-01-01T00:00:00.000Z"
 

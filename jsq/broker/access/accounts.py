@@ -140,7 +140,7 @@ class Roles:
     # -- JWTs --------------------------------------------------------------------------------------------
 
     def claims(self) -> list[dict[str, Any]]:
-        """For each account its `name`, its claims under `nats`, and its `users` with their claims.
+        """The `name` of each account, its claims under `nats`, and its `users` with their claims.
 
         The `account` of an import is the name of an account; a JWT needs the public key of that account
         there.

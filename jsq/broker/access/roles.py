@@ -296,7 +296,7 @@ def admission_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 
 
 def observer_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
-    """The permissions to read jobs, waiting messages and dead letters. For all queues, also to list them.
+    """The permissions to read jobs, waiting messages and dead letters; for all queues, also to list them.
 
     An observer of all queues reads the whole event log, if there is one. An observer of one queue reads only
     the last revision of a job from the log, because a request for more can name any queue.

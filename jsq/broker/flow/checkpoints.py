@@ -28,26 +28,26 @@ class CheckpointStore:
         self._may_delete = True
 
     async def write(
-        self, queue: str, id: str, place: str, body: bytes, *, token: int, while_: Callable[[], bool]
+        self, queue: str, id: str, name: str, body: bytes, *, token: int, while_: Callable[[], bool]
     ) -> None:
-        """Store `body` at a place, for the attempt with this token. A second call has no effect.
+        """Store `body` under a name, for the attempt with this token. A second call has no effect.
 
         Raises `WrongSequence` if the record has another revision, and what `publish_with_retry` raises after
         `while_` has returned False.
         """
         headers = block(expectation_lines(token, self._subjects.record(queue, id)))
         await publish_with_retry(
-            self._wire, self._subjects.checkpoint(queue, id, place), body, headers, while_=while_
+            self._wire, self._subjects.checkpoint(queue, id, name), body, headers, while_=while_
         )
 
-    async def read(self, queue: str, id: str, place: str, *, token: int, while_: Callable[[], bool]) -> bytes:
-        """The value at a place, for the attempt with this token; empty if there is none.
+    async def read(self, queue: str, id: str, name: str, *, token: int, while_: Callable[[], bool]) -> bytes:
+        """The value under a name, for the attempt with this token; empty if there is none.
 
-        Earlier attempts can write nothing since this attempt has started. If the place has wildcards, returns
+        Earlier attempts can write nothing since this attempt has started. If the name has wildcards, returns
         the value that was written last.
         """
-        subject = self._subjects.checkpoint(queue, id, place)
-        newest = await self.latest_sequence(queue, id, place, token=token, while_=while_)
+        subject = self._subjects.checkpoint(queue, id, name)
+        newest = await self.latest_sequence(queue, id, name, token=token, while_=while_)
 
         async def once() -> bytes:
             found = await self._reads.last(self._subjects.streams.records, subject)
@@ -65,16 +65,16 @@ class CheckpointStore:
         return found.payload if found is not None else b""
 
     async def latest_sequence(
-        self, queue: str, id: str, place: str, *, token: int, while_: Callable[[], bool]
+        self, queue: str, id: str, name: str, *, token: int, while_: Callable[[], bool]
     ) -> int:
-        """The sequence of the last value at a place, from the stream leader; 0 if there is none.
+        """The sequence of the last value under a name, from the stream leader; 0 if there is none.
 
         A replica that is behind may answer a read. So this method makes a write with an expectation that
-        cannot be true: the place has the sequence of the record's revision. The leader refuses the write, and
-        its refusal has the actual sequence.
+        cannot be true: that the name has the sequence of the record's revision. The leader refuses the write,
+        and its refusal has the actual sequence.
         """
         subjects = self._subjects
-        headers = block(expectation_lines(token, subjects.checkpoint(queue, id, place)))
+        headers = block(expectation_lines(token, subjects.checkpoint(queue, id, name)))
         try:
             await publish_with_retry(
                 self._wire, subjects.checkpoint(queue, id, "asked"), b"", headers, while_=while_
@@ -83,14 +83,14 @@ class CheckpointStore:
             return refused.last
         raise Refused(f"the server accepted a write for job {id} whose expected sequence cannot exist")
 
-    async def delete(self, queue: str, id: str, place: str = ">", *, but: int = 0) -> None:
-        """Delete the values that a job keeps, except for the last `but` of them at a place.
+    async def delete(self, queue: str, id: str, name: str = ">", *, but: int = 0) -> None:
+        """Delete the values that a job keeps, except for the last `but` of them under a name.
 
         If the login may not, the server deletes them after `max_age`.
         """
         if not self._may_delete:
             return
-        subject = self._subjects.checkpoint(queue, id, place)
+        subject = self._subjects.checkpoint(queue, id, name)
         try:
             await self._jetstream.purge(self._subjects.streams.records, subject, keep=but)
         except BrokerError as error:

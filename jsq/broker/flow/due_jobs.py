@@ -152,10 +152,10 @@ class DueJobs:
             found += await self._forward(due, subjects.groups.job(queue, "", STEM))
         return found
 
-    async def _forward(self, due: str, place: str) -> int:
-        """Move the messages on the subjects `due`; the subjects of the `place` end like theirs."""
+    async def _forward(self, due: str, target: str) -> int:
+        """Move the messages on the subjects `due`; the subjects of the `target` end like theirs."""
         forwarded, after = 0, 0
-        stream, prefix = self._subjects.streams.scheduled(self._queue), place.removesuffix(".")
+        stream, prefix = self._subjects.streams.scheduled(self._queue), target.removesuffix(".")
         while True:
             try:
                 page, more = await self._reads.page(
@@ -191,7 +191,7 @@ class DueJobs:
         return {one.job for one in await asyncio.gather(*records) if one is not None and has_started(one)}
 
     async def _move(self, message: Reply, prefix: str) -> bool:
-        """Store a message at its place, unless its job has one there, then delete the message here."""
+        """Store a message in its target stream, unless its job has one there; then delete this one."""
         subject = message.headers["Nats-Subject"]
         *_, group, token = subject.split(".")
         headers = own_headers(message.headers) | expectation_headers(0, f"{prefix}*.{token}")

@@ -85,13 +85,13 @@ class GroupUpdates:
 class Admissions:
     """The waiting jobs to admit, and the state of the key group after that.
 
-    `has_room` is False if the next waiting job has no slot. `stranded` jobs have a slot already, but their
+    `has_room` is False if the next waiting job has no slot. `unmoved` jobs have a slot already, but their
     messages are still in the group. `outdated` messages belong to attempts that are over.
     """
 
     state: GroupState
     admitted: tuple[Reply, ...]
-    stranded: tuple[Reply, ...]
+    unmoved: tuple[Reply, ...]
     outdated: tuple[Reply, ...]
     has_room: bool
 
@@ -149,7 +149,7 @@ class KeyGroups:
         """Whether a key group has a slot for a waiting job, so that a worker should have admitted it."""
         state, _ = await self.state(queue, token)
         found = await self._admissions(queue, token, state, {}, consistent=True)
-        return bool(found.admitted or found.stranded)
+        return bool(found.admitted or found.unmoved)
 
     async def any_stalled(self, queue: str) -> bool:
         """Whether one of the first waiting jobs of a queue has a free slot, so that it will be admitted."""
@@ -223,7 +223,7 @@ class KeyGroups:
         found = await self._admissions(queue, token, released, releases, consistent=unchanged)
         for message in found.outdated:
             await self._jetstream.delete_message(self._names(queue).groups_stream, sequence_of(message))
-        for message in found.stranded:
+        for message in found.unmoved:
             await self._put_on_queue(queue, message, released, while_)
         if not found.admitted and unchanged:
             return None
@@ -244,7 +244,7 @@ class KeyGroups:
         """The jobs to admit now, after some releases. With `consistent`, only the leader is read."""
         limits, after = await self._limits(queue), state.admitted_up_to
         admitted: list[Reply] = []
-        stranded: list[Reply] = []
+        unmoved: list[Reply] = []
         outdated: list[Reply] = []
         has_room = True
         message = await self._first(queue, token, after, consistent=consistent)
@@ -254,14 +254,14 @@ class KeyGroups:
             if is_over and not await is_new(self._records, queue, job):
                 outdated.append(message)
             elif state.already_admitted(job):
-                stranded.append(message)
+                unmoved.append(message)
             elif has_room := state.has_room_for(job, limits):
                 admitted.append(message)
                 state = state.with_slot_for(job, limits)
             if not has_room or len(admitted) == MAX_ADMITTED:
                 break
             message = await self._after(queue, token, job.sequence, consistent=consistent)
-        return Admissions(state, tuple(admitted), tuple(stranded), tuple(outdated), has_room)
+        return Admissions(state, tuple(admitted), tuple(unmoved), tuple(outdated), has_room)
 
     async def _first(self, queue: str, token: str, after: int, *, consistent: bool) -> Reply | None:
         """The first waiting job after a sequence. If there is none, with `consistent`, the first of the

@@ -68,8 +68,8 @@ class QueueSlotStore:
         self._clock = clock or namespace.wire.clock
 
     def moment(self) -> SlotMoment:
-        now, doubt = self._clock.now(), self._clock.doubt
-        return SlotMoment(now - doubt, now + doubt)
+        now, uncertainty = self._clock.now(), self._clock.uncertainty
+        return SlotMoment(now - uncertainty, now + uncertainty)
 
     async def read(self, queue: str, *, least: int = 0) -> StoredSlots:
         """The slots of a queue, from the leader or from a replica that reaches the sequence `least` soon."""

@@ -195,8 +195,8 @@ async def _drift(broker: Broker, queue: str, config: Config) -> list[Finding]:
 
 async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
     """A pause or a resume that stopped half way, so that the server and the record differ."""
-    whole = (await broker.pauses.active(queue)).pauses.get(WHOLE_QUEUE)
-    should_pause = whole is not None and whole.reason == "paused"
+    queue_pause = (await broker.pauses.active(queue)).pauses.get(WHOLE_QUEUE)
+    should_pause = queue_pause is not None and queue_pause.reason == "paused"
     name = broker.subjects.streams.ready(queue)
     known = [await broker.jetstream.consumer_info(name, level) for level in PRIORITIES]
     if all(one is None or bool(one.get("paused")) == should_pause for one in known):
@@ -205,8 +205,8 @@ async def _half_paused(broker: Broker, queue: str) -> list[Finding]:
         "it is paused in part" if should_pause else "the server delivers nothing, but no pause is recorded"
     )
     command = f"pause {queue}" if should_pause else f"resume {queue}"
-    if whole is not None and should_pause and whole.until is not None:
-        command += f" --until {revisions.format_time(whole.until)}"
+    if queue_pause is not None and should_pause and queue_pause.until is not None:
+        command += f" --until {revisions.format_time(queue_pause.until)}"
     return [Finding("error", f"queue {queue}", f"{message}; run `jsq queue {command}`")]
 
 

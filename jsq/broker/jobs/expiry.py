@@ -49,7 +49,7 @@ class JobExpiry:
             with contextlib.suppress(BrokerError):
                 if await self._jetstream.stream_info(self._subjects.streams.ready(queue)) is None:
                     await self._streams.ensure_queue(queue)
-        return datetime.fromtimestamp(clock.now() - clock.doubt, UTC)
+        return datetime.fromtimestamp(clock.now() - clock.uncertainty, UTC)
 
     async def apply_expiry(self, found: StoredRevision) -> StoredRevision:
         """The last revision of a job, or its expiry if the job has expired by now."""
@@ -68,7 +68,7 @@ class JobExpiry:
         if found is None or found.revision.expires is None or not has_not_started(found):
             return limit
         clock = self._wire.clock
-        until_expiry = found.revision.expires.timestamp() - clock.now() + clock.doubt
+        until_expiry = found.revision.expires.timestamp() - clock.now() + clock.uncertainty
         return min(limit, max(MIN_WAIT_SECONDS, until_expiry))
 
     async def record(self, found: StoredRevision) -> bool:

@@ -24,7 +24,7 @@ FALLBACK_POLL_SECONDS = 0.02
 """Seconds to wait for a fallback that a record names, and seconds between two reads."""
 
 
-Place: TypeAlias = tuple[str, str, str]
+MessageLocation: TypeAlias = tuple[str, str, str]
 """Where a job's message may be: the stream, the subject, and the state of the job there."""
 
 
@@ -141,7 +141,7 @@ class JobReader:
 
     async def known_ids(self, queue: str, ids: Sequence[str]) -> set[str]:
         """The ids for which a job exists: on the queue, scheduled, running or ended."""
-        # Reads the places in the order in which a job moves, so that it misses no job.
+        # Reads the streams in the order in which a job moves, so that it misses no job.
         known = await self._scheduled_ids(queue, ids)
         known |= await self.queued_ids(queue, [id for id in ids if id not in known])
         recorded = await self._records.last_each(queue, [id for id in ids if id not in known])
@@ -168,7 +168,7 @@ class JobReader:
         """The jobs with a message on a queue or scheduled for it: waiting or running."""
         found: dict[str, StoredRevision] = {}
         read: dict[str, int] = {}
-        for stream, subject, state in await self.places(queue):
+        for stream, subject, state in await self.message_locations(queue):
             with contextlib.suppress(NoResponders):
                 for reply in await self._reads.fetch(stream, subject, after=read.get(subject, 0)):
                     id = id_of(reply)
@@ -242,33 +242,35 @@ class JobReader:
         for name in queues:
             # A queue may have been removed. But a consistent read must not skip a queue without a leader.
             with contextlib.suppress(*() if consistent else (NoResponders,)):
-                found = await self._find_at(
-                    self._usual_places(name, id), name, id, consistent=consistent
-                ) or await self._find_at(await self._other_places(name, id), name, id, consistent=consistent)
+                usual = self._usual_locations(name, id)
+                found = await self._find_at(usual, name, id, consistent=consistent)
+                if found is None:
+                    others = await self._other_locations(name, id)
+                    found = await self._find_at(others, name, id, consistent=consistent)
                 if found is not None:
                     return found
         return None
 
     async def _find_at(
-        self, places: Sequence[Place], queue: str, id: str, *, consistent: bool
+        self, locations: Sequence[MessageLocation], queue: str, id: str, *, consistent: bool
     ) -> StoredRevision | None:
-        for stream, subject, state in places:
+        for stream, subject, state in locations:
             message = await self._reads.last(stream, subject, consistent=consistent)
             if message is not None:
                 return revision_from_message(queue, id, message, state)
         return None
 
-    async def places(self, queue: str) -> Sequence[Place]:
-        """The places of the messages of a queue.
+    async def message_locations(self, queue: str) -> Sequence[MessageLocation]:
+        """The locations of the messages of a queue.
 
         A caller that reads them in this order finds each job, even if it becomes due or is requeued
-        meanwhile. The first place is also the last one; there, the caller may skip the messages that it has
-        read.
+        meanwhile. The first location is also the last one; there, the caller may skip the messages that it
+        has read.
         """
-        return (*self._usual_places(queue, ANY), *await self._other_places(queue, ANY))
+        return (*self._usual_locations(queue, ANY), *await self._other_locations(queue, ANY))
 
-    def _usual_places(self, queue: str, id: str) -> Sequence[Place]:
-        """The places of a job's message: its queue, where most jobs are, and its SCHEDULED stream."""
+    def _usual_locations(self, queue: str, id: str) -> Sequence[MessageLocation]:
+        """Where a job's message usually is: its queue, where most jobs are, and its SCHEDULED stream."""
         subjects = self._subjects
         scheduled = subjects.streams.scheduled(queue)
         return (
@@ -278,8 +280,8 @@ class JobReader:
             (scheduled, subjects.due(queue, "*", id), "queued"),
         )
 
-    async def _other_places(self, queue: str, id: str) -> Sequence[Place]:
-        """The other places: the key group, and once more the queue, in case the job has moved meanwhile."""
+    async def _other_locations(self, queue: str, id: str) -> Sequence[MessageLocation]:
+        """The other locations: the key group, and the queue again, in case the job has moved meanwhile."""
         subjects = self._subjects
         ready = (subjects.streams.ready(queue), subjects.ready(queue, "*", id), "queued")
         if not await self._streams.has_groups(queue):

@@ -166,15 +166,15 @@ class RecordStore:
         self._wire.send(f"{record}.{PROGRESS}", revisions.encode(revision), headers)
 
     async def delete(
-        self, queue: str, id: str, found: StoredRevision, letter: OutgoingMessage | None
+        self, queue: str, id: str, found: StoredRevision, dead_letter: OutgoingMessage | None
     ) -> None:
-        """Delete a record, and the dead letter that `letter` overwrites, in one atomic batch.
+        """Delete a record, and the dead letter that `dead_letter` overwrites, in one atomic batch.
 
         The history stays until a caller purges it; `deleted` finds it. Raises `WrongSequence` if `found` is
         not the last revision.
         """
         record = self._subjects.record(queue, id)
-        others = (letter,) if letter is not None else ()
+        others = (dead_letter,) if dead_letter is not None else ()
         # Without a TTL: if the purge fails, no earlier revision may become the last one again.
         lines = own_expectation_lines(found.sequence, None) + header_line("KV-Operation", "DEL")
         messages = (*others, OutgoingMessage(record, b"", lines))

@@ -93,14 +93,14 @@ class DeadLetterCriteria:
             if moment is not None and moment.tzinfo is None:
                 raise BadOption(name, moment, "must be a datetime with a time zone")
 
-    def matches(self, letter: DeadLetter) -> bool:
+    def matches(self, dead_letter: DeadLetter) -> bool:
         return (
-            self.task in (None, letter.task)
-            and self.reason in (None, letter.reason)
-            and self.error in (None, letter.error.partition(":")[0])
-            and all(letter.job is not None and tag in letter.job.tags for tag in self.tags)
-            and (self.since is None or letter.at >= self.since)
-            and (self.until is None or letter.at < self.until)
+            self.task in (None, dead_letter.task)
+            and self.reason in (None, dead_letter.reason)
+            and self.error in (None, dead_letter.error.partition(":")[0])
+            and all(dead_letter.job is not None and tag in dead_letter.job.tags for tag in self.tags)
+            and (self.since is None or dead_letter.at >= self.since)
+            and (self.until is None or dead_letter.at < self.until)
         )
 
 
@@ -152,10 +152,10 @@ class DeadLetterStore:
         subject = self._subjects.dead(delivery.queue, "_", id)
         if delivery.token:
             body = revisions.encode(Revision("failed", "", reason=reason, error=error))
-            letter = dead_letter_message(subject, payload, headers)
+            dead_letter = dead_letter_message(subject, payload, headers)
             with contextlib.suppress(WrongSequence):
                 await self._records.put_with(
-                    delivery.queue, id, body, [letter], expect=0, while_=lambda: not lease.lapsed()
+                    delivery.queue, id, body, [dead_letter], expect=0, while_=lambda: not lease.lapsed()
                 )
                 return
         await publish_with_retry(self._wire, subject, payload, headers, while_=lambda: not lease.lapsed())
@@ -246,9 +246,9 @@ class DeadLetterStore:
         await self._jetstream.purge(stream, record, below=sequence + 1)
         return True
 
-    async def delete_record(self, last: StoredRevision, letter: DeadLetter | None) -> None:
+    async def delete_record(self, last: StoredRevision, dead_letter: DeadLetter | None) -> None:
         """Delete the record of a job with its dead letter. Raises `WrongState` if the record changed."""
-        closing = closed_dead_letter(self._subjects, letter) if letter is not None else None
+        closing = closed_dead_letter(self._subjects, dead_letter) if dead_letter is not None else None
         try:
             await self._records.delete(last.queue, last.job, last, closing)
         except WrongSequence as error:

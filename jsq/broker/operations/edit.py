@@ -135,7 +135,7 @@ class Editor:
     ) -> StoredRevision:
         """Record the changed job, then replace its message."""
         holds = found.revision.has_arguments and bool(found.sequence)
-        event = edit_event(job, found, due, whole=changed or holds)
+        event = edit_event(job, found, due, with_arguments=changed or holds)
         event = event if changed or holds else await self._expiry.with_kept_arguments(found.queue, event)
         try:
             sequence = await self._records.write(found.queue, found.job, event, expect=found.sequence)
@@ -242,8 +242,8 @@ def stored_at(found: StoredRevision) -> float:
     return (found.revision.submitted or found.at).timestamp()
 
 
-def edit_event(job: Job, found: StoredRevision, due: datetime | None, *, whole: bool) -> Revision:
-    """The revision of an edit. With `whole`, it holds the arguments, however large they are."""
+def edit_event(job: Job, found: StoredRevision, due: datetime | None, *, with_arguments: bool) -> Revision:
+    """The revision of an edit. `with_arguments` stores the arguments, however large they are."""
     options = envelope.recorded_options(job)
     if isinstance(job.deadline, datetime):
         options["deadline"] = revisions.format_time(job.deadline)
@@ -256,7 +256,7 @@ def edit_event(job: Job, found: StoredRevision, due: datetime | None, *, whole: 
         submitted=revisions.moment_of(job.submitted),
         retry_until=job.retry_until,
     )
-    if not whole:
+    if not with_arguments:
         return revisions.with_arguments(event, job.arguments)
     try:
         return revisions.with_whole_arguments(event, job.arguments)

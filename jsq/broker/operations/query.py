@@ -119,7 +119,7 @@ class JobQuery:
         found: list[StoredRevision] = []
         for queue in [criteria.queue] if criteria.queue else await self._streams.queue_names():
             read: dict[str, int] = {}
-            for stream, subject, state in await self._job_reader.places(queue):
+            for stream, subject, state in await self._job_reader.message_locations(queue):
                 with contextlib.suppress(NoResponders):
                     newest = await self._reads.last(stream, subject)
                     if newest is not None:

@@ -33,6 +33,6 @@ class Remover:
         # The messages are deleted first, because they could run the job again; the claim on the id is last.
         for name in {queue, found.current_queue}:
             await self._job_writer.remove(name, id, keyed=found.may_wait_for_key)
-        letter = await self._dead_letters.find(id, queue, closed=True)
-        await self._dead_letters.delete_record(found, letter)
+        dead_letter = await self._dead_letters.find(id, queue, closed=True)
+        await self._dead_letters.delete_record(found, dead_letter)
         await self._dead_letters.finish_removal(id, queue)

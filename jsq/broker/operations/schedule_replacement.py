@@ -64,8 +64,8 @@ class ScheduleReplacement:
 
     async def _has_fired(self, found: StoredRevision, due: datetime) -> bool:
         clock = self._clock
-        end = clock.now() + clock.doubt + FIRE_SECONDS
-        while due.timestamp() <= clock.now() + clock.doubt:
+        end = clock.now() + clock.uncertainty + FIRE_SECONDS
+        while due.timestamp() <= clock.now() + clock.uncertainty:
             if await self._is_on_its_way(found):
                 return True
             if clock.now() > end:

@@ -135,7 +135,7 @@ class StreamInventory:
 def inventory_advisories(shared: Iterable[str], of_queues: Iterable[str]) -> list[str]:
     """The subjects of the advisories that the server has created or deleted one of these streams.
 
-    For the streams of queues, also those of the advisories that it has deleted a consumer.
+    The streams of queues have more subjects: those of the advisories that a consumer was deleted.
     """
     names = list(of_queues)
     return [

@@ -210,9 +210,9 @@ class Subjects:
         """The subject of the copies of a job's revisions in the event log."""
         return f"{self.namespace}.ev.{queue}.{token_of(id)}"
 
-    def checkpoint(self, queue: str, id: str, place: str) -> str:
+    def checkpoint(self, queue: str, id: str, name: str) -> str:
         """The key of a checkpoint of a job: a value that it keeps between its attempts."""
-        return f"$KV.{self.namespace}_jobs.{queue}.{token_of(id)}.checkpoint.{place}"
+        return f"$KV.{self.namespace}_jobs.{queue}.{token_of(id)}.checkpoint.{name}"
 
     def stored_record(self, queue: str, id: str) -> str:
         """The subject on which the server republishes each revision of a job's record that it has stored.

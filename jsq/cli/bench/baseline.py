@@ -34,7 +34,7 @@ class Baseline:
         self.task = task
         self._order = header_line(envelope.JOB, envelope.encode_order(Job("", task)))
         self._inbox = ""
-        self._asked: dict[str, Callable[[Reply], None]] = {}
+        self._callbacks: dict[str, Callable[[Reply], None]] = {}
         self._number = 0
         self._pulls = ""
         self._listening: list[Subscription] = []
@@ -75,7 +75,7 @@ class Baseline:
         headers = block(self._order, expectation_lines(0, names.ready(queue, "*", id)))
         self._ask(names.ready(queue, "normal", id), payload, headers, answered)
 
-    async def pour(self, count: int, payload: bytes) -> None:
+    async def submit_batches(self, count: int, payload: bytes) -> None:
         """Submit jobs in pipelined batches."""
         stem = self.names.ready(self.queue, "normal", STEM)
         messages = [OutgoingMessage(stem + id, payload, self._order) for id in new_ids(count)]
@@ -86,11 +86,11 @@ class Baseline:
         """Submit one job, and wait for its outcome."""
         ended = asyncio.get_running_loop().create_future()
 
-        def hear(message: Reply) -> None:
+        def on_revision(message: Reply) -> None:
             if is_final(message.payload) and not ended.done():
                 ended.set_result(None)
 
-        subscription = await self.wire.subscribe(self.names.stored_record(self.queue, id), hear)
+        subscription = await self.wire.subscribe(self.names.stored_record(self.queue, id), on_revision)
         self.put(id, payload, lambda _: None)
         await ended
         await self.wire.unsubscribe(subscription)
@@ -119,7 +119,7 @@ class Baseline:
             body = revisions.encode_succeeded(running, token, arguments, b'{"result":null}')
             self._record(id, body, token, lambda answer: done(reply, answer))
 
-        def begun(message: Reply, id: str, running: bytes, answer: Reply) -> None:
+        def started(message: Reply, id: str, running: bytes, answer: Reply) -> None:
             token = acknowledged(answer.payload, "")
             ran(message.payload)
             arguments = revisions.argument_members(message.payload)
@@ -128,19 +128,19 @@ class Baseline:
             else:
                 finish(id, message.reply, running, token, arguments)
 
-        def taken(message: Reply) -> None:
+        def delivered(message: Reply) -> None:
             if not message.reply:
                 return
             id = message.subject.rpartition(".")[2]
             tokens = message.reply.split(".")
-            handing = DeliveryInfo("baseline", int(tokens[5]), int(tokens[4]))
+            delivery = DeliveryInfo("baseline", int(tokens[5]), int(tokens[4]))
             now = int(1000 * time.time())
-            running = revisions.encode_running(Job(id, self.task), handing, now, now)
-            self._record(id, running, 0, lambda answer: begun(message, id, running, answer))
+            running = revisions.encode_running(Job(id, self.task), delivery, now, now)
+            self._record(id, running, 0, lambda answer: started(message, id, running, answer))
 
         loop = asyncio.get_running_loop()
         self._pulls = self.wire.new_inbox()
-        self._listening.append(await self.wire.subscribe(f"{self._pulls}.*", taken))
+        self._listening.append(await self.wire.subscribe(f"{self._pulls}.*", delivered))
         fill()
         await asyncio.get_running_loop().create_future()
 
@@ -160,8 +160,8 @@ class Baseline:
     def _ask(self, subject: str, body: bytes, headers: bytes, answered: Callable[[Reply], None]) -> None:
         self._number += 1
         reply = f"{self._inbox}.{self._number}"
-        self._asked[reply] = answered
+        self._callbacks[reply] = answered
         self.wire.send(subject, body, headers, reply)
 
     def _answered(self, reply: Reply) -> None:
-        self._asked.pop(reply.subject)(reply)
+        self._callbacks.pop(reply.subject)(reply)

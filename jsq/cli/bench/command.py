@@ -13,7 +13,7 @@ import jsq
 from jsq.cli.bench.workloads import WORKLOADS, Figures, Plan, Result, measure
 from jsq.cli.loop import loop_factory, run_on_loop
 from jsq.cli.options import command
-from jsq.cli.printing import Form, say
+from jsq.cli.printing import Form, print_message
 from jsq.cli.session import Session
 from jsq.errors import BadOption, UsageError
 from jsq.settings import Login, WorkerSettings
@@ -71,7 +71,7 @@ def bench(
         for size in sizes(payload)
     ]
     with bench_server(session, sync_interval) as (login, pid):
-        say(machine())
+        print_message(machine())
         results = run_on_loop(all_of(names, plans, login, pid))
     show(session, results, plans[0], sync_interval if pid else "as --server has it")
 
@@ -81,7 +81,9 @@ async def all_of(names: list[str], plans: list[Plan], login: Login, pid: int | N
     for plan in plans:
         for name in names:
             result = await measure(name, plan, login, pid)
-            say(f"{name}, {plan.payload:,} bytes: {figure(result.figures)}, floor {figure(result.floor)}")
+            print_message(
+                f"{name}, {plan.payload:,} bytes: {figure(result.figures)}, floor {figure(result.floor)}"
+            )
             results.append(result)
     return results
 

@@ -24,7 +24,7 @@ app = App(name="jsq-bench")
 
 
 class Marks:
-    """For each job, when it was sent and when it started, in nanoseconds, in one file for each process."""
+    """The times at which each job was sent and started, in nanoseconds, in one file for each process."""
 
     def __init__(self) -> None:
         self._rows = array.array("q")

@@ -198,7 +198,7 @@ async def bulk(site: Site, *, baseline: bool) -> Figures:
         await noop.submit_many([(time.time_ns(), site.body)] * count)
 
     loop = await site.baseline() if baseline else None
-    send = (lambda count: loop.pour(count, site.arguments())) if loop else go
+    send = (lambda count: loop.submit_batches(count, site.arguments())) if loop else go
     return await timed(site, site.plan.jobs, send)
 
 
@@ -214,15 +214,15 @@ async def timed(site: Site, jobs: int, send: Callable[[int], Awaitable[None]]) -
 
 async def drain(site: Site, *, baseline: bool) -> Figures:
     """Run jobs that do nothing, from a full queue."""
-    return await emptied(site, "noop", baseline=baseline)
+    return await measure_drain(site, "noop", baseline=baseline)
 
 
 async def mixed(site: Site, *, baseline: bool) -> Figures:
     """Run jobs that wait for 10 ms each."""
-    return await emptied(site, "sleep", baseline=baseline)
+    return await measure_drain(site, "sleep", baseline=baseline)
 
 
-async def emptied(site: Site, task: str, *, baseline: bool) -> Figures:
+async def measure_drain(site: Site, task: str, *, baseline: bool) -> Figures:
     jobs = site.plan.jobs
     await site.tasks[task].submit_many([(time.time_ns(), site.body)] * jobs)
     async with site.working(task, baseline=baseline) as worker:

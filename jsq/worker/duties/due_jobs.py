@@ -124,9 +124,9 @@ class SourceWatch:
         self._queue = queue
         self._due = due
         self._began = time.monotonic()
-        self._looked = self._began
+        self._checked = self._began
         self._silences: dict[str, float] = {}
-        self._heard: set[str] = set()
+        self._working: set[str] = set()
         self._resumed: dict[str, float] = {}
         self._may_resume = True
 
@@ -147,15 +147,15 @@ class SourceWatch:
         found, now = await self._due.silences(), time.monotonic()
         for stream, silence in found.items():
             before = self._silences.get(stream, math.inf)
-            if before != math.inf and silence < before + (now - self._looked) - 0.1:
-                self._heard.add(stream)
-        self._silences, self._looked = found, now
-        return not found.keys() <= self._heard
+            if before != math.inf and silence < before + (now - self._checked) - 0.1:
+                self._working.add(stream)
+        self._silences, self._checked = found, now
+        return not found.keys() <= self._working
 
     async def _resume(self) -> None:
         """Resume the sources that have missed a heartbeat."""
         now = time.monotonic()
-        for stream in self._silences.keys() - self._heard if self._may_resume else ():
+        for stream in self._silences.keys() - self._working if self._may_resume else ():
             silence = min(self._silences[stream], now - self._began)
             if silence < SILENT_SECONDS or now - self._resumed.get(stream, -math.inf) < RESUME_SECONDS:
                 continue

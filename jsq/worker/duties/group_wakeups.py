@@ -64,7 +64,7 @@ class GroupWakeups:
             await streams.ensure_groups(self._queue)
 
     async def close(self) -> None:
-        """Pull no more. Another worker gets the wake-ups that are not handled yet."""
+        """Stop pulling. Another worker gets the wake-ups that are not handled yet."""
         if self._puller is not None:
             await self._puller.close()
         for handling in self._handling:

@@ -81,7 +81,7 @@ class QueueSlotDuty:
 
     async def run(self) -> None:
         """Claim and release slots until cancelled. Raises `NotAllowed` if the login lacks the permission."""
-        unsubscribe = await self._store.subscribe(self._queue, self._hear)
+        unsubscribe = await self._store.subscribe(self._queue, self._on_update)
         hindered = False
         try:
             while True:
@@ -182,7 +182,7 @@ class QueueSlotDuty:
         gate.usable = usable_slots(live, worker, use, limit, now)
         most = min(limit, gate.used + max(0, self._dispatcher.spare_slots(self._queue)))
         gate.may_grow = may_grow(live, worker, most, limit)
-        gate.owed = gate.usable < gate.slots or (gate.slots > 0 and live.has_waiting(worker))
+        gate.must_release = gate.usable < gate.slots or (gate.slots > 0 and live.has_waiting(worker))
         gate.is_alone = live.held == gate.slots
         gate.admit_held()
         if not gate.is_alone:
@@ -210,7 +210,7 @@ class QueueSlotDuty:
             moments.append(mine.since + TURN_SECONDS)
         return max(0.0, min(moments) - now) + MIN_INTERVAL
 
-    def _hear(self, stored: StoredSlots) -> None:
+    def _on_update(self, stored: StoredSlots) -> None:
         if stored.sequence > self._known.sequence:
             self._known = stored
             self._wakeup.set()

@@ -71,7 +71,7 @@ class ScheduleTicks:
             await self._keep_repairing()
 
     async def close(self) -> None:
-        """Take no more ticks, and finish the current ones; after `TICK_LEASE`, another worker gets them."""
+        """Stop pulling ticks, and finish the current ones; after `TICK_LEASE`, another worker gets them."""
         self._closed = True
         for puller in self._pullers:
             await puller.close()
@@ -124,7 +124,7 @@ class ScheduleTicks:
             return not delivery.lease.lapsed()
 
         try:
-            turn = await self._broker.ticks.run(delivery.queue, delivery.id, delivery.stored, holds)
+            decision = await self._broker.ticks.run(delivery.queue, delivery.id, delivery.stored, holds)
         except QueueFull as error:
             log.warning("tick delayed", extra={**about, "why": str(error)})
             self._settle(delivery, b'-NAK {"delay": %d}' % (FULL_DELAY * 10**9))
@@ -134,8 +134,8 @@ class ScheduleTicks:
             log.exception("tick abandoned", extra=about)
         else:
             self._settle(delivery, b"+ACK")
-            if turn is not None:
-                log_tick(turn, about)
+            if decision is not None:
+                log_tick(decision, about)
 
     def _settle(self, delivery: Delivery, word: bytes) -> None:
         with contextlib.suppress(BrokerError):
@@ -143,8 +143,8 @@ class ScheduleTicks:
                 self._broker.wire.send(delivery.reply, word)
 
 
-def log_tick(turn: TickDecision, about: Mapping[str, str]) -> None:
+def log_tick(decision: TickDecision, about: Mapping[str, str]) -> None:
     """Log that a schedule moved on."""
-    ticks = ",".join(tick.isoformat() for tick in turn.ticks)
+    ticks = ",".join(tick.isoformat() for tick in decision.ticks)
     message = "schedule fired" if ticks else "schedule tick skipped"
-    log.info(message, extra={**about, "ticks": ticks, "done": turn.state.decided_until.isoformat()})
+    log.info(message, extra={**about, "ticks": ticks, "done": decision.state.decided_until.isoformat()})

@@ -58,7 +58,7 @@ class StreamWatch:
             while True:
                 await self._wait()
                 try:
-                    await self._look()
+                    await self._check_streams()
                 except BrokerError as error:
                     log.debug("streams not checked", extra={"why": str(error)})
                 except Exception:
@@ -80,7 +80,7 @@ class StreamWatch:
         await asyncio.sleep(SETTLE_SECONDS)
         self._check.clear()
 
-    async def _look(self) -> None:
+    async def _check_streams(self) -> None:
         """Report what is missing, and create it again."""
         found = await self._inventory.missing(self._removed)
         for name in found.keys() - self.missing.keys():

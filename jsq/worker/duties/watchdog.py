@@ -62,7 +62,7 @@ class Watchdog:
         try:
             about = self._describe(asyncio.current_task(self._loop))
             where = locate_frame(sys._current_frames().get(self._owner))
-            log.warning("event loop is blocked", extra={**about, "seconds": round(silent, 1), "at": where})
+            log.warning("event loop stalled", extra={**about, "seconds": round(silent, 1), "at": where})
             self._blocked(about)
         except Exception:
             log.exception("blocking task not identified")

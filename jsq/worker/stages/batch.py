@@ -56,7 +56,7 @@ class BatchStage(Stage):
 
     async def admit(self, attempt: AttemptState) -> Admission:
         member = await self._collector.add(attempt)
-        member.may_begin = attempt.function.may_begin
+        member.may_start = attempt.function.may_start
         if attempt.function.stopping is not None:
             member.stop(attempt.function.stopping)
         attempt.function = member
@@ -73,7 +73,7 @@ class BatchMember:
     has_slot = False
     stopping: Why | None = None
     item: BatchItem[Any] | None = None
-    may_begin: Callable[[], bool] | None = None
+    may_start: Callable[[], bool] | None = None
     progress: ReportProgress | None = None
     memory: AttemptMemory | None = None
 
@@ -81,7 +81,7 @@ class BatchMember:
         self.batch = batch
         self.attempt = attempt
         self._begins: asyncio.Future[Why | None] = asyncio.get_running_loop().create_future()
-        self._turn: asyncio.Future[FunctionEnd | None] | None = None
+        self._ended: asyncio.Future[FunctionEnd | None] | None = None
 
     @property
     def execution(self) -> Execution | None:
@@ -107,7 +107,7 @@ class BatchMember:
     ) -> Outcome:
         """Wait for the end of the batch, and judge the part of this job; see `TaskRun.perform`.
 
-        `may_begin` is not called again: all members of a batch start with the last one, and count at that
+        `may_start` is not called again: all members of a batch start with the last one, and count at that
         time.
         """
         if self.stopping is not None:
@@ -118,12 +118,12 @@ class BatchMember:
         [value], _ = task.signature.unpack(job.arguments)
         self.item = BatchItem(value, job, token)
         loop = asyncio.get_running_loop()
-        self._turn = loop.create_future()
+        self._ended = loop.create_future()
         left = seconds_left(resources, job)
         late = None if left is None else loop.call_later(left, self.stop, OUT_OF_TIME)
         try:
             self.batch.member_started(self)
-            end = await self._turn
+            end = await self._ended
         finally:
             self.batch.remove(self)
             if late is not None:
@@ -141,8 +141,8 @@ class BatchMember:
 
     def end(self, end: FunctionEnd | None) -> None:
         """Set the end of the batch for this attempt; None if it was cut short."""
-        if self._turn is not None and not self._turn.done():
-            self._turn.set_result(end)
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(end)
 
     def stop(self, why: Why) -> None:
         """End this attempt early, with this outcome. A stop of the worker interrupts the whole batch."""
@@ -403,9 +403,9 @@ class BatchCollector:
 
     # -- stop --------------------------------------------------------------------------------------------
 
-    def hand_back_late(self, patience: float) -> None:
+    def hand_back_late(self, max_wait: float) -> None:
         """Hand back the batches that have waited too long for a slot: another worker may have one."""
-        while self.closed and self.closed[0][0] < time.monotonic() - patience:
+        while self.closed and self.closed[0][0] < time.monotonic() - max_wait:
             self._hand_back(self.closed.popleft()[1])
 
     def stop(self) -> None:

@@ -67,7 +67,7 @@ class Checkpoints:
         self._attempt = attempt
         self._job = attempt.job
         self._loop = asyncio.get_running_loop()
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._kept: dict[str, bytes] = {}
         self._inherits = False
         self._number: int | None = 0
@@ -107,7 +107,7 @@ class Checkpoints:
         `keep` writes in any case. `claim` writes if there is no value, or if the step is undone, and returns
         nothing; otherwise it returns the stored value. No other attempt can have written meanwhile.
         """
-        async with self._turn:
+        async with self._lock:
             if what == "claim":
                 found = await self._find(place)
                 if found and not decode(found).not_executed:

@@ -56,7 +56,7 @@ class ProgressReporter:
         self._loop.call_soon_threadsafe(self._take, fraction, text)
 
     def close(self) -> None:
-        """Publish nothing more."""
+        """Stop publishing."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()

@@ -67,7 +67,7 @@ class RateLimitStage(Stage):
         if reservation is None:
             return RUN
         self._reservations[attempt] = reservation
-        attempt.function.may_begin = reservation.is_in_time
+        attempt.function.may_start = reservation.is_in_time
         if too_late(attempt) is not None:
             return RUN
         wait = await reservation.take(job)
@@ -188,15 +188,15 @@ class RateLimits:
         """The reservation that a job needs; None for most jobs."""
         if not self.restricts(job, options):
             return None
-        whole = self.rules.settings[delivery.queue].rate
+        queue_rate = self.rules.settings[delivery.queue].rate
         subjects = self._broker.subjects
         limiters = []
         if options.key_rate is not None and job.key:
             limiters.append(Limiter(subjects.limits.key_rate(options.name, job.key), options.key_rate))
         if options.rate is not None:
             limiters.append(Limiter(subjects.limits.task_rate(options.name), options.rate))
-        if whole is not None:
-            limiters.append(Limiter(subjects.limits.queue_rate(delivery.queue), whole, queue_wide=True))
+        if queue_rate is not None:
+            limiters.append(Limiter(subjects.limits.queue_rate(delivery.queue), queue_rate, queue_wide=True))
         return Reservation(self, self._broker, delivery, limiters, together=options.batch is not None)
 
     def pause_wait(self, queue: str, task: str, key: str) -> StartDelay | None:
@@ -257,7 +257,7 @@ class Reservation:
         self._delivery = delivery
         self._limiters = limiters
         self._together = together
-        self._turn = bool(delivery.headers.get(RESERVED_ORDER))
+        self._deferred = bool(delivery.headers.get(RESERVED_ORDER))
         self._moments: dict[str, float] = {}
         self._woke = 0.0
 
@@ -266,7 +266,7 @@ class Reservation:
         wait = self._rate_limits.pause_wait(self._delivery.queue, job.task, job.key)
         if wait is not None or not self._limiters:
             return wait
-        # If recording a start takes longer than the margin, it is begun before the reserved time.
+        # If recording a start takes longer than the margin, the recording begins before the reserved time.
         lead = max(0.0, self._rate_limits.lead - min(one.rate.margin for one in self._limiters))
         wait = await self._reserve(self._rate_limits.now() + lead)
         if wait is None:
@@ -293,7 +293,7 @@ class Reservation:
                 left = wait.moment - self._rate_limits.now()
                 if left > MAX_WAIT_IN_SLOT:
                     return left
-                self._turn = True
+                self._deferred = True
                 await asyncio.sleep(max(0.0, left - RESERVE_AHEAD / 2))
         return None
 
@@ -333,9 +333,9 @@ class Reservation:
                 given = self._moments.get(limiter.key)
                 if given is not None and given <= earliest <= given + limiter.rate.margin / 2:
                     continue
-                turn = self._turn or limiter.queue_wide or given is not None
+                deferred = self._deferred or limiter.queue_wide or given is not None
                 answer = await self._store.reserve(
-                    limiter.key, limiter.rate, RateRequest(earliest, turn, given)
+                    limiter.key, limiter.rate, RateRequest(earliest, deferred, given)
                 )
                 self._moments.pop(limiter.key, None)
                 if answer.reserved:
