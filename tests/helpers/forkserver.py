@@ -166,7 +166,7 @@ def become_command(files: list[int]) -> None:
     os.environ.update(environment)
     os.chdir(folder)
     sys.path[0] = folder
-    if words[0] == "-c":
+    if words[:1] == ["-c"]:
         run_code(words[1])
     else:
         sys.argv = ["jsq", *words]
