@@ -219,6 +219,7 @@ async def test_all_present_and_later_streams_have_the_requested_replicas(
         assert await client.admin.provision(replicas=3) == []
 
         async with running_workers(three, declare, number=1):
+            await three.wait_healthy()
             monitors = [word for node in three.nodes for word in ("--monitor", node.monitor)]
             output = await jsq(three, "doctor", *monitors, "-o", "jsonl")
             findings = [json.loads(line) for line in output.splitlines()]

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -21,6 +22,8 @@ from jsq import (
     Retry,
     Snooze,
 )
+from jsq.broker.jobs.reader import PASS_SECONDS
+from jsq.transport.replies import Reply
 from jsq.worker import Observer
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -414,6 +417,29 @@ async def test_arguments_just_below_the_limit_run(app: App, working: Working) ->
 
     async with working():
         assert await (await take.submit("x" * 1_045_000)).result(60) == 1_045_000
+
+
+async def test_a_job_that_moves_during_a_slow_search_is_found(
+    client: Client, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """During an election a search takes long enough for a job to be requeued with a delay, twice."""
+    job = await client.task("note").submit(1)
+    broker = await client.broker()
+    read, missed, ready = broker.reads.last, 0, broker.subjects.streams.ready("default")
+
+    async def last(stream: str, subject: str, *, consistent: bool = False) -> Reply | None:
+        nonlocal missed
+        if stream == ready and missed < 4:
+            missed += 1
+            began = time.monotonic()
+            await until(lambda: time.monotonic() - began > PASS_SECONDS / 2)
+            return None
+        return await read(stream, subject, consistent=consistent)
+
+    monkeypatch.setattr(broker.reads, "last", last)
+
+    assert (await job.status()).state == "queued"
+    assert missed == 4
 
 
 async def test_an_unknown_job_raises_not_found_immediately(client: Client) -> None:

@@ -19,6 +19,11 @@ from jsq.transport.replies import NoReply, NoResponders, Reply, sequence_of
 RECHECK_SECONDS = 5.0
 """Seconds after which a waiting caller reads the record again, in case a revision did not arrive."""
 
+PASS_SECONDS = 0.3
+"""Seconds in which a job moves at most once. A search that took longer may have missed it: it is repeated."""
+
+PASSES = 3
+
 FALLBACK_SECONDS = 2.0
 FALLBACK_POLL_SECONDS = 0.02
 """Seconds to wait for a fallback that a record names, and seconds between two reads."""
@@ -52,7 +57,7 @@ class JobReader:
         try:
             found = None if consistent else await self._find(id, queue)
             if found is None or await self._may_be_stale(found):
-                found = await self._find(id, queue, consistent=True) or await self._find_fallback(
+                found = await self._find_slowly(id, queue) or await self._find_fallback(
                     id, queue, pending=pending
                 )
         except NoResponders:
@@ -194,6 +199,19 @@ class JobReader:
             id, queue, consistent=consistent
         )
         return found or await self._records.last(id, queue, consistent=consistent)
+
+    async def _find_slowly(self, id: str, queue: str) -> StoredRevision | None:
+        """A job by the leaders' copies. During an election a search takes seconds.
+
+        Meanwhile a job that waits for a rate limit may move between its queue and the SCHEDULED stream
+        several times.
+        """
+        for _ in range(PASSES):
+            began = time.monotonic()
+            found = await self._find(id, queue, consistent=True)
+            if found is not None or time.monotonic() - began < PASS_SECONDS:
+                return found
+        return None
 
     async def _find_fallback(self, id: str, queue: str, *, pending: bool) -> StoredRevision | None:
         """A fallback that the record of another job names, and that the worker has not submitted yet.
