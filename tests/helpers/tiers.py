@@ -19,6 +19,7 @@ The proof tier of each subject, and after the semicolon the part that the defaul
 - `integration/test_power.py`: power loss, with a file system in a file.
 - `integration/test_failed_jobs.py`: 1,000 failed jobs on one server, on three, and with synced writes; 20.
 - `integration/test_quarantine.py`: worker processes that a job kills; workers that are killed one by one.
+- `typing/test_typing.py`: pyright; mypy. `.ci/check` runs pyright on the correct user code too.
 - `unit/test_life.py`: 5,000 lives of a job and the search for each built-in fault; 100 lives, and for each
   fault a counterexample found by the search.
 """

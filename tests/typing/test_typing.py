@@ -57,7 +57,7 @@ def pyright(path: Path, folder: Path) -> Errors:
     }
 
 
-@pytest.fixture(params=["mypy", "pyright"])
+@pytest.fixture(params=["mypy", pytest.param("pyright", marks=pytest.mark.proof)])
 def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], Errors]:
     checker = mypy if request.param == "mypy" else pyright
     return lambda path: checker(path, tmp_path)
