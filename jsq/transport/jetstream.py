@@ -35,16 +35,20 @@ class JetStreamApi:
         wire, began = self._wire, time.monotonic()
         try:
             try:
-                return await wire.api(name, request)
+                return await self._call(name, request)
             except (NoReply, NoResponders) as failed:
                 return await with_retry(
                     wire,
-                    functools.partial(wire.api, name, request),
+                    functools.partial(self._call, name, request),
                     seconds=CALL_SECONDS,
                     absent=ABSENT_SECONDS,
                     failed=failed,
                     began=began,
                 )
+        except NoReply as error:
+            if isinstance(error.__cause__, JetStreamOff):
+                raise error.__cause__ from error
+            raise
         except NoResponders as error:
             if self._wire.server.has_jetstream:
                 raise
@@ -52,6 +56,15 @@ class JetStreamApi:
                 f"{self._wire.login.shown} has no JetStream; add `jetstream {{ store_dir: ... }}` to its "
                 "conf, or start it with -js"
             ) from error
+
+    async def _call(self, name: str, request: Mapping[str, Any] | None) -> Any:
+        """Make one call. A server of a cluster that is starting has no JetStream for its accounts yet."""
+        try:
+            return await self._wire.api(name, request)
+        except JetStreamOff as error:
+            if not self._wire.server.cluster:
+                raise
+            raise NoReply(str(error), sent=False) from error
 
     async def account_info(self) -> JsonObject:
         """The server's report of the account: limits and use."""
