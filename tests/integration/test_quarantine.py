@@ -234,10 +234,13 @@ async def all_moved(client: Client, count: int) -> bool:
 async def test_a_job_that_kills_processes_moves_to_quarantine(
     server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
 ) -> None:
-    """Whole worker processes, killed by the job itself: two on the queue, two in quarantine."""
+    """Whole worker processes, killed by the job itself: two on the queue, two in quarantine.
+
+    Each runs one job at a time: jobs that run beside the one that kills their process crash too, and move as well.
+    """
     async with worker_processes(server.url, namespace, tmp_path) as workers:
         workers.env |= {"QUARANTINE": "apart", "CRASHES": "1"}
-        await workers.start("--concurrency", "4", "--processes", "2", lease=1, known=2)
+        await workers.start("--concurrency", "1", "--processes", "2", lease=1, known=2)
         poison = await workers.client.task("die").submit()
         others = [await workers.client.task("add").submit(n, n) for n in range(20)]
 
