@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -20,6 +21,11 @@ from tests.helpers.workers import Working, running_worker
 pytest_plugins = ["tests.helpers.tiers", "tests.helpers.crash_points", "tests.helpers.forks"]
 
 _numbers = itertools.count()
+
+# The suite starts hundreds of Python processes. Where this variable forbids them to keep what they compiled,
+# each compiles the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

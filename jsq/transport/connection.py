@@ -169,9 +169,12 @@ class NatsConnection(NatsClient):
                 await super()._process_connect_init()
         except BaseException:
             # nats-py would leave a link open whose peer sent nothing, or hung up.
-            writer = getattr(self._transport, "_io_writer", None)
+            transport: Any = self._transport
+            writer = getattr(transport, "_io_writer", None)
             if writer is not None:
                 writer.transport.abort()
+                # After a failed TLS handshake, asyncio would wait for this writer's end, which never comes.
+                transport._io_writer = None
             raise
         stream = getattr(self._transport, "_io_reader", None)
         if stream is not None:

@@ -19,6 +19,13 @@ The proof tier of each subject, and after the semicolon the part that the defaul
 - `integration/test_power.py`: power loss, with a file system in a file.
 - `integration/test_failed_jobs.py`: 1,000 failed jobs on one server, on three, and with synced writes; 20.
 - `integration/test_quarantine.py`: worker processes that a job kills; workers that are killed one by one.
+- `integration/test_schedules.py`: a worker without its lease, a killed server with a memory queue; ticks of
+  killed workers.
+- `integration/test_connection.py`: a link that is dead and silent; a link that accepts no more data.
+- `integration/test_due_jobs.py`: the start within a second after restarts; that due jobs are forwarded.
+- `integration/test_isolation.py`: a last attempt that cannot run alone; one that waits for the others.
+- `integration/test_backpressure.py`: many clients that wait for room; a hundred submits of one client.
+- `integration/test_record_races.py`: a reschedule and the firing of a retry at once; a late reschedule.
 - `typing/test_typing.py`: pyright; mypy. `.ci/check` runs pyright on the correct user code too.
 - `unit/test_life.py`: 5,000 lives of a job and the search for each built-in fault; 100 lives, and for each
   fault a counterexample found by the search.

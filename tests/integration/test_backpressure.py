@@ -257,6 +257,7 @@ async def test_a_submit_that_stops_waiting_for_room_does_not_block_the_others(
     assert await (await client.broker()).job_reader.waiting_ids("few") == [job.id]
 
 
+@pytest.mark.proof
 async def test_many_waiting_clients_poll_the_server_with_pauses(
     server: EmbeddedServer, app: App, client: Client, until: Until
 ) -> None:

@@ -108,6 +108,7 @@ async def test_a_connection_that_accepts_no_more_data_is_replaced(
     await asyncio.gather(*(writer.wait_closed() for writer in links), return_exceptions=True)
 
 
+@pytest.mark.proof
 async def test_a_silently_dead_connection_is_detected_within_25_seconds(
     server: EmbeddedServer, namespace: str, until: Until
 ) -> None:

@@ -71,6 +71,7 @@ async def two_workers(app: App) -> AsyncIterator[None]:
         yield
 
 
+@pytest.mark.proof
 async def test_due_jobs_start_within_a_second_after_restarts_of_the_server(
     own_server: EmbeddedServer, namespace: str, until: Until
 ) -> None:

@@ -137,6 +137,7 @@ async def test_a_last_attempt_waits_for_running_jobs_and_runs_alone(
         assert caplog.text.count("job isolated") == 2
 
 
+@pytest.mark.proof
 async def test_a_last_attempt_that_cannot_run_alone_is_handed_back_and_others_run(
     steps: Steps, working: Working, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:

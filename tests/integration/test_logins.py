@@ -154,6 +154,22 @@ async def test_a_connection_with_tls(tmp_path: Path, authority: Authority) -> No
             assert message.endswith("check the scheme and ca, cert, key")
 
 
+async def test_a_server_with_an_untrusted_certificate_does_not_hide_the_next_one(
+    tmp_path: Path, authority: Authority
+) -> None:
+    other_authority = Authority(tmp_path / "other")
+    other_authority.certificate("server")
+    authority.certificate("server")
+    wrong, right = (tmp_path / "wrong", tmp_path / "right")
+    for directory in (wrong, right):
+        directory.mkdir()
+    with (
+        nats_server(wrong, conf(wrong, other_authority.conf("server"))) as untrusted,
+        nats_server(right, conf(right, authority.conf("server"))) as trusted,
+    ):
+        await works(Login(url=f"tls://{untrusted},tls://{trusted}", ca=authority.ca))
+
+
 async def test_an_expired_certificate_or_one_for_another_name_is_refused(
     tmp_path: Path, authority: Authority
 ) -> None:

@@ -236,7 +236,7 @@ async def test_a_job_that_kills_processes_moves_to_quarantine(
 ) -> None:
     """Whole worker processes, killed by the job itself: two on the queue, two in quarantine.
 
-    Each runs one job at a time: jobs that run beside the one that kills their process crash too, and move as well.
+    Each runs one job at a time: jobs that run beside the one that kills their process crash and move too.
     """
     async with worker_processes(server.url, namespace, tmp_path) as workers:
         workers.env |= {"QUARANTINE": "apart", "CRASHES": "1"}

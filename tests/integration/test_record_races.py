@@ -107,6 +107,7 @@ async def test_a_list_has_each_job_once_while_all_change_state(
     assert {one.state for one in found} == {"succeeded"}
 
 
+@pytest.mark.proof
 async def test_only_one_of_a_reschedule_of_a_retry_and_its_firing_happens(app: App, working: Working) -> None:
     due = datetime.now(UTC) + timedelta(seconds=4)
     runs: dict[str, int] = {}

@@ -186,6 +186,7 @@ async def test_a_tick_that_is_delivered_twice_submits_once(app: App, client: Cli
     assert await stored_tick(client, "beat") != ""
 
 
+@pytest.mark.proof
 async def test_a_worker_without_its_lease_writes_no_tick(
     app: App, client: Client, own_server: EmbeddedServer
 ) -> None:
@@ -609,6 +610,7 @@ async def test_a_queue_of_an_older_release_is_updated_for_schedules(
         await until(lambda: len(ran) >= 2)
 
 
+@pytest.mark.proof
 async def test_schedules_of_a_memory_queue_continue_after_its_server_was_killed(
     own_server: EmbeddedServer, until: Until
 ) -> None:

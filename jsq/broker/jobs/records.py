@@ -308,7 +308,8 @@ class RecordStore:
                 arrived.put_nowait(stored)
 
         wire = self._wire
-        subjects = (subject,) if final_only else (subject, f"{subject}.{PROGRESS}")
+        # Progress first: otherwise an attempt that starts between the two could report progress unseen.
+        subjects = (subject,) if final_only else (f"{subject}.{PROGRESS}", subject)
         subscriptions = [await wire.subscribe(one, receive) for one in subjects]
         try:
             yield subject
