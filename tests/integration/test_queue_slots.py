@@ -286,6 +286,32 @@ async def test_a_worker_that_starts_later_gets_its_share_of_slots(
     assert running.most == 4
 
 
+async def test_a_worker_that_was_full_takes_a_slot_again_when_it_has_room(
+    app: App, working: Working, until: Until
+) -> None:
+    app.queue("narrow", concurrency=1)
+    full, release = asyncio.Event(), asyncio.Event()
+
+    @app.task
+    async def fill() -> None:
+        full.set()
+        await release.wait()
+
+    @app.task(queue="narrow")
+    async def work() -> None:
+        pass
+
+    async with running_worker(Worker(app, settings=WorkerSettings(concurrency=1))):
+        filling = await fill.submit()
+        await until(full.is_set)
+        async with working(queues=["narrow"]):
+            await (await work.submit()).result(WAIT)  # the full worker has released the slot for this
+        waiting = await work.submit()
+        release.set()
+        await filling.result(WAIT)
+        await waiting.result(WAIT)
+
+
 async def test_two_busy_workers_alternate_in_one_slot(
     app: App, server: EmbeddedServer, running: Running, until: Until
 ) -> None:

@@ -180,7 +180,8 @@ class QueueSlotDuty:
         live = self._known.table.live(now)
         use = self._use(now)
         gate.usable = usable_slots(live, worker, use, limit, now)
-        most = min(limit, gate.used + max(0, self._dispatcher.spare_slots(self._queue)))
+        # Jobs of other queues may have all slots of the worker, but not for long.
+        most = min(limit, gate.used + max(1, self._dispatcher.spare_slots(self._queue)))
         gate.may_grow = may_grow(live, worker, most, limit)
         gate.must_release = gate.usable < gate.slots or (gate.slots > 0 and live.has_waiting(worker))
         gate.is_alone = live.held == gate.slots
