@@ -30,14 +30,10 @@ from jsq.errors import PartlySubmitted as PartlySubmitted
 from jsq.errors import QueueFull as QueueFull
 from jsq.errors import QueueNotEmpty as QueueNotEmpty
 from jsq.errors import QueueNotFound as QueueNotFound
-from jsq.errors import RateLimited as RateLimited
-from jsq.errors import Reject as Reject
 from jsq.errors import ResultGone as ResultGone
 from jsq.errors import ResultTimeout as ResultTimeout
-from jsq.errors import Retry as Retry
 from jsq.errors import ScheduleNotFound as ScheduleNotFound
 from jsq.errors import ServerTooOld as ServerTooOld
-from jsq.errors import Snooze as Snooze
 from jsq.errors import StepUnknown as StepUnknown
 from jsq.errors import SubmitUnknown as SubmitUnknown
 from jsq.errors import TaskExists as TaskExists
@@ -53,6 +49,10 @@ from jsq.model.rate_limit import Rate as Rate
 from jsq.model.retry import Backoff as Backoff
 from jsq.model.retry import Retries as Retries
 from jsq.model.schedule import ScheduleRecord as ScheduleRecord
+from jsq.model.signals import RateLimited as RateLimited
+from jsq.model.signals import Reject as Reject
+from jsq.model.signals import Retry as Retry
+from jsq.model.signals import Snooze as Snooze
 from jsq.settings import Login as Login
 from jsq.settings import QueueSettings as QueueSettings
 from jsq.settings import WorkerSettings as WorkerSettings

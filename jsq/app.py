@@ -20,7 +20,8 @@ from jsq.declaration import (
     read_batch,
     read_declaration,
 )
-from jsq.errors import BadOption, Duration, TaskExists, UnknownTask, count_noun, seconds
+from jsq.errors import BadOption, TaskExists, UnknownTask, count_noun
+from jsq.model.durations import Duration, seconds
 from jsq.model.job import DEFAULT_QUEUE, check_queue
 from jsq.model.peer_terms import APP_TERMS, explain_missing
 from jsq.model.rate_limit import Rate

@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol, TypedDict, Unpack
 from jsq.batch import BatchLimits
 from jsq.codec.signature import resolve_hints
 from jsq.context import Context
-from jsq.errors import BadOption, Duration, seconds
+from jsq.errors import BadOption
 from jsq.model.callback import Callbacks
+from jsq.model.durations import Duration, seconds
 from jsq.model.job import DEFAULT_QUEUE, Priority, check_queue, check_task
 from jsq.model.options import check_keep_arguments, check_known, check_slots, parse_options, read_tags
 from jsq.model.rate_limit import Rate, read_rate

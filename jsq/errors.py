@@ -5,18 +5,14 @@
         BrokerError   NATS could not do it: repair the server, or try again
         JobError      the job gave no result
 
-`Retry`, `Snooze`, `RateLimited` and `Reject` are signals that a task raises, not errors.
+`Retry`, `Snooze`, `RateLimited` and `Reject` are signals that a task raises, not errors: see
+`jsq.model.signals`.
 Each message names the field or object, the rule and the value, and a way to correct it.
 """
 
 import operator
-import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, TypeAlias
-
-Duration: TypeAlias = float | timedelta | str
-"""How users write a duration: seconds, a `timedelta`, or text such as `"250ms"`, `"5m"`, `"1h30m"`."""
+from datetime import datetime
 
 
 class JsqError(Exception):
@@ -384,100 +380,7 @@ class LeaseLost(JobError):
     """The worker did not renew its lease in time: the job belongs to another worker now."""
 
 
-# -- signals a task raises ------------------------------------------------------------------------------
-
-
-class Retry(Exception):
-    """Retry this job after `delay` seconds, or after the task's backoff. Uses one of its retries."""
-
-    delay: float | None = None  # a subclass may not call this __init__
-
-    def __init__(self, reason: str = "", *, delay: Duration | None = None) -> None:
-        if not isinstance(reason, str):
-            raise BadOption("reason", reason, "must be a text; write Retry(delay=...) for a delay")
-        super().__init__(reason)
-        self.delay = seconds("delay", delay)
-
-
-class Snooze(Exception):
-    """Run this job again after `delay` seconds. Uses no retry."""
-
-    delay: float = 0.0
-
-    def __init__(self, delay: Duration, reason: str = "") -> None:
-        super().__init__(reason)
-        self.delay = seconds("delay", delay) or 0.0
-
-
-class RateLimited(Snooze):
-    """A service that this job needs accepts no more calls for now, for example because it answered 429.
-
-    The job runs again after `retry_after` seconds and uses no retry. For that time the other jobs of its key
-    are held, or those of its queue if it has no key.
-    """
-
-    def __init__(self, retry_after: Duration, reason: str = "") -> None:
-        self.retry_after = seconds("retry_after", retry_after, least=0.001) or 0.0
-        super().__init__(self.retry_after, reason)
-
-
-class Reject(Exception):
-    """This job can never succeed: it fails now, without a retry."""
-
-
-MAX_DURATION = 366 * 86_400.0
-"""The longest duration that any option accepts, in seconds: a year and a day."""
-
-UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-"""The units of a duration as text, in seconds."""
-
-_part = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", re.ASCII)
-_duration = re.compile(rf"(?:{_part.pattern})+", re.ASCII)
-_number = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
-
-
-def parse_duration(text: str) -> float | None:
-    """Seconds, from `90`, `1.5`, `250ms`, `5m`, `1h30m`, `2d`; None for any other text."""
-    if _number.fullmatch(text):
-        return float(text)
-    if not _duration.fullmatch(text):
-        return None
-    return sum(float(number) * UNITS[unit] for number, unit in _part.findall(text))
-
-
-def seconds(field: str, value: Duration | None, *, least: float = 0.0) -> float | None:
-    """A duration as seconds. Raises `BadOption` unless it lies between `least` and `MAX_DURATION`."""
-    number: Any = value
-    if isinstance(value, timedelta):
-        number = value.total_seconds()
-    elif isinstance(value, str):
-        number = parse_duration(value)
-    if value is not None and not is_seconds(number, least):
-        raise BadOption(field, value, duration_rule(least))
-    return None if value is None else float(number)
-
-
-def check_seconds(field: str, value: float | None, *, least: float = 0.0) -> None:
-    """Raises `BadOption` for a number of seconds that is not between `least` and `MAX_DURATION`."""
-    if value is not None and not is_seconds(value, least):
-        raise BadOption(field, value, duration_rule(least))
-
-
-def check_moment(field: str, moment: datetime | None) -> datetime | None:
-    """Returns the moment. Raises `BadOption` for one without a time zone."""
-    if moment is not None and (not isinstance(moment, datetime) or moment.utcoffset() is None):
-        raise BadOption(field, moment, "must be a datetime with a time zone")
-    return moment
-
-
-def duration_rule(least: float) -> str:
-    return f"must be {least:g} to {MAX_DURATION:.10g} seconds, a timedelta, or text such as 30s, 5m, 1h30m"
-
-
-def is_seconds(value: object, least: float) -> bool:
-    """Whether a value is a number from `least` to `MAX_DURATION`."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and least <= value <= MAX_DURATION  # type: ignore[operator]  # it is a number
+# -- values in messages ---------------------------------------------------------------------------------
 
 
 def display(value: object) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict, TypeVar, cast, dataclass_transform
 
-from jsq.errors import BadOption, Duration, UsageError, shorten
+from jsq.errors import BadOption, UsageError, shorten
+from jsq.model.durations import Duration
 from jsq.model.key_group import check_per_key, check_weights
 from jsq.model.rate_limit import Rate, read_rate
 

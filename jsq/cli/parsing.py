@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from jsq.errors import UsageError, parse_duration, shorten
+from jsq.errors import UsageError, shorten
+from jsq.model.durations import parse_duration
 from jsq.model.job import check_id
 
 REFUSED = frozenset({"@line", "@error", "@id", "@arguments", "@text"})

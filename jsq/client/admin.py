@@ -13,7 +13,8 @@ from jsq.broker.topology.subjects import Subjects
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
 from jsq.codec.envelope import new_id
-from jsq.errors import Duration, ForeignStream, seconds
+from jsq.errors import ForeignStream
+from jsq.model.durations import Duration, seconds
 from jsq.model.job import DEFAULT_QUEUE, check_queue
 from jsq.model.repair import RepairResult
 from jsq.model.schedule import Schedule

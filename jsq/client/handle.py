@@ -16,7 +16,6 @@ from jsq.codec.signature import Signature, pack_call
 from jsq.errors import (
     BadOption,
     BrokerUnavailable,
-    Duration,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -24,9 +23,9 @@ from jsq.errors import (
     NotAllowed,
     ResultGone,
     ResultTimeout,
-    seconds,
 )
 from jsq.model.attempts import JobAttempt, attempts_of
+from jsq.model.durations import Duration, seconds
 from jsq.model.edit import JobChanges, JobEdit, check_changes
 from jsq.model.job import JobRecord, Priority, check_queue
 from jsq.model.options import read_options

@@ -11,8 +11,9 @@ from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle, JobHandle, job_record
 from jsq.codec.subject_token import ANY
-from jsq.errors import BadOption, Duration, JobNotFound, NotAllowed, WrongState
+from jsq.errors import BadOption, JobNotFound, NotAllowed, WrongState
 from jsq.model.attempts import JobAttempt
+from jsq.model.durations import Duration
 from jsq.model.edit import JobChanges
 from jsq.model.job import JobRecord, Priority, check_id, check_queue
 from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES, JobFilter, read_criteria

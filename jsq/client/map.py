@@ -19,7 +19,8 @@ from jsq.broker import Broker
 from jsq.broker.operations.completions import Completions
 from jsq.client.handle import JobHandle
 from jsq.codec.envelope import new_ids
-from jsq.errors import BadOption, Duration, JobError, ResultTimeout, seconds
+from jsq.errors import BadOption, JobError, ResultTimeout
+from jsq.model.durations import Duration, seconds
 from jsq.model.revision import StoredRevision
 
 R = TypeVar("R")

@@ -6,7 +6,8 @@ from typing import TypeAlias, Unpack
 from jsq.broker import QueueContents, QueueStats
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
-from jsq.errors import BadOption, Duration, QueueNotFound, seconds
+from jsq.errors import BadOption, QueueNotFound
+from jsq.model.durations import Duration, seconds
 from jsq.model.job import check_queue, check_task
 from jsq.model.key_group import check_key
 from jsq.model.pause import Pause, read_pause_end

@@ -32,7 +32,8 @@ from pydantic_core import from_json, to_json
 
 from jsq.codec.revisions import format_time, milliseconds, parse_time
 from jsq.codec.subject_token import decode_token, encode_token
-from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope, seconds
+from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
+from jsq.model.durations import seconds
 from jsq.model.job import DEFAULT_QUEUE, PRIORITIES, Job, Priority, check_id, check_queue, check_task
 from jsq.model.key_group import SLOT_KINDS, SlotKind, check_key
 from jsq.model.options import ENVELOPE_OPTIONS, Options

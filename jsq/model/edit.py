@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
-from jsq.errors import BadOption, Duration
+from jsq.errors import BadOption
+from jsq.model.durations import Duration
 from jsq.model.expiry import expiry_time
 from jsq.model.job import Job, Priority
 from jsq.model.options import Options, check_known

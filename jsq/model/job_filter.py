@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from jsq.errors import BadOption, check_moment, shorten
+from jsq.errors import BadOption, shorten
+from jsq.model.durations import check_moment
 from jsq.model.job import check_queue, check_task
 from jsq.model.options import check_known
 from jsq.model.peer_terms import NO_TERMS

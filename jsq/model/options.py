@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
-from jsq.errors import MAX_DURATION, BadName, BadOption, Duration, check_moment, check_seconds, seconds
+from jsq.errors import BadName, BadOption
+from jsq.model.durations import MAX_DURATION, Duration, check_moment, check_seconds, seconds
 from jsq.model.job import NAME_RULE, PRIORITIES, Priority, check_id, check_queue, is_utf8
 from jsq.model.key_group import check_key, check_per_key
 from jsq.model.peer_terms import OPTION_TERMS, PeerTerms, peer_hint

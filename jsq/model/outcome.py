@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeAlias
 
-from jsq.errors import BadOption, RateLimited, Reject, Retry, Snooze, StepUnknown, seconds, shorten
+from jsq.errors import BadOption, StepUnknown, shorten
+from jsq.model.durations import seconds
 from jsq.model.retry import Predicate, RetryPolicy
+from jsq.model.signals import RateLimited, Reject, Retry, Snooze
 
 CALLER_PACKAGES = (__name__.partition(".")[0], "asyncio")
 """The packages whose functions call a task's function: jsq, and the runner of a coroutine in a process."""

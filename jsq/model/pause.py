@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from jsq.errors import MAX_DURATION, BadOption, Duration, check_moment, seconds
+from jsq.errors import BadOption
+from jsq.model.durations import MAX_DURATION, Duration, check_moment, seconds
 
 PauseReason = Literal["paused", "rate_limited"]
 

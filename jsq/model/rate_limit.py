@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
-from jsq.errors import MAX_DURATION, BadOption
+from jsq.errors import BadOption
+from jsq.model.durations import MAX_DURATION
 
 RateKind = Literal["sliding", "bucket"]
 

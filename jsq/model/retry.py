@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
-from jsq.errors import MAX_DURATION, BadOption, Duration, Reject, Retry, Snooze, seconds
+from jsq.errors import BadOption
+from jsq.model.durations import MAX_DURATION, Duration, seconds
+from jsq.model.signals import Reject, Retry, Snooze
 
 Shape = Literal["none", "linear", "exponential"]
 MAX_RETRIES = 1000

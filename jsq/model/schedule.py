@@ -17,7 +17,8 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from jsq.errors import BadOption, Duration, check_moment, check_seconds, seconds
+from jsq.errors import BadOption
+from jsq.model.durations import Duration, check_moment, check_seconds, seconds
 from jsq.model.job import DEFAULT_QUEUE, Job, check_task, check_text
 from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_known, parse_options
 

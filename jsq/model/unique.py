@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, get_args
 
-from jsq.errors import BadOption, check_seconds
+from jsq.errors import BadOption
+from jsq.model.durations import check_seconds
 
 UniqueUntil = Literal["finish", "start"]
 UNIQUE_UNTIL: tuple[UniqueUntil, ...] = get_args(UniqueUntil)

@@ -5,8 +5,8 @@ from jsq.broker.jobs.messages import ROOM_FOR_HEADERS
 from jsq.broker.jobs.records import MAX_RECORD_RESULT, PROGRESS_SECONDS, RECORD_SECONDS
 from jsq.broker.submit.atomic import MAX_ATOMIC_BYTES
 from jsq.broker.topology.configs import MAX_HISTORY, RECORD_DAYS
-from jsq.errors import MAX_DURATION
 from jsq.model.checkpoint import MAX_STEPS, MAX_VALUE_BYTES
+from jsq.model.durations import MAX_DURATION
 from jsq.model.job import MAX_ID_LENGTH
 from jsq.model.key_group import MAX_KEY_LENGTH, MAX_PER_KEY, MAX_WEIGHT, MAX_WEIGHTS
 from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_SLOTS, MAX_TAGS

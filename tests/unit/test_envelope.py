@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.codec.envelope import ATTEMPTS, DEADLINE, ENVELOPE_VERSION, JOB, ORIGIN_QUEUE, decode, encode
-from jsq.errors import MAX_DURATION, BadEnvelope, BadName, BadOption, NewerEnvelope
+from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
+from jsq.model.durations import MAX_DURATION
 from jsq.model.job import PRIORITIES, Job
 from jsq.model.options import Options
 from jsq.model.retry import Backoff

@@ -8,7 +8,6 @@ import pytest
 
 from jsq import errors
 from jsq.errors import (
-    MAX_DURATION,
     BadName,
     BadOption,
     BrokerError,
@@ -18,19 +17,17 @@ from jsq.errors import (
     JobNotFound,
     JsqError,
     QueueFull,
-    Reject,
     ResultGone,
     ResultTimeout,
-    Retry,
-    Snooze,
     SubmitUnknown,
     TaskExists,
     UnknownTask,
     UsageError,
     WrongState,
-    seconds,
     shorten,
 )
+from jsq.model.durations import MAX_DURATION, seconds
+from jsq.model.signals import Reject, Retry, Snooze
 
 CLASSES = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == "jsq.errors"]
 SIGNALS = (Retry, Snooze, Reject)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from jsq.codec import envelope
 from jsq.codec.envelope import new_id
-from jsq.errors import MAX_DURATION, BadName, BadOption
+from jsq.errors import BadName, BadOption
+from jsq.model.durations import MAX_DURATION
 from jsq.model.job import (
     PRIORITIES,
     RESERVED_QUEUES,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.errors import BadArguments, BadResult, Reject, Retry, Snooze, UnknownTask
+from jsq.errors import BadArguments, BadResult, UnknownTask
 from jsq.model.job import Job
 from jsq.model.outcome import (
     MAX_ERROR_LENGTH,
@@ -28,6 +28,7 @@ from jsq.model.outcome import (
 )
 from jsq.model.retry import Backoff, Retries, RetryPolicy, build_policy
 from jsq.model.revision import REASONS
+from jsq.model.signals import Reject, Retry, Snooze
 from jsq.worker.transitions import with_deadline
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
@@ -115,7 +116,7 @@ def test_a_snooze_never_counts_as_a_retry() -> None:
 
 
 def test_a_traceback_starts_in_the_code_of_the_user() -> None:
-    from jsq.errors import seconds
+    from jsq.model.durations import seconds
 
     try:
         seconds("delay", -1)

@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from jsq.codec.pauses import decode_pauses, encode_pauses
-from jsq.errors import BadOption, RateLimited
+from jsq.errors import BadOption
 from jsq.model.outcome import TryAgain, judge_outcome
 from jsq.model.pause import MAX_PAUSES, WHOLE_QUEUE, Pause, PauseSet, ends_earlier, pauses_ttl, read_pause_end
 from jsq.model.retry import RetryPolicy
+from jsq.model.signals import RateLimited
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jsq.errors import BadOption, Reject, Retry, Snooze
+from jsq.errors import BadOption
 from jsq.model.retry import (
     CHILD_MAIN,
     MAX_RETRIES,
@@ -20,6 +20,7 @@ from jsq.model.retry import (
     build_policy,
     type_name,
 )
+from jsq.model.signals import Reject, Retry, Snooze
 
 
 def highest(low: float, high: float) -> float:
