@@ -53,6 +53,7 @@ _homes = {
         "QueueFull",
         "QueueNotEmpty",
         "QueueNotFound",
+        "ResultDropped",
         "ResultGone",
         "ResultTimeout",
         "ScheduleNotFound",

@@ -30,6 +30,7 @@ from jsq.errors import PartlySubmitted as PartlySubmitted
 from jsq.errors import QueueFull as QueueFull
 from jsq.errors import QueueNotEmpty as QueueNotEmpty
 from jsq.errors import QueueNotFound as QueueNotFound
+from jsq.errors import ResultDropped as ResultDropped
 from jsq.errors import ResultGone as ResultGone
 from jsq.errors import ResultTimeout as ResultTimeout
 from jsq.errors import ScheduleNotFound as ScheduleNotFound

@@ -82,7 +82,7 @@ class NewerEnvelope(UsageError):
 
 
 class BadResult(UsageError):
-    """The result of a task cannot be stored: it is not serialisable, or too large."""
+    """The result of a step cannot be stored, or that of a job does not fit the annotation of its reader."""
 
 
 class UnknownTask(UsageError):
@@ -345,6 +345,15 @@ class ResultGone(JobError):
             f"job {id} succeeded, but its result was not stored; submit jobs with keep_result to read results"
         )
         self.id = id
+
+
+class ResultDropped(ResultGone):
+    """The job succeeded, but its result could not be stored, for the reason `why`: its effects stay."""
+
+    def __init__(self, id: str, why: str) -> None:
+        JobError.__init__(self, f"job {id} succeeded, but its result was dropped: {why}")
+        self.id = id
+        self.why = why
 
 
 class ResultTimeout(JobError, TimeoutError):

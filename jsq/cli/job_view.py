@@ -40,6 +40,7 @@ def job_fields(job: JobRecord, attempts: Sequence[JobAttempt] = ()) -> dict[str,
         "traceback": job.traceback.rstrip(),
         "fallback": job.fallback,
         "result": brief(job.result, f"jsq job result {job.id}") if job.has_result else "",
+        "result dropped": job.result_dropped,
         "attempts": "\n".join(attempt_line(attempt) for attempt in attempts),
     }
     return {name: safe(text, lines=True) for name, text in fields.items()}

@@ -21,6 +21,7 @@ from jsq.errors import (
     JobFailed,
     JobNotFound,
     NotAllowed,
+    ResultDropped,
     ResultGone,
     ResultTimeout,
 )
@@ -74,8 +75,8 @@ class JobHandle(Generic[R]):
         """Wait for the job to end, and return its result.
 
         A `timeout` of 0 reads the record once. Raises `JobFailed`, `JobCancelled`, `JobExpired`,
-        `ResultGone`, `ResultTimeout`, `JobNotFound`; `BrokerUnavailable` if no server answers when the
-        timeout ends.
+        `ResultGone` (`ResultDropped` if the result could not be stored), `ResultTimeout`, `JobNotFound`;
+        `BrokerUnavailable` if no server answers when the timeout ends.
         """
         return cast(R, self.result_of((await self._outcome(timeout)).revision))
 
@@ -261,6 +262,8 @@ class JobHandle(Generic[R]):
             raise JobCancelled(self.id)
         if found.state == "expired":
             raise JobExpired(self.id, found.error)
+        if found.result_dropped:
+            raise ResultDropped(self.id, found.result_dropped)
         if not found.has_result:
             raise ResultGone(self.id)
         return self._signature.unpack_result(found.result) if self._signature else found.result

@@ -22,7 +22,7 @@ _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
     *("reason", "error", "traceback", "text", "has_result", "quarantine", "forgiven_crashes", "key"),
     *("callbacks_pending", "fallback", "interruptions", "priority", "arguments_size", "arguments_hash"),
-    "result_apart",
+    *("result_apart", "result_dropped"),
 )
 _values = operator.attrgetter(*_plain)
 _moments = ("due", "expires", "retry_until")
@@ -141,6 +141,11 @@ def is_nested_too_deep(arguments: bytes) -> bool:
     except ValueError:
         return True
     return False
+
+
+def dropped_member(why: str) -> bytes:
+    """The member for the reason why the result of a job was dropped, in the record of its success."""
+    return b',"result_dropped":' + to_json(why)
 
 
 def option_member(options: Mapping[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ coerces (a numeric string for an `int`) are coerced before they are sent.
 import inspect
 import re
 import typing
+from collections import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NewType, NotRequired
 
@@ -16,6 +17,7 @@ from typing_extensions import TypedDict
 
 from jsq.errors import BadArguments, BadOption, BadResult, shorten
 from jsq.model.options import misplaced_option_hint
+from jsq.model.outcome import describe_error
 
 _exact = (int, str, bool, float, type(None))
 _surely = 4_000
@@ -41,10 +43,22 @@ class Signature:
         self._arguments = self._compile(
             "arguments", {k: field_type(self.shape, k, t) for k, t in fields.items()}
         )
-        self._result = self._compile("result", {"result": hints.get("return", Any)})
+        self._result = self._compile("result", {"result": self._checked_result(hints.get("return", Any))})
         self._plain = positional_names(self.shape)
         self._names = set(self._plain or ())
         self._exact = all(is_exact(kind) for kind in fields.values())
+
+    def _checked_result(self, kind: Any) -> Any:
+        """The annotation of the result. Raises `BadOption` for a type of which no value can be stored."""
+        found = unstorable_part(kind)
+        if found is not None:
+            raise BadOption(
+                "annotation",
+                self.name,
+                f"the result of {self.name} cannot be sent as JSON: no {found.__name__} comes back from JSON "
+                "as it was; return another value, such as a list",
+            )
+        return kind
 
     def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
         """Check arguments and encode them as JSON. Raises `BadArguments`."""
@@ -104,10 +118,9 @@ class Signature:
             surely = type(value) in _exact and len(packed) < _surely
             if surely or same_value(checked, self._result.validate_json(packed)):
                 return packed
-        except _refusals as error:
-            raise BadResult(
-                f"the result of {self.name} cannot be stored: {explain_refusal(error)}"
-            ) from error
+        except Exception as error:  # the validators and serializers of a user's type may raise anything
+            why = explain_refusal(error) if isinstance(error, _refusals) else describe_error(error).error
+            raise BadResult(f"the result of {self.name} cannot be stored: {why}") from error
         raise BadResult(
             f"{self.name} returned {shorten(type(value).__name__)}, which would not come back from JSON as "
             "it is; annotate the function with the type it returns"
@@ -211,6 +224,30 @@ def pack_value(field: str, value: object, largest: int) -> bytes:
 
 def named_arguments(args: Sequence[object], named: Mapping[str, object]) -> dict[str, object]:
     return {f"argument {n}": value for n, value in enumerate(args, 1)} | dict(named)
+
+
+_UNSTORABLE = frozenset(
+    {
+        *(abc.Callable, abc.Iterable, abc.Iterator, abc.Generator, type),
+        *(abc.AsyncIterable, abc.AsyncIterator, abc.AsyncGenerator, abc.Awaitable, abc.Coroutine),
+    }
+)
+"""Types of which no value comes back from JSON."""
+
+_CONTAINERS = frozenset({list, tuple, set, frozenset, dict, abc.Sequence, abc.Mapping})
+
+
+def unstorable_part(kind: Any) -> type | None:
+    """The type in an annotation, or in its containers, that no result can have; None if there is none.
+
+    A member of a union is not examined, because a function may return another one.
+    """
+    origin = typing.get_origin(kind) or kind
+    if isinstance(origin, type) and origin in _UNSTORABLE:
+        return origin
+    if isinstance(origin, type) and origin in _CONTAINERS:
+        return next(filter(None, map(unstorable_part, typing.get_args(kind))), None)
+    return None
 
 
 def resolve_hints(function: Callable[..., object]) -> dict[str, Any]:

@@ -38,7 +38,14 @@ from jsq.declaration import FunctionLocation, takes_context
 from jsq.errors import BadArguments, BadResult, UsageError
 from jsq.executors.process_state import ProcessState, StandardFiles
 from jsq.model.job import Job
-from jsq.model.outcome import Failed, Outcome, Succeeded, describe_error, judge_outcome
+from jsq.model.outcome import (
+    Failed,
+    Outcome,
+    Succeeded,
+    describe_error,
+    judge_outcome,
+    success_without_result,
+)
 from jsq.model.retry import CHILD_MAIN, Predicate, RetryPolicy
 from jsq.task import Task
 
@@ -149,14 +156,12 @@ class ChildServer:
             self._running = True
             value = call_function(function, args, named)
             self._running = False
-            return Succeeded(signature.pack_result(value))
-        except BadResult as error:
-            return Failed("bad_result", describe_error(error))
+            return packed_success(signature, value)
         except BaseException as error:  # a user's function may raise anything
             self._running = False
             return judge_error(error, request, policy)
         finally:
-            self._running = False  # also if the function itself raised `BadResult`
+            self._running = False
             self._clean = before.restore(self._files)
 
     def _progress(self, fraction: float, text: str) -> None:
@@ -215,6 +220,14 @@ class Forward(logging.Handler):
 def sendable(value: object) -> object:
     """A value of a log record: itself if it is a plain value, else its text."""
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
+
+
+def packed_success(signature: Signature, value: object) -> Succeeded:
+    """The success of a function that returned a value; without the value, if it cannot be stored."""
+    try:
+        return Succeeded(signature.pack_result(value))
+    except BadResult as error:
+        return success_without_result(error)
 
 
 def judge_error(error: BaseException, request: CallRequest, policy: RetryPolicy) -> Outcome:

@@ -104,7 +104,8 @@ class JobRecord:
     `sequence` is the number of the event on the server; for a `running` event it is the fencing token of the
     attempt. `failures` counts the failed attempts that were retried, `crashes` the workers that died or
     stalled, `interruptions` the workers that stopped.
-    `result` is the JSON value that the task returned, None if there is none (yet). `quarantine` is the queue
+    `result` is the JSON value that the task returned, None if there is none (yet). `result_dropped` is why
+    the result of a job that succeeded could not be stored, empty if it was. `quarantine` is the queue
     where the job runs after it crashed too many workers of its own. `expires` is the time by which it must
     start, as long as it has not; `headers` are those of the submit, as far as a record has room. `fallback`
     is the job that was submitted instead of a failed one. `submitted` and `started` (of the last attempt) are
@@ -147,6 +148,7 @@ class JobRecord:
     arguments_size: int = 0
     arguments_hash: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    result_dropped: str = ""
 
     @property
     def ended(self) -> datetime | None:

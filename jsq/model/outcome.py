@@ -31,9 +31,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The task returned; `result` is the returned value as JSON."""
+    """The task returned; `result` is the returned value as JSON.
+
+    If the value cannot be stored, the result is empty, and `dropped` is the reason.
+    """
 
     result: bytes
+    dropped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,11 @@ class Quarantined:
 
 
 Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Expired | Interrupted | Quarantined
+
+
+def success_without_result(error: Exception) -> Succeeded:
+    """The success of a function whose returned value cannot be stored, because of an error."""
+    return Succeeded(b"", replace_surrogates(shorten(str(error), MAX_ERROR_LENGTH)))
 
 
 class TaskTimeout(TimeoutError):

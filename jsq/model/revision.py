@@ -80,6 +80,7 @@ class Revision:
     that runs instead of a failed one. `priority` is empty for normal. `submitted` is when the server stored
     the first message, `started` when the attempt started. A final revision has the job's arguments as a JSON
     value, or the size and SHA-256 of larger ones. `result_apart` is true if the result has a key of its own.
+    `result_dropped` is why the result of a job that succeeded could not be stored.
     `options` are those options of the submit that change how the job runs, by their names, if the job has
     ended or has not started.
     """
@@ -120,6 +121,7 @@ class Revision:
     arguments_hash: str = ""
     result_apart: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    result_dropped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,5 +253,5 @@ _RECORD_FIELDS = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
     *("due", "progress", "text", "tags", "has_result", "result", "quarantine", "key", "expires", "headers"),
     *("fallback", "interruptions", "submitted", "started", "arguments", "arguments_size", "arguments_hash"),
-    *("has_arguments", "options"),
+    *("has_arguments", "options", "result_dropped"),
 )

@@ -25,14 +25,13 @@ from jsq.model.job import Job
 from jsq.model.outcome import (
     ChildDied,
     Expired,
-    Failed,
     Fault,
     Interrupted,
     Outcome,
     Succeeded,
     TaskTimeout,
-    describe_error,
     judge_outcome,
+    success_without_result,
 )
 from jsq.task import AnyTask
 from jsq.worker.resources import Resources
@@ -352,7 +351,7 @@ def outcome_of(
             return judge_outcome(
                 error, failures=job.failures, policy=options.retry, pick=random.uniform, attempt=job.attempt
             )
-        case Judged(outcome=Succeeded(result=result)):
+        case Judged(outcome=Succeeded(result=result, dropped="")):
             return checked_result(result, resources, task)
         case Judged(outcome=outcome):
             return outcome
@@ -360,15 +359,15 @@ def outcome_of(
             try:
                 return checked_result(task.signature.pack_result(value), resources, task)
             except BadResult as error:
-                return Failed("bad_result", describe_error(error))
+                return success_without_result(error)
 
 
 def checked_result(result: bytes, resources: Resources, task: AnyTask) -> Outcome:
-    """The success with a result, unless that is too large."""
+    """The success with a result; without it, if the result is too large for a message."""
     most = resources.broker.wire.max_payload - EVENT_OVERHEAD
     if len(result) > most:
         rule = f"the result of {task.name} must be {most:,} bytes at most, got {len(result):,}; "
-        return Failed("bad_result", Fault(rule + "store it elsewhere and return its address"))
+        return Succeeded(b"", rule + "store it elsewhere and return its address")
     return Succeeded(result)
 
 

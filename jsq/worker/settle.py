@@ -62,7 +62,7 @@ class EncodedOutcome(NamedTuple):
 async def record_outcome(attempt: StagedAttempt, outcome: Outcome) -> Revision | None:
     """Write the outcome on top of the token of the attempt; None if the record has a newer revision."""
     if isinstance(outcome, Succeeded):
-        encoded = encode_success(attempt, outcome.result)
+        encoded = encode_success(attempt, outcome)
     else:
         encoded = encode_outcome(attempt, outcome)
     token = attempt.token
@@ -115,11 +115,14 @@ async def settle_refused(attempt: StagedAttempt, event: Revision, refused: Wrong
     return event
 
 
-def encode_success(attempt: StagedAttempt, result: bytes) -> EncodedOutcome:
-    """The revision of a success. A result with a shorter life than the record has a key of its own."""
-    options, job = attempt.options, attempt.job
+def encode_success(attempt: StagedAttempt, outcome: Succeeded) -> EncodedOutcome:
+    """The revision of a success. A result with a shorter life than the record has a key of its own.
+
+    A result that would not have been kept anyway is not noted as dropped.
+    """
+    options, job, result, dropped = attempt.options, attempt.job, outcome.result, outcome.dropped
     apart = None
-    if options.keep_result <= 0:
+    if options.keep_result <= 0 or dropped:
         result = b""
     elif options.keep_result < RECORD_SECONDS or len(result) > MAX_RECORD_RESULT:
         record = attempt.resources.broker.subjects.record(job.queue, job.id)
@@ -128,6 +131,8 @@ def encode_success(attempt: StagedAttempt, result: bytes) -> EncodedOutcome:
     arguments = attempt.option_member
     if options.keep_arguments:
         arguments += revisions.argument_members(job.arguments)
+    if dropped and options.keep_result > 0:
+        arguments += revisions.dropped_member(dropped)
     body = revisions.encode_succeeded(attempt.running, attempt.token, arguments, result)
     return EncodedOutcome(SUCCESS_REVISION, body, None if attempt.continues else attempt.success_ttl, apart)
 
@@ -223,6 +228,8 @@ def report_outcome(attempt: StagedAttempt, state: str, outcome: Outcome, ran: fl
     """Pass the outcome to the observer, and log it."""
     if attempt.resources.observer.observes_jobs:
         attempt.resources.observer.finished(attempt.job, outcome, ran)
+    if isinstance(outcome, Succeeded) and outcome.dropped and attempt.options.keep_result > 0:
+        log.warning("result dropped", extra=attempt.log_fields(why=outcome.dropped))
     level = logging.INFO if state == "snoozed" else LOG_LEVELS.get(type(outcome), logging.INFO)
     if log.isEnabledFor(level):
         fields = attempt.log_fields(seconds=round(ran, 6), **outcome_fields(outcome))

@@ -68,6 +68,9 @@ def starved() -> int:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+DROPPED = "dropped"
+"""In place of a reason: the job succeeds, and its result is dropped."""
+
 WAYS: dict[str, tuple[Callable[[], object], str, str]] = {
     "SystemExit": (raising(SystemExit(3)), "error", "SystemExit: 3"),
     "KeyboardInterrupt": (raising(KeyboardInterrupt("key")), "error", "KeyboardInterrupt: key"),
@@ -86,14 +89,14 @@ WAYS: dict[str, tuple[Callable[[], object], str, str]] = {
     "unspeakable": (raising(Unspeakable()), "error", "Unspeakable: <its message raised RuntimeError>"),
     "long": (raising(ValueError("x" * 50_000_000)), "error", "ValueError: xxx"),
     "surrogate": (raising(ValueError("\ud800")), "error", "ValueError: ?"),
-    "object": (object, "bad_result", "object"),
-    "function": (lambda: endless, "bad_result", "function"),
-    "generator": (counting, "bad_result", "generator"),
-    "lock": (threading.Lock, "bad_result", "lock"),
-    "lone": (lambda: "\ud800", "bad_result", ""),
-    "circular": (circular, "bad_result", ""),
-    "nested": (lambda: nested(100_000), "bad_result", ""),
-    "large": (lambda: "x" * 5_000_000, "bad_result", "5,000,0"),
+    "object": (object, DROPPED, "object"),
+    "function": (lambda: endless, DROPPED, "function"),
+    "generator": (counting, DROPPED, "generator"),
+    "lock": (threading.Lock, DROPPED, "lock"),
+    "lone": (lambda: "\ud800", DROPPED, ""),
+    "circular": (circular, DROPPED, ""),
+    "nested": (lambda: nested(100_000), DROPPED, ""),
+    "large": (lambda: "x" * 5_000_000, DROPPED, "5,000,0"),
 }
 """For each way to end: the function, the reason of the failure, and a part of the error."""
 

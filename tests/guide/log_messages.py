@@ -55,6 +55,7 @@ EXPLANATIONS = {
     "record not renewed": "the record of an attempt that runs for days could not be renewed; tried again",
     "repair failed": "a repair of the sweep failed; the next sweep tries again",
     "replicas not ready": "a stream is not replicated to all servers yet",
+    "result dropped": "the result of a job that succeeded could not be stored; the reason is in `why`",
     "schedule fired": "a schedule submitted the job of a tick",
     "schedule not updated": "a schedule of the app could not be stored",
     "schedule skipped": "a stored schedule cannot be read by this release",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jsq import App, BatchItem, Client, JobCancelled, JobExpired, JobFailed, Reject, Snooze
+from jsq import App, BatchItem, Client, JobCancelled, JobExpired, JobFailed, Reject, ResultDropped, Snooze
 from jsq.model.revision import FINAL_STATES
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
@@ -156,7 +156,7 @@ async def test_an_exception_of_the_function_counts_as_an_attempt_of_each_item(
 @pytest.mark.parametrize(
     ("value", "message"), [([1], "2 items, got a list of 1"), ("ab", "2 items, got str")]
 )
-async def test_a_result_that_is_not_a_list_of_the_same_length_is_a_bad_result(
+async def test_a_result_that_is_not_a_list_of_the_same_length_is_dropped(
     app: App, working: Working, value: Any, message: str
 ) -> None:
     @app.batch_task(size=2, wait=5)
@@ -166,12 +166,11 @@ async def test_a_result_that_is_not_a_list_of_the_same_length_is_a_bad_result(
     jobs = [await odd.submit(n) for n in range(2)]
     async with working():
         for job in jobs:
-            with pytest.raises(JobFailed, match=message) as caught:
+            with pytest.raises(ResultDropped, match=message):
                 await job.result(60)
-            assert caught.value.reason == "bad_result"
 
 
-async def test_a_result_of_the_wrong_type_fails_only_its_own_item(app: App, working: Working) -> None:
+async def test_only_the_result_of_the_wrong_type_is_dropped(app: App, working: Working) -> None:
     @app.batch_task(size=2, wait=5)
     async def index(items: list[int]) -> list[int]:
         return [1, "two"]  # type: ignore[list-item]  # that is what is tested
@@ -179,7 +178,7 @@ async def test_a_result_of_the_wrong_type_fails_only_its_own_item(app: App, work
     jobs = [await index.submit(n) for n in range(2)]
     async with working():
         assert await jobs[0].result(60) == 1
-        with pytest.raises(JobFailed, match="bad_result"):
+        with pytest.raises(ResultDropped, match="should be a valid integer"):
             await jobs[1].result(60)
 
 

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import BaseModel, computed_field
 
 from jsq import (
     App,
@@ -17,6 +18,7 @@ from jsq import (
     JobFailed,
     JobNotFound,
     Reject,
+    ResultDropped,
     ResultGone,
     ResultTimeout,
     Retry,
@@ -351,8 +353,8 @@ async def test_a_missing_result_that_was_not_kept_is_reported_as_such(app: App, 
 
 
 @pytest.mark.parametrize("value", [object(), lambda: 1, (i for i in [1]), b"\xff", {1, 2}, "\ud800"])
-async def test_a_result_that_cannot_be_stored_fails_the_job_once(
-    app: App, working: Working, value: object
+async def test_a_result_that_cannot_be_stored_is_dropped_and_the_job_succeeds_once(
+    app: App, working: Working, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs: list[int] = []
 
@@ -362,20 +364,48 @@ async def test_a_result_that_cannot_be_stored_fails_the_job_once(
         return value
 
     async with working():
-        with pytest.raises(JobFailed) as caught:
-            await (await odd.submit()).result(60)
-    assert caught.value.reason == "bad_result"
+        job = await odd.submit()
+        with pytest.raises(ResultDropped) as caught:
+            await job.result(60)
+    record = await job.status()
+    assert (record.state, record.has_result, record.result_dropped) == ("succeeded", False, caught.value.why)
+    assert f"job {job.id} succeeded, but its result was dropped: " in str(caught.value)
+    [line] = [line for line in caplog.records if line.getMessage() == "result dropped"]
+    assert vars(line)["why"] == caught.value.why
     assert runs == [1]
 
 
-async def test_a_result_that_is_too_large_fails_the_job_once(app: App, working: Working) -> None:
+async def test_a_result_that_is_too_large_is_dropped(app: App, client: Client, working: Working) -> None:
     @app.task
     async def huge() -> str:
         return "x" * 2_000_000
 
+    @app.task(keep_result=0)
+    async def unread() -> str:
+        return "x" * 2_000_000
+
     async with working():
-        with pytest.raises(JobFailed, match=r"at most, got 2,000,0.."):
-            await (await huge.submit()).result(60)
+        job = await huge.submit()
+        with pytest.raises(ResultDropped, match=r"at most, got 2,000,0.."):
+            await job.result(60)
+        assert (await (await unread.submit()).wait(60)).result_dropped == ""
+    assert not await client.dead_letters.list()
+
+
+async def test_a_job_succeeds_whose_result_raises_while_it_is_encoded(app: App, working: Working) -> None:
+    class Report(BaseModel):
+        @computed_field  # type: ignore[prop-decorator]  # as pydantic documents it
+        @property
+        def total(self) -> int:
+            raise LookupError("no rows")
+
+    @app.task
+    async def report() -> Report:
+        return Report()
+
+    async with working():
+        with pytest.raises(ResultDropped, match="no rows"):
+            await (await report.submit()).result(60)
 
 
 async def test_an_unknown_task_fails_without_a_retry(app: App, client: Client, working: Working) -> None:

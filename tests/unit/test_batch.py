@@ -10,7 +10,7 @@ from jsq import App, BadArguments, BadOption, BatchItem, Context
 from jsq.batch import BatchLimits, items_of
 from jsq.executors import Judged, Raised, Returned
 from jsq.model.job import Job
-from jsq.model.outcome import Failed
+from jsq.model.outcome import Failed, Succeeded
 from jsq.worker.stages.batch import split_result
 from jsq.worker.stages.crash_limit import is_last_attempt
 
@@ -156,12 +156,18 @@ def test_an_error_or_an_interrupt_applies_to_each_job() -> None:
 
 
 @pytest.mark.parametrize("value", [[1], [1, 2, 3], (1, 2), {"a": 1}, "ab", 5])
-def test_a_result_that_is_not_a_list_of_that_length_fails_each_job(value: Any) -> None:
+def test_a_result_that_is_not_a_list_of_that_length_is_dropped_for_each_job(value: Any) -> None:
     for end in share(Returned(value), 2):
+        assert isinstance(end, Judged)
+        assert isinstance(end.outcome, Succeeded)
+        assert "for each of the 2 items" in end.outcome.dropped
+
+
+def test_a_list_of_another_length_with_an_error_fails_each_job() -> None:
+    for end in share(Returned([ValueError("no"), 1, 2]), 2):
         assert isinstance(end, Judged)
         assert isinstance(end.outcome, Failed)
         assert end.outcome.reason == "bad_result"
-        assert "for each of the 2 items" in end.outcome.fault.error
 
 
 def test_the_last_attempt_before_the_crash_limit_is_recognized() -> None:

@@ -17,6 +17,7 @@ from jsq.errors import (
     JobNotFound,
     JsqError,
     QueueFull,
+    ResultDropped,
     ResultGone,
     ResultTimeout,
     SubmitUnknown,
@@ -102,6 +103,7 @@ def test_a_full_queue_error_names_its_limit_and_its_value_if_known() -> None:
 
 def test_a_missing_result_error_names_the_option_that_keeps_results() -> None:
     assert "submit jobs with keep_result" in str(ResultGone("j1"))
+    assert str(ResultDropped("j1", "too large")) == "job j1 succeeded, but its result was dropped: too large"
 
 
 def test_a_result_timeout_is_a_builtin_timeout_error() -> None:

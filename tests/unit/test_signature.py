@@ -4,7 +4,7 @@ import contextlib
 import enum
 import math
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -389,6 +389,22 @@ def test_a_result_that_does_not_fit_its_annotation_is_refused() -> None:
         BadResult, match=r"the result of .* cannot be stored: result: Input should be a valid integer"
     ):
         taking(int).pack_result("five")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Callable[[], int], Iterator[int], type[int], list[Callable[..., int]], AsyncIterator[int], Iterable],
+)
+def test_a_result_annotation_of_which_no_value_can_be_stored_is_refused(kind: Any) -> None:
+    def give() -> Any: ...
+
+    give.__annotations__ = {"return": kind}
+    with pytest.raises(BadOption, match=r"the result of .*give cannot be sent as JSON: no .* comes back"):
+        Signature(give)
+
+
+def test_a_union_with_a_type_that_can_be_stored_is_accepted() -> None:
+    assert taking(int | Callable[[], int]).pack_result(1) == b'{"result":1}'
 
 
 # -- shapes of functions -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import FunctionEnd
 from jsq.executors.process import ReportProgress
 from jsq.model.job import Job
-from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, TryAgain
+from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
 from jsq.task import AnyTask
 from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.resources import Resources
@@ -431,7 +431,9 @@ class BatchCollector:
 def split_result(end: FunctionEnd | None, count: int, task: str) -> list[FunctionEnd | None]:
     """The end of each of `count` items, by the end of their function; None if it was cut short.
 
-    A list has one element for each item: its result, or an exception.
+    A list has one element for each item: its result, or an exception. If the function returned anything else,
+    its effects have happened: the jobs succeed, and their results are dropped. Only if exceptions are in a
+    list of another length, the jobs fail, because jsq cannot know which of them have failed.
     """
     match end:
         case Returned(value=list() as values) if len(values) == count:
@@ -441,5 +443,8 @@ def split_result(end: FunctionEnd | None, count: int, task: str) -> list[Functio
         case Returned(value=value):
             what = f"a list of {len(value):,}" if isinstance(value, list) else type(value).__name__
             rule = f"must return None, or a list with one element for each of the {count:,} items"
-            return [Judged(Failed("bad_result", Fault(f"{task} {rule}, got {what}")))] * count
+            why = f"{task} {rule}, got {what}"
+            if isinstance(value, list) and any(isinstance(one, BaseException) for one in value):
+                return [Judged(Failed("bad_result", Fault(why)))] * count
+            return [Judged(Succeeded(b"", why))] * count
     return [end] * count
