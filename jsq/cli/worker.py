@@ -99,6 +99,32 @@ class LogOptions:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class MetricsOptions:
+    """Where a worker serves its probes, and how it records its metrics."""
+
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="serve /metrics, /livez, /readyz")] = ""
+    metrics: Annotated[
+        str,
+        variable(
+            "metrics",
+            "prometheus, for /metrics, or otel, for the meter provider of OpenTelemetry",
+            "--metrics",
+            metavar="LIBRARY",
+        ),
+    ] = "prometheus"
+
+    def observer(self) -> tuple[Any, Any]:
+        """The registry that this process serves, and the observer of its worker. Raises `BadOption`."""
+        from jsq.errors import BadOption
+
+        if self.metrics == "otel":
+            return None, otel_metrics()
+        if self.metrics != "prometheus":
+            raise BadOption("metrics", self.metrics, "must be prometheus or otel")
+        return prometheus_metrics(served=bool(self.http) or METRICS_FOLDER in os.environ)
+
+
 @command
 def worker(
     common: CommonOptions,
@@ -121,7 +147,7 @@ def worker(
         int, typer.Option(min=1, metavar="N", help="worker processes; one that dies is restarted")
     ] = 1,
     reload: Annotated[bool, typer.Option("--reload", help="restart when the code changes")] = False,
-    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="serve /metrics, /livez, /readyz")] = "",
+    probes: MetricsOptions,
     log: LogOptions,
     supervised: Annotated[int, typer.Option(hidden=True)] = -1,
 ) -> None:
@@ -142,14 +168,13 @@ def worker(
     use_server(common)
     if supervised < 0 and (processes > 1 or reload):
         watched = Path.cwd() if reload else None
-        sys.exit(
-            asyncio.run(
-                supervise(child_command(), processes, options.grace, http, watched, finite=options.burst)
-            )
+        running = supervise(
+            child_command(), processes, options.grace, probes.http, watched, finite=options.burst
         )
+        sys.exit(asyncio.run(running))
     chosen = read_queues(queues)
     app = load_worker_app(common, target, chosen)
-    sys.exit(run_on_loop(run_worker(app, chosen, settings, http, supervised)))
+    sys.exit(run_on_loop(run_worker(app, chosen, settings, probes, supervised)))
 
 
 def use_server(common: CommonOptions) -> None:
@@ -222,6 +247,7 @@ def load_worker_app(common: CommonOptions, target: str, queues: list[str] | dict
     from jsq.cli.loading import load_app
 
     app = load_app(target)
+    log_trace_ids()
     check_server_options(common, target, app)
     for queue in sorted(set(queues) - set(app.queues)):
         typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
@@ -229,16 +255,17 @@ def load_worker_app(common: CommonOptions, target: str, queues: list[str] | dict
 
 
 async def run_worker(
-    app: Any, queues: list[str] | dict[str, int], settings: Any, http: str, supervised: int
+    app: Any, queues: list[str] | dict[str, int], settings: Any, metrics: MetricsOptions, supervised: int
 ) -> int:
     """Run one worker in this process."""
     from jsq.worker import Worker
     from jsq.worker.supervisor import report_to_supervisor
 
-    registry, observer = metrics(served=bool(http) or METRICS_FOLDER in os.environ)
+    registry, observer = metrics.observer()
+    http = metrics.http if supervised < 0 else ""
     runner = Worker(app, queues=queues or None, settings=settings, observer=observer)
     settle_memory()
-    with on_signals(runner.stop), probes(http if supervised < 0 else "", registry, runner):
+    with on_signals(runner.stop), serving_probes(http, registry, runner):
         running = asyncio.ensure_future(runner.run())
         parent = None
         if supervised >= 0:
@@ -310,16 +337,39 @@ def check_watchfiles(watched: Path | None) -> None:
         raise UsageError("--reload needs the package watchfiles: pip install 'jsq[reload]'")
 
 
-def metrics(*, served: bool) -> tuple[Any, Any]:
+def prometheus_metrics(*, served: bool) -> tuple[Any, Any]:
     """The registry of this process and its observer; None for both if the metrics are not served."""
     if not served:
         return None, None
     from prometheus_client import CollectorRegistry
 
+    from jsq.telemetry.instruments import PrometheusInstruments
     from jsq.telemetry.metrics import Metrics
 
     registry = CollectorRegistry()
-    return registry, Metrics(registry)
+    return registry, Metrics(PrometheusInstruments(registry))
+
+
+def otel_metrics() -> Any:
+    """The observer that records with OpenTelemetry. Raises `UsageError` if that is not installed."""
+    from importlib.util import find_spec
+
+    from jsq.errors import UsageError
+
+    if find_spec("opentelemetry") is None:
+        raise UsageError("--metrics otel needs the package opentelemetry-api: pip install 'jsq[otel]'")
+    from jsq.telemetry.metrics import Metrics
+    from jsq.telemetry.otel_instruments import OtelInstruments
+
+    return Metrics(OtelInstruments())
+
+
+def log_trace_ids() -> None:
+    """Add the trace of the active span to log lines, if the App uses OpenTelemetry."""
+    if "opentelemetry.trace" in sys.modules:
+        from jsq.telemetry.trace_ids import add_trace_ids
+
+        add_trace_ids()
 
 
 @contextlib.contextmanager
@@ -339,16 +389,18 @@ def on_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def probes(http: str, registry: Any, runner: Any) -> Iterator[None]:
+def serving_probes(http: str, registry: Any, runner: Any) -> Iterator[None]:
     """Serve the metrics and probes of one worker, if there is an address."""
     if not http:
         yield
         return
+    from prometheus_client import CollectorRegistry
+
     from jsq.telemetry.probes import Probes
 
     with Probes(
         http,
-        registry,
+        registry or CollectorRegistry(),
         alive=lambda: time.monotonic() - runner.beaten < LOOP_SILENT_SECONDS,
         ready=runner.is_ready,
     ) as served:

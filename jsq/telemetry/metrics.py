@@ -1,16 +1,14 @@
-"""The metrics of a worker, for Prometheus."""
+"""The metrics of a worker, for Prometheus or OpenTelemetry."""
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from jsq.broker import QueueStats
 from jsq.model.job import Job
 from jsq.model.outcome import Failed, Outcome, TryAgain
 from jsq.model.repair import RepairResult
 from jsq.model.throughput import Throughput
+from jsq.telemetry.instruments import CounterInstrument, HistogramInstrument, Instruments
 from jsq.telemetry.queue_metrics import QueueMetrics
 from jsq.worker.observer import Observer
 from jsq.worker.transitions import state_of
@@ -20,15 +18,10 @@ WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800, 720
 
 
 class Metrics(Observer):
-    """The metrics of a worker, named by the conventions of Prometheus."""
+    """The metrics of a worker, named by the conventions of Prometheus. `instruments` records them."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, about: str, *labels: str) -> Counter:
-            return Counter(f"jsq_{name}", about, labels, registry=registry)
-
-        def gauge(name: str, about: str, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
-            return Gauge(f"jsq_{name}", about, registry=registry, multiprocess_mode=mode)
-
+    def __init__(self, instruments: Instruments) -> None:
+        counter, gauge, histogram = instruments.counter, instruments.gauge, instruments.histogram
         self._started = counter("jobs_started", "Attempts started.", "queue", "task")
         self._finished = counter("jobs_finished", "Attempts by their outcome.", "queue", "task", "outcome")
         self._reclaimed = counter(
@@ -38,24 +31,21 @@ class Metrics(Observer):
             "leases_lost", "Attempts whose outcome was refused without a lease.", "queue", "task"
         )
         self._back = counter("deliveries_handed_back", "Deliveries handed back before they started.", "queue")
-        self._ran = Histogram(
-            "jsq_job_run_seconds",
-            "Seconds that attempts ran.",
-            ("queue", "task"),
-            buckets=RUN_BUCKETS,
-            registry=registry,
+        self._ran = histogram(
+            "job_run_seconds", "Seconds that attempts ran.", "queue", "task", buckets=RUN_BUCKETS
         )
-        self._waited = Histogram(
-            "jsq_job_queue_seconds",
+        self._waited = histogram(
+            "job_queue_seconds",
             "Seconds that jobs waited since they could have started.",
-            ("queue",),
+            "queue",
             buckets=WAIT_BUCKETS,
-            registry=registry,
         )
         self._slots = gauge("worker_slots", "Job slots.")
         self._running = gauge("worker_running", "Slots in use.")
         self._held = gauge("worker_held", "Deliveries that wait for a slot.")
-        self._lag = gauge("event_loop_lag_seconds", "Seconds by which the event loop is late.", "livemax")
+        self._lag = gauge(
+            "event_loop_lag_seconds", "Seconds by which the event loop is late.", mode="livemax"
+        )
         self._reconnects = counter("reconnects", "Reconnections to the server.")
         self._known_reconnects = 0
         self._abandoned = counter("jobs_abandoned", "Abandoned functions, which do not end.", "queue", "task")
@@ -67,8 +57,8 @@ class Metrics(Observer):
         self._found = counter(
             "sweep_found", "Inconsistencies that sweeps found.", "inconsistency", "repaired"
         )
-        self._queues = QueueMetrics(registry)
-        self._missing = gauge("streams_missing", "Missing streams and consumers.", "livemax")
+        self._queues = QueueMetrics(instruments)
+        self._missing = gauge("streams_missing", "Missing streams and consumers.", mode="livemax")
         # Finding a metric by its labels costs more than counting.
         self._of_start = functools.lru_cache(1024)(self._find_start)
         self._of_end = functools.lru_cache(1024)(self._find_end)
@@ -86,10 +76,10 @@ class Metrics(Observer):
         finished.inc()
         runs.observe(ran)
 
-    def _find_start(self, queue: str, task: str) -> tuple[Counter, Histogram]:
+    def _find_start(self, queue: str, task: str) -> tuple[CounterInstrument, HistogramInstrument]:
         return self._started.labels(queue, task), self._waited.labels(queue)
 
-    def _find_end(self, queue: str, task: str, state: str) -> tuple[Counter, Histogram]:
+    def _find_end(self, queue: str, task: str, state: str) -> tuple[CounterInstrument, HistogramInstrument]:
         return self._finished.labels(queue, task, state), self._ran.labels(queue, task)
 
     def reclaimed(self, job: Job) -> None:

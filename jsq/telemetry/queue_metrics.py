@@ -1,24 +1,17 @@
-"""The metrics of queues, for Prometheus. Each worker reads them from the server; the last reading counts."""
-
-from prometheus_client import CollectorRegistry, Gauge
+"""The metrics of queues. Each worker reads them from the server; the last reading counts."""
 
 from jsq.broker import QueueStats
 from jsq.model.job import PRIORITIES
 from jsq.model.throughput import Throughput
+from jsq.telemetry.instruments import GaugeInstrument, Instruments
 
 
 class QueueMetrics:
     """The gauges of queues. All workers of a queue report the same values: use the maximum, not the sum."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, about: str, *labels: str) -> Gauge:
-            return Gauge(
-                f"jsq_queue_{name}",
-                about,
-                ("queue", *labels),
-                registry=registry,
-                multiprocess_mode="livemostrecent",
-            )
+    def __init__(self, instruments: Instruments) -> None:
+        def gauge(name: str, about: str, *labels: str) -> GaugeInstrument:
+            return instruments.gauge(f"queue_{name}", about, "queue", *labels, mode="livemostrecent")
 
         self._depth = gauge("depth", "Jobs that wait for a worker.", "priority")
         self._waiting_for_key = gauge("waiting_for_key", "Jobs that wait in the group of their key.")

@@ -21,6 +21,7 @@ from jsq.guide.glossary import GLOSSARY
 from jsq.model.options import JobOptions, SubmitOptions
 from jsq.model.schedule import Recurrence, ScheduleOptions
 from jsq.settings import Login, QueueSettings, SettingsSection, WorkerSettings
+from jsq.telemetry.instruments import PrometheusInstruments
 from jsq.telemetry.metrics import Metrics
 from tests.guide.limits import LIMITS
 from tests.guide.log_messages import COMPOSED, EXPLANATIONS
@@ -272,6 +273,8 @@ def metrics_page() -> Iterator[str]:
     yield from ("", "## Metrics", "")
     yield from prose(
         "`jsq worker --http HOST:PORT` serves them at `/metrics`.",
+        "`--metrics otel` records them with [OpenTelemetry](tracing.md#metrics) instead: `jsq.` stands for",
+        "`jsq_`, and the unit is apart.",
         "All workers of a queue report the same `jsq_queue_` numbers, so take their maximum.",
     )
     yield ""
@@ -303,7 +306,7 @@ class ListingRegistry(CollectorRegistry):
 
 def metric_rows() -> Iterator[tuple[str, str, str]]:
     registry = ListingRegistry()
-    Metrics(registry)
+    Metrics(PrometheusInstruments(registry))
     for collector in registry.collectors:
         [metric] = collector.describe()
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from jsq import App, Context, JobFailed, TaskExists
 from jsq.client.client import Client
+from jsq.telemetry.instruments import PrometheusInstruments
 from jsq.telemetry.metrics import Metrics
 from jsq.worker import Worker
 from jsq.worker.timings import WorkerTimings
@@ -82,7 +83,7 @@ async def check_abandoned(
         return registry.get_sample_value(metric, labels)
 
     labels = {"queue": "default", "task": name}
-    async with working(concurrency=1, observer=Metrics(registry), timings=timings):
+    async with working(concurrency=1, observer=Metrics(PrometheusInstruments(registry)), timings=timings):
         try:
             with pytest.raises(JobFailed) as caught:
                 await (await app.tasks[name].submit()).result(60)
@@ -145,7 +146,7 @@ async def test_a_blocked_event_loop_is_logged_while_it_is_blocked(
             time.sleep(0.01)  # noqa: ASYNC251 -- on purpose
         seen.append(bool(blocked_records()))
 
-    async with working(observer=Metrics(registry)):
+    async with working(observer=Metrics(PrometheusInstruments(registry))):
         await (await blocks.submit()).result(30)
     assert seen == [True]
     (line,) = blocked_records()
