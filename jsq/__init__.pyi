@@ -26,6 +26,7 @@ from jsq.errors import JobNotFound as JobNotFound
 from jsq.errors import JsqError as JsqError
 from jsq.errors import LeaseLost as LeaseLost
 from jsq.errors import NotAllowed as NotAllowed
+from jsq.errors import NotIncluded as NotIncluded
 from jsq.errors import PartlySubmitted as PartlySubmitted
 from jsq.errors import QueueFull as QueueFull
 from jsq.errors import QueueNotEmpty as QueueNotEmpty
@@ -54,6 +55,7 @@ from jsq.model.signals import RateLimited as RateLimited
 from jsq.model.signals import Reject as Reject
 from jsq.model.signals import Retry as Retry
 from jsq.model.signals import Snooze as Snooze
+from jsq.router import Router as Router
 from jsq.settings import Login as Login
 from jsq.settings import QueueSettings as QueueSettings
 from jsq.settings import WorkerSettings as WorkerSettings

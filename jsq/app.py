@@ -2,132 +2,53 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypedDict, Unpack
 
-from jsq.batch import BatchItem, BatchLimits
-from jsq.client.bulk import CallArguments
 from jsq.client.client import Client
-from jsq.client.schedules import scheduled
-from jsq.context import Context
-from jsq.declaration import (
-    BatchOptions,
-    TaskOptions,
-    check_function,
-    check_quarantine,
-    check_runs,
-    read_batch,
-    read_declaration,
-)
-from jsq.errors import BadOption, TaskExists, UnknownTask, count_noun
+from jsq.declaration import Declaration
+from jsq.declarations import Declarations, WrittenSchedule
+from jsq.discovery import import_matching
+from jsq.errors import BadOption, UnknownTask, count_noun
+from jsq.functions import read_functions
 from jsq.model.durations import Duration, seconds
-from jsq.model.job import DEFAULT_QUEUE, check_queue
+from jsq.model.job import DEFAULT_QUEUE
+from jsq.model.options import check_known
 from jsq.model.peer_terms import APP_TERMS, explain_missing
-from jsq.model.rate_limit import Rate
-from jsq.model.schedule import Recurrence, Schedule, ScheduleOptions, read_schedule
-from jsq.settings import Login, QueueSettings, Storage
-from jsq.task import AnyTask, Task
+from jsq.model.routes import check_pattern, read_routes
+from jsq.model.schedule import Schedule
+from jsq.router import Router
+from jsq.settings import Login
+from jsq.task import AnyTask
 
-P = ParamSpec("P")
-R = TypeVar("R")
-K = TypeVar("K", bound=AnyTask)
-R_co = TypeVar("R_co", covariant=True)
-T = TypeVar("T")
+TaskNames = Literal["function", "module"]
+"""The default name of a task: that of its function, or that with the module before it, `shop.tasks.send`."""
 
 
-class Declare(Protocol):
-    """The result of `@app.task(...)`: a decorator that keeps the function's types."""
+class AppOptions(TypedDict, total=False):
+    """The options of an App that concern the layout of its code.
 
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
-    ) -> Task[Concatenate[Context, P], Coroutine[Any, Any, R], P, R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Task[P, Coroutine[Any, Any, R], P, R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Context, P], R], /
-    ) -> Task[Concatenate[Context, P], R, P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R, P, R]: ...
+    `include`: modules with tasks, which workers import: `["shop.tasks", "shop.mail.*"]`; see `App.load`.
+    `task_names`: the default names of tasks: `"function"` for `send`, or `"module"` for `shop.tasks.send`.
+    `routes`: the queues of tasks by patterns of their names, `{"mail.*": "mail"}`. The first match decides. A
+    `queue=` of a task, a Router or a submit has priority.
+    `allow_functions`: functions that jobs may name by reference: `["shop.tasks:send", "shop.jobs:*"]`.
+    """
+
+    include: Sequence[str]
+    task_names: TaskNames
+    routes: Mapping[str, str]
+    allow_functions: Sequence[str]
 
 
-class Function(Protocol[P, R_co]):
-    """A function that is not a Task, for type checkers: a Task is a callable too."""
-
-    @property
-    def __code__(self) -> Any: ...
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Call it."""
-        ...
-
-
-class Recur(Protocol):
-    """The result of `@app.cron(...)` and `@app.every(...)`: a decorator of a task or a function."""
-
-    @overload
-    def __call__(self, function: K, /) -> K: ...
-    @overload
-    def __call__(
-        self, function: Function[Concatenate[Context, P], Coroutine[Any, Any, R]], /
-    ) -> Task[Concatenate[Context, P], Coroutine[Any, Any, R], P, R]: ...
-    @overload
-    def __call__(
-        self, function: Function[P, Coroutine[Any, Any, R]], /
-    ) -> Task[P, Coroutine[Any, Any, R], P, R]: ...
-    @overload
-    def __call__(
-        self, function: Function[Concatenate[Context, P], R], /
-    ) -> Task[Concatenate[Context, P], R, P, R]: ...
-    @overload
-    def __call__(self, function: Function[P, R], /) -> Task[P, R, P, R]: ...
-
-
-class DeclareBatch(Protocol):
-    """The result of `@app.batch_task(...)`: a decorator that knows the type of one item and of its result."""
-
-    @overload
-    def __call__(
-        self, function: Callable[[list[BatchItem[T]]], Coroutine[Any, Any, None]], /
-    ) -> Task[[list[BatchItem[T]]], Coroutine[Any, Any, None], [T], None]: ...
-    @overload
-    def __call__(
-        self, function: Callable[[list[BatchItem[T]]], Coroutine[Any, Any, Sequence[R | BaseException]]], /
-    ) -> Task[[list[BatchItem[T]]], Coroutine[Any, Any, Sequence[R | BaseException]], [T], R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[[list[T]], Coroutine[Any, Any, None]], /
-    ) -> Task[[list[T]], Coroutine[Any, Any, None], [T], None]: ...
-    @overload
-    def __call__(
-        self, function: Callable[[list[T]], Coroutine[Any, Any, Sequence[R | BaseException]]], /
-    ) -> Task[[list[T]], Coroutine[Any, Any, Sequence[R | BaseException]], [T], R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[[list[BatchItem[T]]], None], /
-    ) -> Task[[list[BatchItem[T]]], None, [T], None]: ...
-    @overload
-    def __call__(
-        self, function: Callable[[list[BatchItem[T]]], Sequence[R | BaseException]], /
-    ) -> Task[[list[BatchItem[T]]], Sequence[R | BaseException], [T], R]: ...
-    @overload
-    def __call__(self, function: Callable[[list[T]], None], /) -> Task[[list[T]], None, [T], None]: ...
-    @overload
-    def __call__(
-        self, function: Callable[[list[T]], Sequence[R | BaseException]], /
-    ) -> Task[[list[T]], Sequence[R | BaseException], [T], R]: ...
-
-
-class App:
+class App(Declarations):
     """Tasks, queues and schedules under one name, and the client that submits to them.
 
     `url`: see `Client`. `name` is the name of the connections on the server. `namespace` separates
     installations that share a server. `events`, such as "30d", is how long an event log keeps each change of
-    each job; without it there is no event log. Workers and `provision` create the log. Raises `BadOption`.
+    each job; without it there is no event log. Workers and `provision` create the log. `AppOptions` lists the
+    other options. Raises `BadOption`.
     """
 
     def __init__(
@@ -137,189 +58,63 @@ class App:
         name: str = "jsq",
         namespace: str | None = None,
         events: Duration | None = None,
+        **options: Unpack[AppOptions],
     ) -> None:
+        check_known(options, (*AppOptions.__annotations__,), APP_TERMS)
         self.client = Client(url, namespace=namespace, name=name)
+        super().__init__(self.client.connection)
         self.name = name
         self.events = None if events is None else seconds("events", events, least=1.0)
         self.namespace = self.client.namespace
-        self.tasks: dict[str, AnyTask] = {}
-        self.aliases: dict[str, str] = {}
-        self.declared: dict[str, QueueSettings] = {}
-        self.schedules: dict[str, Schedule] = {}
+        self._modules = read_modules(options.get("include", ()))
+        self._task_names = read_task_names(options.get("task_names", "function"))
+        self.client.connection.routes = self._routes = read_routes(options.get("routes"))
+        self.functions = read_functions(options.get("allow_functions"), self.client.connection)
 
     def __repr__(self) -> str:
         return f"<App {self.name!r} in namespace {self.namespace!r}: {count_noun(len(self.tasks), 'task')}>"
 
-    # -- declare -----------------------------------------------------------------------------------------
+    # -- layout ------------------------------------------------------------------------------------------
 
-    @overload
-    def task(
-        self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
-    ) -> Task[Concatenate[Context, P], Coroutine[Any, Any, R], P, R]: ...
-    @overload
-    def task(
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Task[P, Coroutine[Any, Any, R], P, R]: ...
-    @overload
-    def task(
-        self, function: Callable[Concatenate[Context, P], R], /
-    ) -> Task[Concatenate[Context, P], R, P, R]: ...
-    @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R, P, R]: ...
-    @overload
-    def task(self, /, **options: Unpack[TaskOptions]) -> Declare: ...
+    def include(self, router: Router) -> None:
+        """Add the tasks, queues and schedules of a Router, also those that it declares later.
 
-    def task(self, function: Callable[..., Any] | None = None, /, **options: Unpack[TaskOptions]) -> Any:
-        """Declare a function as a task, with or without parentheses; `TaskOptions` lists the options.
-
-        Raises `BadName`, `BadOption`, `TaskExists`.
+        A Router can be included once. Raises `BadOption`, `TaskExists`.
         """
-        read_declaration("_", **options)  # a wrong option raises in the line that has it
+        router.join(self)
 
-        def declare(function: Callable[..., Any]) -> AnyTask:
-            return self._declare(function, options)
+    def load(self) -> Self:
+        """Import the modules of `include` and `allow_functions`, and include the Routers in them.
 
-        return declare if function is None else declare(function)
-
-    def batch_task(self, /, **options: Unpack[BatchOptions]) -> DeclareBatch:
-        """Declare a function that gets many jobs at once: `async def index(items: list[Item])`.
-
-        Each job is submitted with one argument, `index.submit(item)`, and has its own record and outcome. A
-        worker collects up to `size` jobs, or as many as arrive within `wait` seconds of the first, and calls
-        the function once. The call takes one slot. `BatchOptions` lists the other options. The function
-        returns None if all jobs succeeded, or a list with one element for each item: its result, or an
-        exception, which counts as if a task had raised it. An exception that the function raises counts for
-        every job. The function may take `list[BatchItem[Item]]` to know the jobs; it takes no `Context`.
-        Raises `BadName`, `BadOption`, `TaskExists`.
+        Workers and the commands that load an App do this. A program that only submits needs it if it uses
+        tasks of these modules. Safe to call twice. Raises `UsageError` with the name of a module that cannot
+        be imported.
         """
-        batch, others = read_batch(**options)
-        read_declaration("_", **others)
+        for module in import_matching(self._modules):
+            for value in list(vars(module).values()):
+                if isinstance(value, Router) and not value.is_included:
+                    self.include(value)
+        self.functions.load()
+        return self
 
-        def declare(function: Callable[..., Any]) -> AnyTask:
-            return self._declare(function, others, batch)
+    def add_schedule(self, written: WrittenSchedule) -> Schedule:
+        """Add a schedule. Raises `BadName`, `BadArguments`; `BadOption` for the name of another one."""
+        queue = self._routes.queue_of(written.task) if isinstance(written.task, str) else None
+        if queue is not None and written.options.get("queue") is None:
+            written = replace(written, options={**written.options, "queue": queue})
+        return super().add_schedule(written)
 
-        return declare
+    def _placed(self, declaration: Declaration, module: str) -> Declaration:
+        given, name = declaration.given, declaration.name
+        if self._task_names == "module" and "name" not in given and module:
+            name = f"{module}.{name}"
+        queue = self._routes.queue_of(name) if "queue" not in given else None
+        return replace(declaration, name=name, queue=queue or declaration.queue)
 
-    def _declare(
-        self, function: Callable[..., Any], options: Mapping[str, Any], batch: BatchLimits | None = None
-    ) -> AnyTask:
-        if isinstance(function, Task):
-            rule = "must be a function, not a task; put @app.cron and @app.every above @app.task"
-            raise BadOption("task", function.name, rule)
-        check_function(function)
-        declaration = replace(read_declaration(getattr(function, "__name__", ""), **options), batch=batch)
-        check_runs(function, declaration.executor)
-        for taken in (declaration.name, *declaration.aliases):
-            if taken in self.tasks or taken in self.aliases:
-                raise TaskExists(taken)
-        task: AnyTask = Task(function, declaration, self.client)
-        self.tasks[task.name] = task
-        self.aliases.update(dict.fromkeys(declaration.aliases, task.name))
-        return task
+    def _build_schedule(self, written: WrittenSchedule, declared: str = "") -> Schedule:
+        return super()._build_schedule(written, self.name)
 
-    def queue(
-        self,
-        name: str,
-        *,
-        storage: Storage = "file",
-        replicas: int | None = None,
-        max_jobs: int | None = None,
-        max_bytes: int | None = None,
-        lease: Duration = 30.0,
-        concurrency: int | None = None,
-        max_crashes: int = 3,
-        quarantine: str | None = None,
-        per_key: int | None = None,
-        weights: Mapping[str, int] | None = None,
-        rate: Rate | str | None = None,
-        keep_arguments: bool = True,
-    ) -> QueueSettings:
-        """Declare the settings of a queue; see `QueueSettings`. Workers and `provision` apply them.
-
-        Without `replicas` a queue keeps its present number: an operator's `jsq provision --replicas` stays.
-        A job that crashes `max_crashes` workers fails, or goes to the queue `quarantine`, which a worker
-        serves only if it is started with it. `rate` limits the starts of jobs by all workers together:
-        "100/m", or a `Rate`. `per_key` is how many jobs of one key run at once, unless a submit or its task
-        sets another number. Without it keys take turns: each key starts one job in a turn, or as many as its
-        weight. With `keep_arguments=False` the record of an ended job does not hold its arguments. Raises
-        `BadName`, `BadOption`.
-        """
-        check_quarantine(quarantine, name)
-        self.declared[check_queue(name)] = settings = QueueSettings.read(
-            storage=storage,
-            **({"replicas": replicas} if replicas is not None else {}),
-            max_jobs=max_jobs,
-            max_bytes=max_bytes,
-            lease=seconds("lease", lease, least=1),
-            concurrency=concurrency,
-            max_crashes=max_crashes,
-            quarantine=quarantine,
-            per_key=per_key,
-            weights=weights,
-            rate=rate,
-            keep_arguments=keep_arguments,
-        )
-        return settings
-
-    def cron(
-        self,
-        cron: str,
-        /,
-        args: CallArguments = (),
-        *,
-        name: str | None = None,
-        **options: Unpack[Recurrence],
-    ) -> Recur:
-        """Submit a job of the task below at each tick of a cron expression; see `schedule`.
-
-        Put `@app.cron("0 3 * * *", tz="Europe/Berlin")` above `@app.task`, or use it alone; the task is then
-        on the `queue` of the schedule. The schedule has the name of the task, or `name`. Several schedules of
-        one task need a `name` each.
-        """
-        return self._recur(name, args, {**options, "cron": cron})
-
-    def every(
-        self,
-        every: Duration,
-        /,
-        args: CallArguments = (),
-        *,
-        name: str | None = None,
-        **options: Unpack[Recurrence],
-    ) -> Recur:
-        """Submit a job of the task below at an interval: `@app.every("30s")`; see `cron` and `schedule`."""
-        return self._recur(name, args, {**options, "every": every})
-
-    def schedule(
-        self, name: str, task: AnyTask | str, args: CallArguments = (), **options: Unpack[ScheduleOptions]
-    ) -> Schedule:
-        """Declare that jobs of a task are submitted at regular times; workers and `provision` store the
-        schedule.
-
-        `args` is a list of positional arguments, or a dictionary of named ones. `ScheduleOptions` lists the
-        options. `client.schedules` adds a schedule at run time. Raises `BadName`, `BadOption`,
-        `BadArguments`.
-        """
-        found = scheduled(name, task, args, self.name, **options)
-        if name in self.schedules:
-            raise BadOption(
-                "name", name, "must be unique among the declared schedules; give one of them another name"
-            )
-        self.schedules[name] = found
-        return found
-
-    def _recur(self, name: str | None, args: CallArguments, options: Any) -> Recur:
-        read_schedule(
-            "any" if name is None else name, "any", b"", **options
-        )  # raises in the line with the option
-
-        def recur(function: Any) -> Any:
-            queue = {"queue": options["queue"]} if options.get("queue") else {}
-            task: AnyTask = function if isinstance(function, Task) else self.task(**queue)(function)
-            self.schedule(task.name.replace(".", "-") if name is None else name, task, args, **options)
-            return task
-
-        return recur
+    # -- find --------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> AnyTask:
         """A task by its name, or by an older name (`aliases`). Raises `UnknownTask`."""
@@ -330,7 +125,8 @@ class App:
 
     def known(self, name: str) -> AnyTask | None:
         """A task by its name or an older name; None if there is no such task."""
-        return self.tasks.get(name) or self.tasks.get(self.aliases.get(name, name))
+        found = self.tasks.get(name) or self.tasks.get(self.aliases.get(name, name))
+        return found or self.functions.find(name)
 
     def check(self) -> None:
         """Check that the tasks fit together. A worker does this before it starts.
@@ -378,6 +174,20 @@ class App:
 
 
 explain_missing(App, APP_TERMS)
+
+
+def read_modules(include: object) -> tuple[str, ...]:
+    """The patterns of modules in `include`. Raises `BadOption`."""
+    if isinstance(include, str) or not isinstance(include, Sequence):
+        raise BadOption("include", include, "must be a list of modules, such as shop.tasks or shop.mail.*")
+    return tuple(check_pattern("include", pattern) for pattern in include)
+
+
+def read_task_names(value: TaskNames) -> TaskNames:
+    """Check the option `task_names`. Raises `BadOption`."""
+    if value not in ("function", "module"):
+        raise BadOption("task_names", value, "must be function or module")
+    return value
 
 
 def check_callback(task: AnyTask, option: str, other: AnyTask) -> None:

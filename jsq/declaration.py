@@ -145,7 +145,10 @@ OF_SUBMIT = (
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """How the jobs of a task are submitted and run, unless a submit sets other options."""
+    """How the jobs of a task are submitted and run, unless a submit sets other options.
+
+    `given` are the options that its author has set. The others may change when a Router is included.
+    """
 
     name: str
     queue: str = DEFAULT_QUEUE
@@ -173,6 +176,7 @@ class Declaration:
     rate: Rate | None = None
     key_rate: Rate | None = None
     slots: int = 1
+    given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         check_task(self.name)
@@ -221,6 +225,7 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
     """Read and check the options of a task. Raises `BadName`, `BadOption`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _OPTION_NAMES)
+    options = frozenset(given)
     given["name"] = given.get("name") or default_name
     for name in ("timeout", "hard_timeout", "deadline", "expires", "keep_result"):
         if name in given:
@@ -241,7 +246,7 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
     given["tags"] = read_tags(given.get("tags", ()))
     for name in RETRY_OPTIONS:
         given.pop(name, None)
-    return Declaration(retry=read_policy(written), **given)
+    return Declaration(retry=read_policy(written), given=options, **given)
 
 
 CALLBACKS = (*Callbacks.__annotations__,)

@@ -86,11 +86,20 @@ class BadResult(UsageError):
 
 
 class UnknownTask(UsageError):
-    """No task of that name is declared on this App; `wanted` is the option that names it."""
+    """No task of that name is declared on this App; `wanted` is the option that names it.
+
+    The name of a function, `module:name`, is known if the App allows the function.
+    """
 
     def __init__(self, name: str, wanted: str = "") -> None:
         prefix = f"{wanted}: " if wanted else ""
-        super().__init__(f"{prefix}no task is named {display(name)}; was its module imported?")
+        if isinstance(name, str) and ":" in name:
+            super().__init__(
+                f"{prefix}the function {display(name)} is not allowed: App(allow_functions=[...]) must match "
+                "it, and its module must define it"
+            )
+        else:
+            super().__init__(f"{prefix}no task is named {display(name)}; was its module imported?")
         self.name = name
         self.wanted = wanted
 
@@ -101,6 +110,17 @@ class TaskExists(UsageError):
     def __init__(self, name: str) -> None:
         super().__init__(f"a task named {name!r} is already declared; give one of them another name=")
         self.name = name
+
+
+class NotIncluded(UsageError):
+    """A task of a Router was used with the server before an App has included the Router."""
+
+    def __init__(self, prefix: str = "") -> None:
+        which = f"the Router {prefix!r}" if prefix else "a Router"
+        super().__init__(
+            f"this task belongs to {which}, which no App has included; call app.include(router) before the "
+            "first submit, or app.load() if App(include=[...]) names its module"
+        )
 
 
 class JobNotFound(UsageError):

@@ -9,7 +9,7 @@ from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 from pydantic_core import from_json, to_json
 
 from jsq.batch import items_of
-from jsq.client.client import Client
+from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle
 from jsq.client.submitter import SubmitTarget, Submitter
 from jsq.codec.signature import Signature, explain_refusal
@@ -28,13 +28,19 @@ class DeclaredTarget(SubmitTarget):
     """The declared task of a submit: its signature checks the arguments, its declaration has the options."""
 
     def __init__(self, declaration: Declaration, signature: Signature) -> None:
-        super().__init__(declaration.name)
+        super().__init__(declaration.name, declaration.queue)
         self.signature = self._signature = signature
-        self._declaration = declaration
-        self._declared = declaration.submit_options
+        self.declare(declaration)
         self.pack = signature.pack  # type: ignore[method-assign]  # saves a call in each submit
         if isinstance(declaration.unique, tuple):
             self._check_key(declaration.unique)
+
+    def declare(self, declaration: Declaration) -> None:
+        """Use a declaration. Submitters with other options use its name and its queue too."""
+        self.name, self.queue = declaration.name, declaration.queue
+        self._declaration = declaration
+        self._declared = declaration.submit_options
+        del self._declared["queue"]
 
     def read_options(self, given: Mapping[str, Any]) -> Options:
         """Read the options that a user wrote; the declaration gives the options that are left out."""
@@ -92,7 +98,7 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
     of a submit (without the `Context`) and the type of its result (without the `Awaitable`).
     """
 
-    def __init__(self, function: Callable[C, V], declaration: Declaration, client: Client) -> None:
+    def __init__(self, function: Callable[C, V], declaration: Declaration, connection: Connection) -> None:
         self.function = function
         self.declaration = declaration
         self.items = items_of(function) if declaration.batch is not None else None
@@ -107,10 +113,20 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.__module__ = getattr(function, "__module__", __name__)
         self.__wrapped__ = function
         target = DeclaredTarget(declaration, self.signature)
-        super().__init__(client.connection, target, target.read_options({}))
+        self._declared_target = target
+        super().__init__(connection, target, target.read_options({}))
 
     def __call__(self, *args: C.args, **kwargs: C.kwargs) -> V:
         return self.function(*args, **kwargs)
+
+    def redeclare(self, declaration: Declaration, connection: Connection) -> None:
+        """Use another declaration and another connection, before the first submit.
+
+        The declaration differs from the first one in its name, its queue or its callbacks.
+        """
+        self.declaration = declaration
+        self._declared_target.declare(declaration)
+        self._connection = connection
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> BlockingJobHandle[R]:
         """The same as `blocking.submit`, under the name that Celery uses."""

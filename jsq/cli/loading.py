@@ -1,28 +1,25 @@
 """Loads the App that a user names as `module:app`."""
 
-import importlib
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import jsq
 from jsq.app import App
-from jsq.errors import JsqError, UsageError, shorten
+from jsq.discovery import import_named_module, is_missing
+from jsq.errors import UsageError, shorten
 
 WRITE = "write module:app, like `mail.jobs:app`"
-
-OURS = ("<", str(Path(jsq.__file__).parent) + os.sep)
 
 
 def load_app(path: str) -> App:
     """The App at `module:app`, or the App that a factory there returns; `:app` is the default.
 
-    Modules are searched in the working directory first. Raises `UsageError`, and the errors that jsq itself
-    raises while the module is imported. Call it without a running event loop: a module may use one.
+    The modules that the App includes are imported too. Modules are searched in the working directory first.
+    Raises `UsageError`, and the errors that jsq itself raises while the module is imported. Call it without a
+    running event loop: a module may use one.
     """
     name, _, attribute = path.partition(":")
     if name.endswith(".py") and Path(name).is_file():
@@ -40,7 +37,7 @@ def load_app(path: str) -> App:
         found = called(path, found)
     if not isinstance(found, App):
         raise UsageError(f"{shorten(path)} is {type(found).__name__}, not an App: {WRITE}")
-    return found
+    return found.load()
 
 
 def called(path: str, factory: Callable[[], object]) -> object:
@@ -62,27 +59,14 @@ def module_of(file: Path) -> str:
 
 
 def load_module(name: str) -> ModuleType:
+    """Import a module, also from the working directory. Raises `UsageError`."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UsageError(f"no module is named {error.name} in {here}, nor installed: {WRITE}") from error
-        raise UsageError(f"module {name} cannot be imported: {error}{place(error)}") from error
-    except JsqError as error:
-        if where := place(error).strip():
-            error.add_note(where)
+        return import_named_module(name)
+    except UsageError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and is_missing(name, cause):
+            raise UsageError(f"no module is named {cause.name} in {here}, nor installed: {WRITE}") from cause
         raise
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}{place(error)}"
-        raise UsageError(f"module {name} cannot be imported: {reason}") from error
-
-
-def place(error: BaseException) -> str:
-    """The place where an import failed: the innermost one outside of the import system and of jsq."""
-    if isinstance(error, SyntaxError):
-        return ""  # its message has the place
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(OURS)]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

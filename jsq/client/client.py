@@ -6,10 +6,12 @@ from jsq.broker import Broker
 from jsq.client.admin import AdminClient, BlockingAdmin
 from jsq.client.connection import Connection
 from jsq.client.dead_letters import BlockingDeadLetters, DeadLettersClient
+from jsq.client.handle import JobHandle
 from jsq.client.jobs import BlockingJobs, JobsClient
 from jsq.client.queues import BlockingQueues, QueuesClient
 from jsq.client.schedules import BlockingSchedules, SchedulesClient
 from jsq.client.submitter import SubmitTarget, Submitter
+from jsq.model.job import DEFAULT_QUEUE
 from jsq.model.options import Options
 from jsq.model.peer_terms import CLIENT_TERMS, explain_missing
 from jsq.settings import Login
@@ -49,7 +51,15 @@ class Client:
 
         `await client.task("emails.send").submit("a@b.c")`. Raises `BadName`.
         """
-        return Submitter(self.connection, SubmitTarget(name), Options())
+        return Submitter(self.connection, target_of(name, self.connection), Options())
+
+    async def submit(self, name: str, /, *args: Any, **kwargs: Any) -> JobHandle[Any]:
+        """Submit a job of a task by its name, or of a function by its reference: `"shop.tasks:send"`.
+
+        The App of the worker must allow a function; see `AppOptions`. For options of the job, use
+        `task(name).options(...).submit(...)`. Raises the errors of `Submitter.submit`.
+        """
+        return await self.task(name).submit(*args, **kwargs)
 
     async def connect(self) -> Self:
         """Connect now. Raises `BrokerUnavailable`, `NotAllowed`, `ServerTooOld`."""
@@ -86,6 +96,11 @@ class BlockingClient:
     def close(self) -> None:
         """Close the connection of the blocking calls; the next call opens it again."""
         self._portal.stop()
+
+
+def target_of(name: str, connection: Connection) -> SubmitTarget:
+    """The target of a submit by name, on the queue that the routes of an App give it. Raises `BadName`."""
+    return SubmitTarget(name, connection.routes.queue_of(name) or DEFAULT_QUEUE)
 
 
 explain_missing(Client, CLIENT_TERMS)

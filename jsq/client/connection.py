@@ -5,11 +5,17 @@ import contextlib
 
 from jsq.broker import Broker
 from jsq.client.blocking import Portal
+from jsq.model.routes import NO_ROUTES, Routes
 from jsq.settings import Login, read_login, read_namespace
 
 
 class Connection:
-    """Opens a broker on first use: one for each event loop, and one for the portal of blocking calls."""
+    """Opens a broker on first use: one for each event loop, and one for the portal of blocking calls.
+
+    `routes` are the queues of tasks that a submit or a schedule knows by their names only.
+    """
+
+    routes: Routes = NO_ROUTES
 
     def __init__(self, url: str | Login | None, *, namespace: str | None, name: str) -> None:
         self.namespace = read_namespace(namespace)

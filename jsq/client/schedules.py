@@ -75,6 +75,9 @@ class SchedulesClient:
         options. Raises `BadName`, `BadArguments`, and `BadOption`, also for the name of a schedule that an
         App declares.
         """
+        queue = self._connection.routes.queue_of(task) if isinstance(task, str) else None
+        if queue is not None and options.get("queue") is None:
+            options["queue"] = queue
         schedule = scheduled(name, task, args, **options)
         broker = await self._connection.broker()
         with contextlib.suppress(ScheduleNotFound):

@@ -39,12 +39,16 @@ OPTIONS_OF_ONE_JOB = (
 
 
 class SubmitTarget:
-    """The task of a submit, known by its name only; `jsq.task` has the subclass for a declared task."""
+    """The task of a submit, known by its name only; `jsq.task` has the subclass for a declared task.
+
+    `queue` is the queue of jobs whose submit names none.
+    """
 
     signature: Signature | None = None
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, queue: str = DEFAULT_QUEUE) -> None:
         self.name = check_task(name)
+        self.queue = queue
 
     def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
         """Encode the arguments of a call. Raises `BadArguments`."""
@@ -185,7 +189,7 @@ class Submitter(Generic[P, R]):
         options = self._options
         check_many(options)
         check_unique_many(options, own_ids=True, all_or_nothing=False)
-        queue = options.queue or DEFAULT_QUEUE
+        queue = options.queue or self.target.queue
         mapped = Mapped(
             self._connection.broker,
             queue,
@@ -203,7 +207,7 @@ class Submitter(Generic[P, R]):
         broker = self._connection.open_broker() or await self._connection.broker()
         template = self._template
         if template is None:
-            pattern = build_job("", self.name, b"", self._options)
+            pattern = build_job("", self.target, b"", self._options)
             self._template = template = broker.job_writer.template(pattern)
         id = new_id()
         await broker.job_writer.submit_like(template, id, packed)
@@ -213,7 +217,7 @@ class Submitter(Generic[P, R]):
         """Submit a job with an option that makes it differ from the other jobs of this submitter."""
         options = self.target.with_key(self._options, packed)
         broker = self._connection.open_broker() or await self._connection.broker()
-        job, due = await build_timed_job(broker, options.id or new_id(), self.name, packed, options)
+        job, due = await build_timed_job(broker, options.id or new_id(), self.target, packed, options)
         if options.expires is not None:
             job = await with_expiry_time(broker, job, options.expires)
         if options.unique:
@@ -246,7 +250,7 @@ class Submitter(Generic[P, R]):
         if options.unique:
             return await self._send_each(packed)
         broker = await self._connection.broker()
-        pattern, due = await build_timed_job(broker, "", self.name, b"", options)
+        pattern, due = await build_timed_job(broker, "", self.target, b"", options)
         if options.expires is not None:
             pattern = await with_expiry_time(broker, pattern, options.expires)
         names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
@@ -264,7 +268,7 @@ class Submitter(Generic[P, R]):
         requests = []
         for arguments in packed:
             options = self.target.with_key(self._options, arguments)
-            job, due = await build_timed_job(broker, new_id(), self.name, arguments, options)
+            job, due = await build_timed_job(broker, new_id(), self.target, arguments, options)
             if options.expires is not None:
                 job = await with_expiry_time(broker, job, options.expires)
             requests.append(unique_submit(job, due, options))
@@ -344,20 +348,22 @@ explain_missing(Submitter, SUBMIT_TERMS)
 explain_missing(BlockingSubmitter, SUBMIT_TERMS)
 
 
-def build_job(id: str, task: str, arguments: bytes, options: Options) -> Job:
+def build_job(id: str, target: SubmitTarget, arguments: bytes, options: Options) -> Job:
     """The job that a submit asks for, without its deadline and its expiry."""
-    queue, priority = options.queue or DEFAULT_QUEUE, options.priority or "normal"
-    return Job(id, task, queue, priority, arguments, retry_until=options.retry_until, **options.job_fields)
+    queue, priority = options.queue or target.queue, options.priority or "normal"
+    return Job(
+        id, target.name, queue, priority, arguments, retry_until=options.retry_until, **options.job_fields
+    )
 
 
 async def build_timed_job(
-    broker: Broker, id: str, task: str, arguments: bytes, options: Options
+    broker: Broker, id: str, target: SubmitTarget, arguments: bytes, options: Options
 ) -> tuple[Job, datetime | None]:
     """The job that a submit asks for, and when it may start by the server's clock; None means at once.
 
     Raises `BadOption`.
     """
-    job = build_job(id, task, arguments, options)
+    job = build_job(id, target, arguments, options)
     if not (options.delay or options.at or options.deadline or options.expires or options.debounce):
         return job, None
     await broker.expiry.now(job.queue)  # reads the server's clock if it is not known yet

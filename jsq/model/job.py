@@ -24,7 +24,8 @@ RESERVED_QUEUES = frozenset({"dead", "dlq", "events", "jobs", "ids", "workers"})
 MAX_ID_LENGTH = 128
 NAME_RULE = "1 to 64 letters, digits, _ or -, starting with a letter or digit"
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
-_task = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*", re.ASCII)
+_parts = r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*"
+_task = re.compile(rf"{_parts}(:[A-Za-z0-9_]+)?", re.ASCII)
 _namespace = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
 
 
@@ -207,6 +208,7 @@ def check_id(id: object) -> str:
 
 
 def check_task(name: str) -> str:
+    """Check the name of a task, or a reference to a function, `module:name`. Raises `BadName`."""
     if not isinstance(name, str) or not _task.fullmatch(name) or len(name) > 128:
         raise BadName("task", name, "1 to 128 letters, digits, _ or -, in parts joined by dots")
     return name

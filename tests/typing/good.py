@@ -18,6 +18,7 @@ from jsq import (
     JobRecord,
     QueueSettings,
     Retries,
+    Router,
     ScheduleRecord,
     Submitter,
     TaskTimeout,
@@ -445,3 +446,26 @@ async def maps() -> None:
         assert_type(blocking, int)
     assert_type(list(add.blocking.map([1], return_exceptions=True)), list[int | JobError])
     assert_type(list(client.task("add").blocking.map([1])), list[Any])
+
+
+# -- a task of a Router keeps its types
+
+router = Router("mail", queue="mail")
+router.include(Router())
+app.include(router)
+
+
+@router.task
+async def routed(ctx: Context, to: str) -> int:
+    return len(to)
+
+
+@router.task(retries=1)
+def routed_plain(to: str) -> int:
+    return len(to)
+
+
+async def submit_routed() -> None:
+    assert_type(await routed.submit("a@b.c"), JobHandle[int])
+    assert_type(await (await routed_plain.submit(to="a@b.c")).result(), int)
+    assert_type(await client.submit("shop.tasks:send", "a@b.c"), JobHandle[Any])

@@ -20,7 +20,8 @@ ROOT = Path(jsq.__file__).parent
 FOLDERS = (
     *("errors", "model", "settings", "server"),
     *("codec", "transport", "broker"),
-    *("context", "batch", "middleware", "client", "declaration", "task", "app", "testing"),
+    *("context", "batch", "middleware", "client", "declaration", "task", "declarations", "router"),
+    *("discovery", "functions", "app", "testing"),
     *("executors", "worker", "telemetry"),
     *("dashboard", "outbox", "contrib", "guide", "cli"),
 )
@@ -35,7 +36,7 @@ WINGS = (
 
 ENTRY_POINTS = ("__init__", "__main__")
 PUBLIC_MODULES = (
-    *("app", "task", "context"),
+    *("app", "task", "context", "router"),
     *("client.admin", "client.client", "client.dead_letters", "client.handle", "client.jobs"),
     *("client.queues", "client.schedules", "client.submitter"),
 )
@@ -48,6 +49,7 @@ PURE_MODULES = {
         "datetime",
         "difflib",
         "enum",
+        "fnmatch",
         "functools",
         "hashlib",
     ),
