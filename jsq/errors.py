@@ -62,11 +62,14 @@ class BadOption(UsageError):
 
 
 class BadArguments(UsageError):
-    """The arguments do not fit the task, or cannot be sent; `place` is the index of the wrong call."""
+    """The arguments do not fit the task, or cannot be sent.
 
-    def __init__(self, message: str, place: int = 0) -> None:
+    `index` is the index of the wrong call of a bulk submit in its list of calls, counted from 0.
+    """
+
+    def __init__(self, message: str, index: int = 0) -> None:
         super().__init__(message)
-        self.place = place
+        self.index = index
 
 
 class NoSuchMethod(UsageError, AttributeError):
@@ -298,10 +301,10 @@ class PartlySubmitted(BrokerError):
     retryable = True
 
     def __init__(self, stored: Sequence[str], refused: Mapping[int, JsqError]) -> None:
-        place, first = min(refused.items(), key=operator.itemgetter(0))
+        index, first = min(refused.items(), key=operator.itemgetter(0))
         super().__init__(
             f"{len(stored):,} of {len(stored) + len(refused):,} jobs were stored; the first error is that of "
-            f"call {place:,}, counted from 0: {first}"
+            f"call {index:,}, counted from 0: {first}"
         )
         self.stored = tuple(stored)
         self.refused = dict(refused)

@@ -251,12 +251,12 @@ class Intake:
             self._note_refused(lines, ids, partly.refused)
             raise partly.refused[min(partly.refused)] from partly
         except BadArguments as error:
-            self._report_first(lines[error.place])
+            self._report_first(lines[error.index])
             if self._rejects is None:
                 self._held.extendleft(reversed(lines))
                 raise
-            self._rejects.add(lines[error.place], error)
-            await self._send(client, [line for place, line in enumerate(lines) if place != error.place])
+            self._rejects.add(lines[error.index], error)
+            await self._send(client, [line for index, line in enumerate(lines) if index != error.index])
         except (BrokerError, DuplicateJob) as error:
             self._note_refused(lines, ids, dict.fromkeys(range(len(lines)), error))
             raise
@@ -286,20 +286,20 @@ class Intake:
         self._report_first(lines[min(refused)])
         gaps = len(lines) - min(refused) > len(refused)
         unknown = {
-            place for place, error in refused.items() if isinstance(error, (SubmitUnknown, BulkUnknown))
+            index for index, error in refused.items() if isinstance(error, (SubmitUnknown, BulkUnknown))
         }
         if self._rejects is not None:
-            for place in sorted(refused):
-                self._rejects.add(lines[place], refused[place], ids[place] if place in unknown else "")
+            for index in sorted(refused):
+                self._rejects.add(lines[index], refused[index], ids[index] if index in unknown else "")
             return
-        self._held.extendleft(lines[place] for place in sorted(refused, reverse=True))
+        self._held.extendleft(lines[index] for index in sorted(refused, reverse=True))
         if (gaps or unknown) and not self._options.id_prefix:
             print_message(
                 "some later lines are or may be stored: use --rejects or --id-prefix to submit none twice"
             )
 
     def _report_first(self, line: InputLine) -> None:
-        print_message(f"{STDIN}: line {line.place} was the first to fail")
+        print_message(f"{STDIN}: line {line.line} was the first to fail")
 
     def _report(self) -> None:
         """Report how many jobs are stored, and from which line to go on."""
@@ -308,7 +308,7 @@ class Intake:
         text = f"{tally.count:,}{of}" if of else count_noun(tally.count, "job")
         following = tally.read + 1
         if self._rejects is None and self._held:
-            following = self._held[0].place
+            following = self._held[0].line
         more = not tally.ended or (self._rejects is None and bool(self._held))
         text += " stored for certain"
         if self._rejects is not None:

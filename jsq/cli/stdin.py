@@ -27,12 +27,12 @@ LONGEST_LINE = 64 * 2**20
 class InputLine:
     """One line that was read.
 
-    `place` counts the lines of this input. `number` is the same, or the number of a line of a rejects file in
+    `line` counts the lines of this input. `number` is the same, or the number of a line of a rejects file in
     its first input. `id` is the id of the job, if the line or a prefix gives one. `wrong` is the error of a
     line that is no job.
     """
 
-    place: int
+    line: int
     number: int
     raw: bytes
     packed: bytes = b""
@@ -40,20 +40,20 @@ class InputLine:
     wrong: UsageError | None = None
 
 
-def checked(submission: Submission, place: int, raw: bytes, id_prefix: str) -> InputLine:
+def checked(submission: Submission, line: int, raw: bytes, id_prefix: str) -> InputLine:
     """A line with its encoded arguments or its error. With an `id_prefix`, its id is prefix and number."""
-    number, id = place, ""
+    number, id = line, ""
     wrong: UsageError
     try:
-        call, number, id = read_line(raw, STDIN, place)
+        call, number, id = read_line(raw, STDIN, line)
         packed = submission.pack(call)
     except BadArguments as error:
-        wrong = BadArguments(f"{STDIN}: line {place}: {error}")
+        wrong = BadArguments(f"{STDIN}: line {line}: {error}")
     except UsageError as error:
         wrong = error
     else:
-        return InputLine(place, number, raw, packed, id or prefixed_id(id_prefix, number))
-    return InputLine(place, number, raw, id=id or prefixed_id(id_prefix, number), wrong=wrong)
+        return InputLine(line, number, raw, packed, id or prefixed_id(id_prefix, number))
+    return InputLine(line, number, raw, id=id or prefixed_id(id_prefix, number), wrong=wrong)
 
 
 def prefixed_id(prefix: str, number: int) -> str:

@@ -39,8 +39,8 @@ class Bulk:
             known = await broker.job_reader.known_ids(self.pattern.queue, self.ids)
         calls = [(id, arguments) for id, arguments in zip(self.ids, packed, strict=True) if id not in known]
         if all_or_nothing:
-            places = await broker.atomic.submit(self.pattern, calls, self.due, self.room)
-            return known | {calls[place][0] for place in places}
+            indexes = await broker.atomic.submit(self.pattern, calls, self.due, self.room)
+            return known | {calls[index][0] for index in indexes}
         return known | await self._store_each(broker, calls)
 
     async def _store_each(self, broker: Broker, calls: Sequence[tuple[str, bytes]]) -> set[str]:
@@ -52,14 +52,14 @@ class Bulk:
             self.pattern, calls, self.due, self.room, ids_are_new=self.ids_are_new
         )
         if not refused:
-            return {calls[place][0] for place in stored_before}
+            return {calls[index][0] for index in stored_before}
         unknown = any(isinstance(error, SubmitUnknown) for error in refused.values())
         if len(refused) == len(self.ids) and (len(self.ids) == 1 or not unknown):
             raise refused[0]
-        errors = {calls[place][0]: error for place, error in refused.items()}
+        errors = {calls[index][0]: error for index, error in refused.items()}
         stored = [id for id in self.ids if id not in errors]
-        places = {place: errors[id] for place, id in enumerate(self.ids) if id in errors}
-        raise PartlySubmitted(stored, places)
+        by_index = {index: errors[id] for index, id in enumerate(self.ids) if id in errors}
+        raise PartlySubmitted(stored, by_index)
 
 
 def check_ids(ids: Sequence[str], count: int) -> Sequence[str]:
@@ -69,7 +69,7 @@ def check_ids(ids: Sequence[str], count: int) -> Sequence[str]:
     for id in ids:
         check_id(id)
     if len(set(ids)) < count:
-        twice = next(id for place, id in enumerate(ids) if id in ids[:place])
+        twice = next(id for index, id in enumerate(ids) if id in ids[:index])
         raise BadOption("ids", twice, "must be unique; one id is given twice")
     return ids
 
@@ -106,8 +106,8 @@ def pack_calls(task: str, calls: Iterable[CallArguments], pack: Pack, before: in
         for args, named in split_calls(task, calls):
             packed.append(pack(args, named))
     except BadArguments as error:
-        place = before + len(packed)
-        raise BadArguments(f"call {place:,}, counted from 0: {error}", place) from error
+        index = before + len(packed)
+        raise BadArguments(f"call {index:,}, counted from 0: {error}", index) from error
     return packed
 
 

@@ -1,17 +1,17 @@
 """A job as a message: one header has the order (what to run), and the body has the arguments.
 
-    Jsq-Job:   {"v":1,"task":"emails.send","retries":5}     the task and the options that the submit gave.
-    Jsq-Again: 1 0 4711                                     failures, crashes, and the revision it builds on.
-    Jsq-Home: emails 3                                      its own queue, and its crashes there.
-    Jsq-Deadline: +30                                       seconds from being put on the queue, or a time.
-    Jsq-Key: normal 1 "tenant-7"                            its priority, `per_key` (- for none), and its key.
-    Jsq-Place: strict tenant-7 1795609959.772               its slot, the token of its key, and since when.
-    Jsq-Expires: 2030-12-31T18:00:00.000Z                   the latest start.
-    Jsq-Retry-Until: 2026-11-25T10:00:00.000Z               when its retry window closes.
-    Jsq-Callback-Of: 06c5...                                the job that this one is a callback of.
-    Jsq-Unique: 5f0c...                                     the key for which another may wait for its end.
-    Jsq-Interrupted: 1                                      how many stopping workers handed it back.
-    Jsq-Submitted: 1795609959772                            when, if this message is not the first of the job.
+    Jsq-Job: {"v":1,"task":"send","retries":5}        the task and the options that the submit gave.
+    Jsq-Attempts: 1 0 4711                            failures, crashes, and the revision it builds on.
+    Jsq-Origin-Queue: emails 3                        its own queue, and its crashes there.
+    Jsq-Deadline: +30                                 seconds from being put on the queue, or a time.
+    Jsq-Key: normal 1 "tenant-7"                      its priority, `per_key` (- for none), and its key.
+    Jsq-Group-Slot: strict tenant-7 1795609959.772    its slot, the token of its key, and since when.
+    Jsq-Expires: 2030-12-31T18:00:00.000Z             the latest start.
+    Jsq-Retry-Until: 2026-11-25T10:00:00.000Z         when its retry window closes.
+    Jsq-Callback-Of: 06c5...                          the job that this one is a callback of.
+    Jsq-Unique: 5f0c...                               the key for which another may wait for its end.
+    Jsq-Interruptions: 1                              how many stopping workers handed it back.
+    Jsq-Submitted: 1795609959772                      when, if this message is not the first of the job.
 
 The id, the queue and the priority are in the subject. A reader ignores unknown fields and refuses a higher
 version, so workers of two releases can run side by side.
@@ -42,16 +42,16 @@ from jsq.model.revision import StoredRevision
 
 ENVELOPE_VERSION = 1
 JOB = "Jsq-Job"
-ATTEMPTS = "Jsq-Again"
-ORIGIN_QUEUE = "Jsq-Home"
+ATTEMPTS = "Jsq-Attempts"
+ORIGIN_QUEUE = "Jsq-Origin-Queue"
 DEADLINE = "Jsq-Deadline"
 KEY = "Jsq-Key"
-GROUP_SLOT = "Jsq-Place"
+GROUP_SLOT = "Jsq-Group-Slot"
 EXPIRES = "Jsq-Expires"
 RETRY_UNTIL = "Jsq-Retry-Until"
 CALLBACK_OF = "Jsq-Callback-Of"
 UNIQUE = "Jsq-Unique"
-INTERRUPTIONS = "Jsq-Interrupted"
+INTERRUPTIONS = "Jsq-Interruptions"
 SUBMITTED = "Jsq-Submitted"
 
 ORDER_OPTIONS = ENVELOPE_OPTIONS[2:]

@@ -22,7 +22,7 @@ _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
     *("reason", "error", "traceback", "text", "has_result", "quarantine", "forgiven_crashes", "key"),
     *("callbacks_pending", "fallback", "interruptions", "priority", "arguments_size", "arguments_hash"),
-    *("result_apart", "result_dropped"),
+    *("separate_result", "result_dropped"),
 )
 _values = operator.attrgetter(*_plain)
 _moments = ("due", "expires", "retry_until")
@@ -49,7 +49,7 @@ def encode(event: Revision) -> bytes:
             written[name] = kind(held)
     if event.has_arguments:
         written["arguments"] = event.arguments
-    if event.has_result and not event.result_apart:
+    if event.has_result and not event.separate_result:
         written["result"] = event.result
     return to_json(written)
 
@@ -101,7 +101,7 @@ def encode_succeeded(running: bytes, token: int, arguments: bytes, result: bytes
     """The revision of an attempt that started as `running` and succeeded.
 
     `arguments` are members as `argument_members` gives them. `result` is JSON of the form `{"result": ...}`,
-    or `RESULT_APART`; if it is empty, no result is kept.
+    or `SEPARATE_RESULT`; if it is empty, no result is kept.
     """
     end = b',"has_result":true,' + result[1:] if result else b"}"
     return b'{"state":"succeeded",%b,"token":%d%b%b' % (running[_AFTER_STATE:-1], token, arguments, end)
@@ -112,7 +112,7 @@ def encode_renewed(running: bytes, token: int) -> bytes:
     return b'%b,"token":%d}' % (running[:-1], token)
 
 
-RESULT_APART = b'{"result_apart":true}'
+SEPARATE_RESULT = b'{"separate_result":true}'
 """The placeholder of a result that has a key of its own."""
 
 _AFTER_STATE = len(b'{"state":"running",')

@@ -79,7 +79,7 @@ class Revision:
     if callbacks are submitted after this revision, and before the delivery is settled; `fallback` is the job
     that runs instead of a failed one. `priority` is empty for normal. `submitted` is when the server stored
     the first message, `started` when the attempt started. A final revision has the job's arguments as a JSON
-    value, or the size and SHA-256 of larger ones. `result_apart` is true if the result has a key of its own.
+    value, or the size and SHA-256 of larger ones. `separate_result` is true if the result has its own key.
     `result_dropped` is why the result of a job that succeeded could not be stored.
     `options` are those options of the submit that change how the job runs, by their names, if the job has
     ended or has not started.
@@ -119,7 +119,7 @@ class Revision:
     arguments: Any = None
     arguments_size: int = 0
     arguments_hash: str = ""
-    result_apart: bool = False
+    separate_result: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     result_dropped: str = ""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jsq.broker.jobs.records import MAX_RECORD_RESULT, RECORD_SECONDS, result_message
 from jsq.codec import envelope, revisions
-from jsq.codec.revisions import RESULT_APART
+from jsq.codec.revisions import SEPARATE_RESULT
 from jsq.errors import BrokerError, LeaseLost
 from jsq.model.outcome import (
     Expired,
@@ -127,7 +127,7 @@ def encode_success(attempt: StagedAttempt, outcome: Succeeded) -> EncodedOutcome
     elif options.keep_result < RECORD_SECONDS or len(result) > MAX_RECORD_RESULT:
         record = attempt.resources.broker.subjects.record(job.queue, job.id)
         apart = result_message(record, result, options.keep_result)
-        result = RESULT_APART
+        result = SEPARATE_RESULT
     arguments = attempt.option_member
     if options.keep_arguments:
         arguments += revisions.argument_members(job.arguments)

@@ -227,7 +227,7 @@ async def collect_evidence(client: Client, history: History) -> dict[str, list[s
         ):
             stored = await broker.reads.fetch(stream, subject)
             about += [f"{stream}: {one.headers} {one.payload.decode()}" for one in stored]
-        claims = await broker.reads.fetch(subjects.streams.bucket("ids"), subjects.key("ids", "u.*"))
+        claims = await broker.reads.fetch(subjects.streams.bucket("ids"), subjects.unique_key("*"))
         for claim in (read_claim(one) for one in claims):
             if id in (claim.job, claim.successor):
                 about.append(str(claim))

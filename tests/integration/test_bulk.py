@@ -90,7 +90,7 @@ async def test_an_invalid_call_refuses_the_bulk_before_any_job_is_sent(app: App,
     await client.admin.provision()
     with pytest.raises(BadArguments, match=r"call 2, counted from 0: .*n: ") as caught:
         await double.submit_many([(1,), (2,), ("three",)])
-    assert caught.value.place == 2
+    assert caught.value.index == 2
     assert (await client.queues.stats("default"))[0].waiting["normal"] == 0
 
 
@@ -103,7 +103,7 @@ async def test_a_call_must_be_a_list_or_a_dictionary(client: Client, call: Any) 
 async def test_a_call_that_is_too_large_is_named_by_its_index(client: Client) -> None:
     with pytest.raises(BadArguments, match="store the content elsewhere") as caught:
         await client.task("any").submit_many([["a"], ["b"], ["x" * 1_100_000]])
-    assert caught.value.place == 2
+    assert caught.value.index == 2
 
 
 async def test_one_id_is_refused_for_many_jobs(client: Client) -> None:

@@ -104,7 +104,7 @@ class Harness:
             found = [await self.later_message(job) for job in jobs]
             # The worker settles the delivery after it has stored the copy.
             waits = await (await self.client.broker()).job_reader.queued_ids(QUEUE, [job.id for job in jobs])
-            return not waits and all({"Jsq-Held", "Jsq-Turn"} & one.keys() for one in found)
+            return not waits and all({"Jsq-Paused-By", "Jsq-Reserved"} & one.keys() for one in found)
 
         await self.until(all_requeued)
 
@@ -686,7 +686,7 @@ async def test_a_promoted_job_of_a_paused_task_keeps_waiting_and_keeps_its_prior
         for _ in range(2):  # the second time it is promoted after it was requeued
             await job.promote()
             await harness.until_requeued(job)
-        assert (await harness.later_message(job))["Jsq-Level"] == "low"
+        assert (await harness.later_message(job))["Jsq-Submitted-Priority"] == "low"
         await harness.client.queues.resume(QUEUE, task="later")
         await job.result(WAIT)
         await harness.clean()

@@ -177,7 +177,7 @@ async def test_only_a_failed_job_can_be_retried(app: App, client: Client, workin
         ("nameless", {"Jsq-Job": '{"v":1}'}, b"{}"),
         ("os", {"Jsq-Job": '{"v":1,"task":"os system"}'}, b"{}"),
         ("list", {"Jsq-Job": "[]"}, b"{}"),
-        ("again", {"Jsq-Job": '{"v":1,"task":"a"}', "Jsq-Again": "x"}, b"{}"),
+        ("again", {"Jsq-Job": '{"v":1,"task":"a"}', "Jsq-Attempts": "x"}, b"{}"),
         (Token("*"), {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),
         (Token("é"), {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),
         (Token("=0A"), {"Jsq-Job": '{"v":1,"task":"a"}'}, b"{}"),

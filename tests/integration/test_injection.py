@@ -98,7 +98,7 @@ async def test_a_hostile_name_is_refused_and_nothing_is_sent(client: Client, pla
 
 
 @pytest.mark.parametrize(
-    "name", ["Nats-Rollup", "nats-rollup", "NATS-TTL", "Nats-Msg-Id", "Jsq-Job", "jsq-again"]
+    "name", ["Nats-Rollup", "nats-rollup", "NATS-TTL", "Nats-Msg-Id", "Jsq-Job", "jsq-attempts"]
 )
 async def test_a_header_reserved_by_the_server_or_jsq_is_refused(client: Client, name: str) -> None:
     with pytest.raises(BadName, match="does not start with Nats- or Jsq-, which are reserved"):
@@ -144,7 +144,7 @@ async def test_a_text_that_a_task_reports_stays_a_text(
     assert reply is not None
     assert {name for name in reply.headers if not name.startswith("Nats-")} == {
         "Jsq-Job",
-        "Jsq-Dead",
+        "Jsq-Dead-Letter",
         "Jsq-Submitted",
     }
 

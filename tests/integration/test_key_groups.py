@@ -596,9 +596,9 @@ async def test_a_message_that_is_not_a_job_becomes_a_dead_letter(
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Jsq-Again": "9" * 5_000},
-        {"Jsq-Key": 'normal 1 "k"', "Jsq-Again": "1 0 " + "9" * 300},
-        {"Jsq-Place": "strict k never"},
+        {"Jsq-Attempts": "9" * 5_000},
+        {"Jsq-Key": 'normal 1 "k"', "Jsq-Attempts": "1 0 " + "9" * 300},
+        {"Jsq-Group-Slot": "strict k never"},
     ],
 )
 async def test_invalid_numbers_in_a_group_state_stop_no_worker_and_no_key(
@@ -808,7 +808,7 @@ async def test_a_message_of_an_ended_attempt_does_not_count_for_the_next_one(
     token = await broker.records.write(
         QUEUE, job.id, Revision("retrying", "visit", 1, failures=1, token=started, key="k"), expect=started
     )
-    again = headers | {"Jsq-Again": f"1 0 {token}"}
+    again = headers | {"Jsq-Attempts": f"1 0 {token}"}
     await broker.wire.publish(broker.subjects.groups.job(QUEUE, "k", job.id), old.payload, again)
 
     await admit_jobs(broker, "k")  # it has not released its slot yet

@@ -122,7 +122,7 @@ async def test_an_invalid_call_is_named_by_its_index_when_it_is_reached(
         assert [await anext(results) for _ in range(5)] == [0, 2, 4, 6, 8]
         with pytest.raises(BadArguments, match=r"call 15, counted from 0: .*n: ") as caught:
             [result async for result in results]
-    assert caught.value.place == 15
+    assert caught.value.index == 15
 
 
 async def test_options_apply_to_each_job_of_a_map(

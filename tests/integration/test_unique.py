@@ -507,7 +507,7 @@ async def claim_for_nothing(client: Client, **more: Any) -> str:
     broker = await client.broker()
     await client.queues.list()
     value = {"job": "never", "queue": "default", "until": "finish", **more}
-    subject = broker.subjects.key("ids", f"u.{unique_hash('work', 'k')}")
+    subject = broker.subjects.unique_key(unique_hash("work", "k"))
     await broker.job_writer.publish_shared(
         subject, json.dumps(value).encode(), {"Nats-TTL": str(int(ID_SECONDS))}
     )

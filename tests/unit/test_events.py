@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jsq.broker.jobs.records import is_final
 from jsq.codec.revisions import (
-    RESULT_APART,
+    SEPARATE_RESULT,
     argument_members,
     decode,
     encode,
@@ -55,7 +55,7 @@ argument_fields = st.one_of(
 result_fields = st.one_of(
     st.just({}),
     json_values.map(lambda value: {"has_result": True, "result": value}),
-    st.just({"result_apart": True}),
+    st.just({"separate_result": True}),
 )
 plain_events = st.builds(
     Revision,
@@ -183,9 +183,9 @@ def test_a_success_marks_a_result_that_is_stored_under_its_own_key(
 ) -> None:
     running = encode_running(job, delivery, submitted, submitted)
 
-    read = decode(encode_succeeded(running, 9, b"", RESULT_APART))
+    read = decode(encode_succeeded(running, 9, b"", SEPARATE_RESULT))
 
-    assert (read.result_apart, read.result, read.state) == (True, None, "succeeded")
+    assert (read.separate_result, read.result, read.state) == (True, None, "succeeded")
 
 
 # -- arguments -----------------------------------------------------------------------------------------------

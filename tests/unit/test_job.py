@@ -290,7 +290,7 @@ def test_a_header_name_that_cannot_be_sent_is_refused(name: Any) -> None:
         "Nats-Schedule",
         "nats-expected-stream",
         "JSQ-Job",
-        "jsq-again",
+        "jsq-attempts",
     ],
 )
 def test_headers_of_the_server_and_of_jsq_are_reserved(name: str) -> None:

@@ -18,7 +18,7 @@ HEADERS = {
     "Jsq-Job": '{"v":1,"task":"emails.send","headers":{"X-Trace":"7"},"tags":["x"],"backoff":{"shape":'
     '"exponential","base":2.0,"factor":3.0,"ceiling":60.0,"steps":[]},"retries":5,"timeout":30.0,'
     '"keep_result":600.0}',
-    "Jsq-Again": "2 1 41",
+    "Jsq-Attempts": "2 1 41",
 }
 
 

@@ -175,7 +175,7 @@ def user_permissions(subjects: Subjects, user: User) -> SubjectPermissions:
 
 def submitter_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     """The permissions to submit a job, to read it by its id, to wait for it, and to cancel it."""
-    ids, keys = subjects.own_id(ANY), subjects.key("ids", "u.*")
+    ids, keys = subjects.own_id(ANY), subjects.unique_key("*")
     return reader_permissions(subjects, queue) + SubjectPermissions(
         requests=(
             subjects.ready(queue, "*", ANY),
@@ -200,7 +200,7 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
     submits callbacks to the same queue; for callbacks of other queues it must also be a submitter of these.
     It receives the ticks of schedules, submits their jobs, and stores the next ticks.
     """
-    ready, keys = subjects.streams.ready(queue), subjects.key("ids", "u.*")
+    ready, keys = subjects.streams.ready(queue), subjects.unique_key("*")
     return (
         reader_permissions(subjects, queue)
         + admission_permissions(subjects, queue)

@@ -9,10 +9,10 @@ from jsq.codec.subject_token import Token
 from jsq.model.job import PRIORITIES, Priority
 from jsq.transport.replies import Reply, read_headers
 
-REPLACES = "Jsq-Instead"
+REPLACES = "Jsq-Replaces"
 """The header of a message that replaces another one on its queue. Its value is the sequence of that one."""
 
-SUBMITTED_PRIORITY = "Jsq-Level"
+SUBMITTED_PRIORITY = "Jsq-Submitted-Priority"
 """The header of a message that waits at a higher priority than its job was submitted with: that priority."""
 
 REQUEUED = "Jsq-Requeued"

@@ -29,10 +29,10 @@ from jsq.transport.server_clock import PAST
 REPLICA_SECONDS = 1.0
 """How long a read is repeated while the replica does not have the last write yet."""
 
-PAUSED_BY = "Jsq-Held"
+PAUSED_BY = "Jsq-Paused-By"
 """The header of a message that was requeued for a pause: a digest of the pause's scope."""
 
-RESERVED_ORDER = "Jsq-Turn"
+RESERVED = "Jsq-Reserved"
 """The header of a message that was requeued for a rate limit: the job has a place in the limiter's order."""
 
 PAUSES_RECORD_SECONDS = 86_400

@@ -20,7 +20,7 @@ from jsq.transport.retrying import publish_with_retry
 REPLICA_PAUSE = 0.02
 """Seconds before a replica that does not have the last write yet is read again."""
 
-WRITE_ID = "Jsq-Mark"
+WRITE_ID = "Jsq-Write-Id"
 """The header that identifies a write: two workers may write the same record."""
 
 MAX_CACHED = 10_000

@@ -74,7 +74,7 @@ def permission_probes(subjects: Subjects, queue: str, id: str) -> Iterator[Permi
     yield write("submit", subjects.scheduled(queue, id))
     yield write("submit with a key", subjects.groups.job(queue, id, id))
     yield write("submit under an own id", subjects.own_id(id))
-    yield write("submit under a unique key", subjects.key("ids", f"u.{id}"))
+    yield write("submit under a unique key", subjects.unique_key(id))
     record = f"{subjects.streams.records}.{subjects.record(queue, id)}"
     yield PermissionProbe("read jobs", queue, f"$JS.API.DIRECT.GET.{record}")
     for level in PRIORITIES:

@@ -67,7 +67,7 @@ def job_template(subjects: Subjects, job: Job) -> JobTemplate:
     return JobTemplate(job, message.subject, (HEADERS_START + message.lines).decode().removesuffix("\r\n"))
 
 
-def check_size(job: Job, max_payload: int, place: int = 0) -> None:
+def check_size(job: Job, max_payload: int, index: int = 0) -> None:
     """Raise `BadArguments` if a job is larger than the server accepts."""
     limit = max_payload - ROOM_FOR_HEADERS
     if len(job.arguments) < limit // 2:
@@ -80,7 +80,7 @@ def check_size(job: Job, max_payload: int, place: int = 0) -> None:
             f"{job.task}: the arguments take {len(job.arguments):,} bytes, the options {headers:,}; "
             f"the server takes {limit:,} in all (max_payload); store the content elsewhere "
             "and submit its address",
-            place,
+            index,
         )
 
 

@@ -73,7 +73,7 @@ class JobReader:
         """Wait for a job's final revision. Raises `JobNotFound`."""
         async for found in self.follow(id, queue, final_only=True):
             if found.revision.state in FINAL_STATES:
-                return await self._records.with_result(found) if found.revision.result_apart else found
+                return await self._records.with_result(found) if found.revision.separate_result else found
         raise JobNotFound(id)
 
     async def follow(self, id: str, queue: str, *, final_only: bool = False) -> AsyncIterator[StoredRevision]:

@@ -259,7 +259,7 @@ class RecordStore:
 
     async def with_result(self, found: StoredRevision) -> StoredRevision:
         """A job, with its result if that has a key of its own; without the result if it has expired."""
-        if not found.revision.result_apart:
+        if not found.revision.separate_result:
             return found
         key = f"{self._subjects.record(found.queue, found.job)}.{RESULT}"
         reply = await self._reads.last(self._stream, key)

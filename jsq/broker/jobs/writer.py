@@ -278,9 +278,9 @@ class JobWriter:
             subject = self._subjects.scheduled(queue, Token(token))
             await self._publish(queue, subject, payload, {**headers, **schedule_headers(due, target)}, None)
 
-    def check_size(self, job: Job, place: int = 0) -> None:
+    def check_size(self, job: Job, index: int = 0) -> None:
         """Raise `BadArguments` if a job is larger than the server accepts."""
-        check_size(job, self._wire.max_payload, place)
+        check_size(job, self._wire.max_payload, index)
 
     # -- inside ------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsq.broker.flow.key_groups import KeyGroups, read_group_state, read_waiting_job
 from jsq.broker.flow.key_groups import key_token_of as key_in
-from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
+from jsq.broker.flow.pauses import PAUSED_BY, RESERVED
 from jsq.broker.jobs.messages import SCHEDULE, id_of, scheduled_time
 from jsq.broker.jobs.records import RecordStore
 from jsq.broker.maintenance.scan_reads import Scan, ScanReads
@@ -250,7 +250,7 @@ class Scanner:
         """The unique jobs that wait for the end of another, which has ended without releasing them."""
         bucket = self._subjects.streams.bucket("ids")
         found = []
-        for reply in await self._scan_reads.next_slice(bucket, self._subjects.key("ids", "u.*"), scan):
+        for reply in await self._scan_reads.next_slice(bucket, self._subjects.unique_key("*"), scan):
             claim = read_claim(reply)
             if scan.is_old(message_time(reply)) and await self._unique_keys.is_orphaned(claim):
                 found.append(
@@ -294,7 +294,7 @@ class Scanner:
 def read_stored_message(queue: str, stream: str, reply: Reply, *, undeliverable: bool) -> StoredMessage:
     headers = reply.headers
     # A job that was requeued for a pause or a rate limit is due when that ends: its record may have no time.
-    is_delayed = SCHEDULE in headers and not (PAUSED_BY in headers or RESERVED_ORDER in headers)
+    is_delayed = SCHEDULE in headers and not (PAUSED_BY in headers or RESERVED in headers)
     due = scheduled_time(headers) if is_delayed else None
     if due == PAST:
         due = None  # a message that is due at once

@@ -32,15 +32,15 @@ from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, header_line, size_of
 from jsq.transport.retrying import publish_with_retry
 
-DEATH = "Jsq-Dead"
-CLOSED = "Jsq-Dead-Closed"
+CAUSE = "Jsq-Dead-Letter"
+CLOSED = "Jsq-Dead-Letter-Closed"
 """The header of a dead letter whose job was retried or removed."""
 
 CALLBACK_SECONDS = 10.0
 CALLBACK_POLL_SECONDS = 0.02
 """How long a retry waits for a worker to submit the callbacks of a failure, and how often it checks."""
 
-MAX_DEATH_BYTES = 8_000
+MAX_CAUSE_BYTES = 8_000
 HEADER_MARGIN_BYTES = 512
 
 
@@ -48,7 +48,7 @@ HEADER_MARGIN_BYTES = 512
 class DeadLetter:
     """A job that is not retried automatically. `job` is None for a message that was not a job.
 
-    `death` is the reason as it is stored. `closed` marks a dead letter whose job was retried since.
+    `cause` is the reason as it is stored. `closed` marks a dead letter whose job was retried since.
     """
 
     queue: str
@@ -62,7 +62,7 @@ class DeadLetter:
     job: Job | None
     sequence: int
     traceback: str = ""
-    death: str = field(default="", repr=False)
+    cause: str = field(default="", repr=False)
     closed: bool = False
 
 
@@ -134,7 +134,7 @@ class DeadLetterStore:
         headers = envelope.encode(
             replace(job, quarantine="", forgiven_crashes=0, group_slot=None, submitted=submitted)
         )
-        headers[DEATH] = encode_death(
+        headers[CAUSE] = encode_cause(
             why, self._wire.max_payload - len(job.arguments) - size_of(headers) - HEADER_MARGIN_BYTES
         )
         return dead_letter_message(self._subjects.dead(job.queue, job.task, job.id), job.arguments, headers)
@@ -147,7 +147,7 @@ class DeadLetterStore:
         id, lease = delivery.id, delivery.lease
         if not delivery.token:
             id = hashlib.sha256(id.encode()).hexdigest()[:32]
-        headers = {DEATH: encode_death({"reason": reason, "attempt": 0, "error": error}, MAX_DEATH_BYTES)}
+        headers = {CAUSE: encode_cause({"reason": reason, "attempt": 0, "error": error}, MAX_CAUSE_BYTES)}
         payload = delivery.payload[: self._wire.max_payload - size_of(headers) - HEADER_MARGIN_BYTES]
         subject = self._subjects.dead(delivery.queue, "_", id)
         if delivery.token:
@@ -310,7 +310,7 @@ class DeadLetterStore:
 
     def _closing(self, found: DeadLetter, job: Job) -> OutgoingMessage:
         """The closed dead letter of a job that is retried. A repair can complete the retry from it."""
-        headers = envelope.encode(job) | {DEATH: found.death, CLOSED: "retried"}
+        headers = envelope.encode(job) | {CAUSE: found.cause, CLOSED: "retried"}
         return dead_letter_message(
             self._subjects.dead(found.queue, found.task, found.id), job.arguments, headers
         )
@@ -345,7 +345,7 @@ def read_dead_letter(reply: Reply) -> DeadLetter:
     """A dead letter from its message."""
     _, _, queue, task, token = reply.headers["Nats-Subject"].split(".")
     id = read_id(token)
-    why = from_json(reply.headers.get(DEATH, "{}"))
+    why = from_json(reply.headers.get(CAUSE, "{}"))
     job = None
     with contextlib.suppress(BadEnvelope, NewerEnvelope):
         priority = why.get("priority", "normal")
@@ -362,12 +362,12 @@ def read_dead_letter(reply: Reply) -> DeadLetter:
         job=job,
         sequence=int(reply.headers["Nats-Sequence"]),
         traceback=why.get("traceback", ""),
-        death=reply.headers.get(DEATH, "{}"),
+        cause=reply.headers.get(CAUSE, "{}"),
         closed=CLOSED in reply.headers,
     )
 
 
-def encode_death(why: Mapping[str, object], room: int) -> str:
+def encode_cause(why: Mapping[str, object], room: int) -> str:
     """The reason why a job failed, as a header's JSON of at most `room` bytes.
 
     If it is too long, it loses the outer frames of the traceback first, then the end of the error.
@@ -375,7 +375,7 @@ def encode_death(why: Mapping[str, object], room: int) -> str:
     fields = {name: value for name, value in why.items() if value != ""}
     for name in ("traceback", "error"):
         text = str(fields.get(name, ""))
-        while text and len(ascii_json(to_json(fields))) > min(room, MAX_DEATH_BYTES):
+        while text and len(ascii_json(to_json(fields))) > min(room, MAX_CAUSE_BYTES):
             half = len(text) // 2
             text = text[-half:] if name == "traceback" and half else text[:half]
             fields[name] = text

@@ -94,8 +94,8 @@ class AtomicSubmit:
 
     async def _prepared(self, jobs: Sequence[Job], due: datetime | None) -> dict[int, OutgoingMessage]:
         """The checked messages of jobs, by position. Creates the streams of the key groups if needed."""
-        for place, job in enumerate(jobs):
-            self._job_writer.check_size(job, place)
+        for index, job in enumerate(jobs):
+            self._job_writer.check_size(job, index)
         messages = [job_message(self._subjects, self._job_writer.dated(job, due), due) for job in jobs]
         check_fits(messages)
         if jobs[0].waits_for_key:
@@ -107,12 +107,12 @@ class AtomicSubmit:
     ) -> dict[int, OutgoingMessage]:
         """The messages of the jobs that have neither a message nor a record on the server."""
         missing: dict[int, OutgoingMessage] = {}
-        places = iter(unstored)
+        indexes = iter(unstored)
 
         async def find_next() -> None:
-            for place in places:
-                if await self._job_reader.find(jobs[place].id, jobs[place].queue, consistent=True) is None:
-                    missing[place] = unstored[place]
+            for index in indexes:
+                if await self._job_reader.find(jobs[index].id, jobs[index].queue, consistent=True) is None:
+                    missing[index] = unstored[index]
 
         await asyncio.gather(*(find_next() for _ in range(CONCURRENT_LOOKUPS)))
         return dict(sorted(missing.items()))

@@ -59,9 +59,9 @@ class BulkSubmit:
         Raises `BadArguments` before it sends anything. With `room`, jobs wait while the queue is full.
         """
         unchecked_size = (self._wire.max_payload - ROOM_FOR_HEADERS) // 2
-        for place, (id, arguments) in enumerate(calls):
+        for index, (id, arguments) in enumerate(calls):
             if len(arguments) >= unchecked_size:
-                self._job_writer.check_size(replace(pattern, id=id, arguments=arguments), place)
+                self._job_writer.check_size(replace(pattern, id=id, arguments=arguments), index)
         if due is not None:
             errors = await self._store_one_by_one(
                 pattern, calls, lambda job: self._job_writer.submit(job, due, room)
@@ -71,13 +71,13 @@ class BulkSubmit:
         for start in range(0, len(calls), AT_A_TIME):
             part = calls[start : start + AT_A_TIME]
             found = await self._store_with_room(pattern, part, room, ids_are_new=ids_are_new)
-            refused |= {start + place: error for place, error in found.items()}
-            reason = next((found[place] for place in full_places(found)), None) or unavailable_error(found)
+            refused |= {start + index: error for index, error in found.items()}
+            reason = next((found[index] for index in full_indexes(found)), None) or unavailable_error(found)
             if reason is not None:  # the remaining jobs are not sent
                 refused |= dict.fromkeys(range(start + len(part), len(calls)), reason)
                 break
-        duplicates = {place for place, error in refused.items() if isinstance(error, WrongSequence)}
-        refused = {place: error for place, error in refused.items() if place not in duplicates}
+        duplicates = {index for index, error in refused.items() if isinstance(error, WrongSequence)}
+        refused = {index: error for index, error in refused.items() if index not in duplicates}
         return await self._with_limit_value(refused), duplicates
 
     async def _with_limit_value(self, refused: dict[int, BrokerError]) -> dict[int, BrokerError]:
@@ -86,7 +86,7 @@ class BulkSubmit:
         if full is None:
             return refused
         limited = await self._backpressure.with_limit(full)
-        return {place: limited if isinstance(error, QueueFull) else error for place, error in refused.items()}
+        return {index: limited if isinstance(error, QueueFull) else error for index, error in refused.items()}
 
     async def _store_with_room(
         self, pattern: Job, calls: Sequence[tuple[str, bytes]], room: WaitForRoom | None, *, ids_are_new: bool
@@ -94,9 +94,9 @@ class BulkSubmit:
         """Store jobs, waiting for room; returns the errors of the jobs that were not stored."""
         refused = await self._store(pattern, calls, ids_are_new=ids_are_new)
         size = PROBE_JOBS
-        while room is not None and (full := full_places(refused)):
-            places = full[:size]
-            part = [calls[place] for place in places]
+        while room is not None and (full := full_indexes(refused)):
+            indexes = full[:size]
+            part = [calls[index] for index in indexes]
             try:
                 found = await self._backpressure.wait(
                     pattern.queue,
@@ -105,9 +105,9 @@ class BulkSubmit:
                 )
             except FULL:
                 break
-            for place in places:
-                del refused[place]
-            refused |= {places[place]: error for place, error in found.items()}
+            for index in indexes:
+                del refused[index]
+            refused |= {indexes[index]: error for index, error in found.items()}
             size = max(PROBE_JOBS // 10, 2 * (len(part) - len(found)))
         return refused
 
@@ -116,9 +116,9 @@ class BulkSubmit:
     ) -> dict[int, BrokerError]:
         """Store as many jobs as have room. Raises `QueueFull` or `BrokerFull` if no job has room."""
         refused = await self._store(pattern, calls, ids_are_new=ids_are_new, full=True)
-        places = full_places(refused)
-        if len(places) == len(calls):
-            raise refused[places[0]]
+        indexes = full_indexes(refused)
+        if len(indexes) == len(calls):
+            raise refused[indexes[0]]
         return refused
 
     async def _store(
@@ -146,7 +146,7 @@ class BulkSubmit:
                 sent = isinstance(error, NoReply) and error.sent
                 put = functools.partial(self._store_one, sent=sent)
                 found = await self._store_one_by_one(pattern, part_calls, put, sent=sent)
-            refused |= {start + place: error for place, error in found.items()}
+            refused |= {start + index: error for index, error in found.items()}
             start += len(part)
         return refused
 
@@ -181,18 +181,18 @@ class BulkSubmit:
         left = iter(enumerate(calls))
 
         async def store_next() -> None:
-            for place, (id, arguments) in left:
-                if (full := full_places(refused)) and not sent:
-                    refused[place] = refused[full[0]]
+            for index, (id, arguments) in left:
+                if (full := full_indexes(refused)) and not sent:
+                    refused[index] = refused[full[0]]
                 elif unavailable := unavailable_error(refused):
-                    refused[place] = (
+                    refused[index] = (
                         SubmitUnknown(id, DEADLINE_SECONDS, str(unavailable)) if sent else unavailable
                     )
                 else:
                     try:
                         await store(replace(pattern, id=id, arguments=arguments))
                     except BrokerError as error:
-                        refused[place] = error
+                        refused[index] = error
 
         await asyncio.gather(*(store_next() for _ in range(CONCURRENT_SUBMITS)))
         return refused
@@ -210,9 +210,9 @@ class BulkSubmit:
             raise
 
 
-def full_places(refused: Mapping[int, BrokerError]) -> list[int]:
+def full_indexes(refused: Mapping[int, BrokerError]) -> list[int]:
     """The positions of the jobs that had no room, in order."""
-    return sorted(place for place, error in refused.items() if isinstance(error, FULL))
+    return sorted(index for index, error in refused.items() if isinstance(error, FULL))
 
 
 def unavailable_error(refused: Mapping[int, BrokerError]) -> BrokerError | None:

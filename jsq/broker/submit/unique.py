@@ -108,23 +108,23 @@ class UniqueKeys:
     ) -> tuple[dict[int, SubmitResult], dict[int, BrokerError | DuplicateJob]]:
         """Submit each job by itself, and the jobs of one key in their order.
 
-        Returns the results and the errors, by the positions of the jobs. Raises `BadArguments` before the
+        Returns the results and the errors, by the indexes of the jobs. Raises `BadArguments` before the
         first submit.
         """
         by_key: dict[str, list[int]] = {}
-        for place, order in enumerate(orders):
-            self._job_writer.check_size(order.job, place)
-            by_key.setdefault(order.unique.key, []).append(place)
+        for index, order in enumerate(orders):
+            self._job_writer.check_size(order.job, index)
+            by_key.setdefault(order.unique.key, []).append(index)
         remaining = iter(list(by_key.values()))
         results: dict[int, SubmitResult] = {}
         refused: dict[int, BrokerError | DuplicateJob] = {}
 
         async def submit_next() -> None:
-            for place in (place for places in remaining for place in places):
+            for index in (index for indexes in remaining for index in indexes):
                 try:
-                    results[place] = await self.submit(orders[place])
+                    results[index] = await self.submit(orders[index])
                 except (BrokerError, DuplicateJob) as error:
-                    refused[place] = error
+                    refused[index] = error
 
         await asyncio.gather(*(submit_next() for _ in range(CONCURRENT_UNIQUE_KEYS)))
         return results, refused
@@ -337,7 +337,7 @@ class UniqueKeys:
             return 0
 
     def _subject(self, key: str) -> str:
-        return self._subjects.key("ids", f"u.{key}")
+        return self._subjects.unique_key(key)
 
 
 def encode_claim(claim: UniqueClaim) -> bytes:

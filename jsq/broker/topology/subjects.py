@@ -206,6 +206,10 @@ class Subjects:
         """The key of the claim of an id that a caller chose."""
         return f"$KV.{self.namespace}_ids.id.{token_of(id)}"
 
+    def unique_key(self, hashed: str) -> str:
+        """The key of the claim of a unique key, which the claim names by its hash."""
+        return f"$KV.{self.namespace}_ids.unique.{hashed}"
+
     def event(self, queue: str, id: str) -> str:
         """The subject of the copies of a job's revisions in the event log."""
         return f"{self.namespace}.ev.{queue}.{token_of(id)}"

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from jsq.broker import Broker, Delivery
 from jsq.broker.delivery.delivery import SUBMITTED_PRIORITY
-from jsq.broker.flow.pauses import PAUSED_BY, RESERVED_ORDER
+from jsq.broker.flow.pauses import PAUSED_BY, RESERVED
 from jsq.codec.envelope import DEADLINE, EXPIRES, format_deadline
 from jsq.codec.revisions import format_time
 from jsq.declaration import Declaration
@@ -215,7 +215,7 @@ class RateLimits:
         level: Priority = PRIORITIES[0]
         marks = {
             PAUSED_BY: "",
-            RESERVED_ORDER: "",
+            RESERVED: "",
             **wait.marks,
             SUBMITTED_PRIORITY: delivery.submitted_priority,
         }
@@ -257,7 +257,7 @@ class Reservation:
         self._delivery = delivery
         self._limiters = limiters
         self._together = together
-        self._deferred = bool(delivery.headers.get(RESERVED_ORDER))
+        self._deferred = bool(delivery.headers.get(RESERVED))
         self._moments: dict[str, float] = {}
         self._woke = 0.0
 
@@ -355,7 +355,7 @@ class Reservation:
 
     def _wait(self, limiter: Limiter, moment: float) -> StartDelay:
         if not limiter.queue_wide:
-            return StartDelay(moment, {RESERVED_ORDER: "1"})
+            return StartDelay(moment, {RESERVED: "1"})
         self._rate_limits.close_until(self._delivery.queue, moment)
         return StartDelay(moment, hands_back=True)
 
