@@ -12,7 +12,8 @@ import pytest
 
 from jsq import App, Client, Context, JobFailed, Reject, Retry
 from jsq.broker.maintenance.repairs import Repairs
-from jsq.broker.maintenance.sweeper import LEASE_SECONDS, Sweeper, SweepLease
+from jsq.broker.maintenance.sweeper import LEASE_SECONDS, SWEEP_KEY, Sweeper
+from jsq.broker.topology.leased_key import LeasedKey
 from jsq.codec import envelope, revisions
 from jsq.errors import BrokerUnavailable
 from jsq.model.job import PRIORITIES, Job
@@ -544,7 +545,7 @@ async def test_a_sweep_whose_lease_was_reclaimed_stops(
         await broker.jetstream.purge(
             broker.subjects.streams.bucket("workers"), broker.subjects.key("workers", "lock.sweep")
         )
-        assert await SweepLease(broker.namespace, "another").acquire()
+        assert await LeasedKey(broker.namespace, SWEEP_KEY, "another", LEASE_SECONDS).acquire()
         return await repair(repairs, found)
 
     monkeypatch.setattr(Repairs, "repair", slowly)
@@ -560,14 +561,14 @@ async def test_a_sweep_lease_and_a_worker_that_outlived_their_ttl_are_ignored(cl
     await client.admin.provision()
     broker = await client.broker()
     broker.presence.beat("gone", {"worker": "gone"})
-    assert await SweepLease(broker.namespace, "gone").acquire()
+    assert await LeasedKey(broker.namespace, SWEEP_KEY, "gone", LEASE_SECONDS).acquire()
     assert len(await broker.presence.alive()) == 1
-    assert not await SweepLease(broker.namespace, "next").acquire()
+    assert not await LeasedKey(broker.namespace, SWEEP_KEY, "next", LEASE_SECONDS).acquire()
 
     broker.wire.clock.offset += LEASE_SECONDS + OUTLIVED_SECONDS + 1
 
     assert await broker.presence.alive() == []
-    assert await SweepLease(broker.namespace, "next").acquire()
+    assert await LeasedKey(broker.namespace, SWEEP_KEY, "next", LEASE_SECONDS).acquire()
 
 
 async def test_workers_alternate_sweeps_and_wait_between_them(client: Client) -> None:

@@ -15,13 +15,14 @@ these jobs themselves, when the source works again.
 """
 
 import asyncio
-import math
 
 from jsq.broker.flow.key_groups import key_token_of
 from jsq.broker.jobs.messages import id_of
-from jsq.broker.jobs.records import EXPECTED, TTL, RecordStore, expectation_headers
+from jsq.broker.jobs.records import RecordStore, expectation_headers
 from jsq.broker.topology.configs import rewritten_sources
+from jsq.broker.topology.leased_key import LeasedKey
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.sources import silence_of
 from jsq.codec.revisions import parse_time
 from jsq.codec.subject_token import ANY, STEM
 from jsq.errors import BrokerFull, QueueFull
@@ -29,7 +30,6 @@ from jsq.model.revision import FINAL_STATES, StoredRevision
 from jsq.transport.jetstream import JsonObject
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, own_headers, sequence_of
 from jsq.transport.retrying import publish_with_retry
-from jsq.transport.server_clock import has_outlived_ttl
 
 FORWARD_LEASE = 3
 """Seconds after which another worker may forward the due jobs of a queue, unless the lease is renewed."""
@@ -55,8 +55,7 @@ class DueJobs:
         self._subjects = namespace.subjects
         self._records = records
         self._queue = queue
-        self._by = by
-        self._lease = 0
+        self._lease = LeasedKey(namespace, f"forward.{queue}", by, FORWARD_LEASE)
         self._last_arrival = 0
         self._leader = ""
         self._checked_leader: str | None = None
@@ -123,22 +122,7 @@ class DueJobs:
 
     async def acquire(self) -> bool:
         """Take or renew the right to forward; False if another worker has it. Raises `NotAllowed`."""
-        key = self._subjects.key("workers", f"forward.{self._queue}")
-        for revision in (self._lease, 0) if self._lease else (0,):
-            if await self._acquire(key, revision):
-                return True
-        outlived = await self._reads.last(self._subjects.streams.bucket("workers"), key, consistent=True)
-        if outlived is None or not has_outlived_ttl(outlived, self._wire.clock):
-            return False
-        return await self._acquire(key, sequence_of(outlived))
-
-    async def _acquire(self, key: str, revision: int) -> bool:
-        headers = {EXPECTED: str(revision), TTL: str(FORWARD_LEASE)}
-        try:
-            self._lease = await publish_with_retry(self._wire, key, self._by.encode(), headers)
-        except WrongSequence:
-            self._lease = 0
-        return self._lease > 0
+        return await self._lease.acquire()
 
     async def forward(self) -> int:
         """Move the due jobs to the streams that should have sourced them; returns how many were moved.
@@ -211,9 +195,3 @@ class DueJobs:
 def has_started(found: StoredRevision) -> bool:
     """Whether a job runs or has ended."""
     return found.state == "running" or found.state in FINAL_STATES
-
-
-def silence_of(info: JsonObject) -> float:
-    """Seconds since the server received something from the sources of a stream, by its report."""
-    sources = info.get("sources") or ()  # a server that has just started does not report them
-    return max((one["active"] / 1e9 if one["active"] >= 0 else math.inf for one in sources), default=math.inf)

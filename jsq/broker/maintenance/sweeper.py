@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,16 +18,17 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from jsq.broker.jobs.records import EXPECTED, TTL
+from jsq.broker.jobs.records import TTL
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.scan import Scanner
 from jsq.broker.maintenance.scan_reads import SCAN_SLICE_MESSAGES, Scan
+from jsq.broker.topology.leased_key import LeasedKey
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.provision import Provisioner
 from jsq.codec import revisions
 from jsq.errors import BrokerError, BrokerUnavailable, UsageError
 from jsq.model.repair import FoundInconsistency, RepairResult
-from jsq.transport.replies import NoResponders, Reply, WrongSequence, sequence_of
+from jsq.transport.replies import NoResponders, Reply
 from jsq.transport.retrying import publish_with_retry
 from jsq.transport.server_clock import has_outlived_ttl
 
@@ -35,6 +36,9 @@ log = logging.getLogger("jsq.sweep")
 
 MIN_AGE = 90.0
 """The age in seconds from which an entry is judged: work in progress has settled long before."""
+
+SWEEP_KEY = "lock.sweep"
+"""The name of the key whose holder may sweep."""
 
 LEASE_SECONDS = 30
 """Seconds after which the lease of a sweeper expires, unless it is renewed."""
@@ -56,82 +60,6 @@ class LastSweep:
     scanned: int
     found: dict[str, int]
     repaired: dict[str, int]
-
-
-class SweepLease:
-    """The right to sweep: a key that holds the name of the sweeper, which no other sweeper has."""
-
-    def __init__(self, namespace: Namespace, by: str) -> None:
-        self._wire = namespace.wire
-        self._jetstream = namespace.jetstream
-        self._reads = namespace.reads
-        self._bucket = namespace.subjects.streams.bucket("workers")
-        self._key = namespace.subjects.key("workers", "lock.sweep")
-        self._streams = namespace.streams
-        self._by = by
-        self._revision = 0
-        self._renewed = 0.0
-
-    async def acquire(self) -> bool:
-        """Take the lease if it is free, or renew it; False if another sweeper holds it."""
-        began = time.monotonic()
-        try:
-            await self._write(self._revision)
-        except WrongSequence:
-            # It is held if our own write was stored and its reply was lost.
-            if not await self.is_held() and not await self._take_over():
-                return False
-        self._renewed = began
-        return True
-
-    async def _write(self, revision: int) -> None:
-        headers = {EXPECTED: str(revision), TTL: str(LEASE_SECONDS)}
-        self._revision = await publish_with_retry(self._wire, self._key, self._by.encode(), headers)
-
-    async def _take_over(self) -> bool:
-        """Take the lease of a holder whose TTL has passed, though the server still stores it."""
-        found = await self._reads.last(self._bucket, self._key)
-        if found is None or not has_outlived_ttl(found, self._wire.clock):
-            return False
-        with contextlib.suppress(WrongSequence):
-            await self._write(sequence_of(found))
-            return True
-        return False
-
-    async def is_held(self) -> bool:
-        """Whether the server still has this sweeper as the holder of the lease."""
-        found = await self._reads.last(self._bucket, self._key)
-        if found is None or found.payload != self._by.encode():
-            return False
-        self._revision = max(self._revision, int(found.headers["Nats-Sequence"]))
-        return True
-
-    async def is_safe(self) -> bool:
-        """Whether this sweeper holds the lease, for at least as long as a repair takes."""
-        return time.monotonic() - self._renewed < LEASE_SECONDS / 2 and await self.is_held()
-
-    async def holder(self) -> str:
-        found = await self._reads.last(self._bucket, self._key)
-        return found.payload.decode(errors="replace") if found is not None else "nobody"
-
-    @contextlib.asynccontextmanager
-    async def renewed(self) -> AsyncIterator[None]:
-        """Renew the lease in the background, and release it at the end."""
-        renewing = asyncio.create_task(self._renew())
-        try:
-            yield
-        finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
-            with contextlib.suppress(BrokerError):
-                await self._jetstream.purge(self._bucket, self._key, below=self._revision + 1)
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(LEASE_SECONDS / 6)
-            with contextlib.suppress(BrokerError):
-                if not await self.acquire():
-                    return
 
 
 class Sweeper:
@@ -166,7 +94,7 @@ class Sweeper:
         another sweeper holds the lease for longer than `wait_seconds` seconds, or took it over.
         """
         await self._streams.ensure_shared()
-        lease = SweepLease(self._namespace, by)
+        lease = self._lease(by)
         end = time.monotonic() + wait_seconds
         while not await lease.acquire():
             if time.monotonic() >= end:
@@ -181,7 +109,7 @@ class Sweeper:
 
         The next sweep continues where this one stopped. Returns None if no sweep was due.
         """
-        lease = SweepLease(self._namespace, by)
+        lease = self._lease(by)
         interval_key = await self._read("interval.sweep")
         if interval_key is not None and not has_outlived_ttl(interval_key, self._namespace.wire.clock):
             return None
@@ -203,12 +131,15 @@ class Sweeper:
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    def _lease(self, by: str) -> LeasedKey:
+        return LeasedKey(self._namespace, SWEEP_KEY, by, LEASE_SECONDS)
+
     async def _now(self) -> datetime:
         """The time by the server's clock, which also stamped the messages whose age is judged."""
         await self._jetstream.stream_info(self._subjects.streams.records)
         return self._wire.clock.moment()
 
-    async def _sweep(self, lease: SweepLease, by: str, scan: Scan) -> list[RepairResult]:
+    async def _sweep(self, lease: LeasedKey, by: str, scan: Scan) -> list[RepairResult]:
         results: list[RepairResult] = []
         async with lease.renewed(), contextlib.aclosing(self._find(scan)) as inconsistencies:
             await self._provisioner.ensure_advisories()

@@ -7,6 +7,7 @@ does not declare a queue never changes the settings of that queue.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from jsq.broker.topology.configs import (
     wakeup_consumer,
 )
 from jsq.broker.topology.namespace import Namespace
+from jsq.broker.topology.sources import silence_of
 from jsq.broker.topology.streams import check_owner
 from jsq.errors import BrokerFull, CannotChange, ForeignStream, NotAllowed, Refused
 from jsq.settings import QueueSettings
@@ -138,9 +140,7 @@ class Provisioner:
     async def _await_source(self, stream: str) -> None:
         end = time.monotonic() + SOURCE_SECONDS
         while time.monotonic() < end:
-            found = await self._jetstream.stream_info(stream)
-            sources = (found or {}).get("sources") or ()
-            if sources and all(one["active"] >= 0 for one in sources):
+            if math.isfinite(silence_of(await self._jetstream.stream_info(stream))):
                 return
             await asyncio.sleep(0.02)
 
