@@ -46,7 +46,8 @@ class UniqueClaim:
     """The holder of a key: a job of a queue, and the `successor` that waits for its end, if any.
 
     `revision` is the one that the next write of the claim expects. `stored` is true if the job was stored: a
-    claim with a window may outlive the record of its job.
+    claim with a window may outlive the record of its job. `expired` is true if the server should have deleted
+    the claim, and has not.
     """
 
     job: str
@@ -56,6 +57,7 @@ class UniqueClaim:
     successor: str = ""
     revision: int = 0
     stored: bool = False
+    expired: bool = False
 
     def passed_to_successor(self) -> "UniqueClaim":
         """The claim once its job has ended: its successor holds it."""
@@ -96,6 +98,8 @@ class UniqueAction(Enum):
 
 def judge_claim(claim: UniqueClaim, life: JobLife) -> UniqueVerdict:
     """Judge a claim by the state of its job. A claim whose window has passed does not exist any more."""
+    if claim.expired:
+        return UniqueVerdict.FREE
     if claim.window is not None and (claim.stored or life is not JobLife.MISSING):
         return UniqueVerdict.HELD
     if life is JobLife.MISSING:

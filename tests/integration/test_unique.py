@@ -16,6 +16,7 @@ from jsq.model.job import Job
 from jsq.model.repair import Inconsistency
 from jsq.model.unique import JobLife, UniqueClaim, unique_hash
 from jsq.server import EmbeddedServer
+from jsq.transport.server_clock import OUTLIVED_SECONDS
 from jsq.worker import Worker
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working, running_worker
@@ -618,3 +619,34 @@ async def test_a_submit_fails_while_other_clients_keep_claiming_its_key(
     monkeypatch.setattr(broker.unique, "claim", claim_of_before)
     with pytest.raises(BrokerUnavailable, match="other submits kept claiming its unique key"):
         await app.client.task("work").options(unique="k", on_duplicate="replace").submit()
+
+
+@pytest.mark.parametrize("way", ["return", "raise", "replace"])
+async def test_a_claim_that_the_server_stores_after_its_window_blocks_no_submit(
+    app: App, gate: Gate, way: Any
+) -> None:
+    """As after a restart of a killed server, which restores the claim without its TTL."""
+    work = gate.declare(app, unique="k", unique_for=60, on_duplicate=way)
+    first = await work.submit(1)
+    broker = await app.client.broker()
+
+    broker.wire.clock.offset += 60 + OUTLIVED_SECONDS + 1
+    second = await work.submit(2)
+
+    assert (second.id != first.id, second.duplicate) == (True, False)
+    assert sorted(await waiting(app.client)) == sorted([first.id, second.id])
+
+
+async def test_an_id_whose_claim_the_server_stores_too_long_can_be_used_again(app: App, gate: Gate) -> None:
+    work = gate.declare(app)
+    await app.client.admin.provision()
+    broker = await app.client.broker()
+    claim = json.dumps({"queue": "default", "stored": True}).encode()
+    await broker.job_writer.publish_shared(broker.subjects.own_id("order-1"), claim, {"Nats-TTL": "60"})
+    assert (await work.options(id="order-1").submit(1)).duplicate
+
+    broker.wire.clock.offset += 60 + OUTLIVED_SECONDS + 1
+    job = await work.options(id="order-1").submit(2)
+
+    assert not job.duplicate
+    assert await waiting(app.client) == ["order-1"]

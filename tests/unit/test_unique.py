@@ -276,6 +276,14 @@ def test_unique_false_overrides_the_declaration_of_the_task() -> None:
     assert parse_options(**declared.submit_options | {"unique": False}).unique is False
 
 
-def test_every_field_of_a_claim_is_stored() -> None:
+def test_every_field_of_a_claim_is_stored_or_known_from_its_message() -> None:
     names = [one.name for one in fields(UniqueClaim)]
-    assert names == ["job", "queue", "held_until", "window", "successor", "revision", "stored"]
+    assert names == ["job", "queue", "held_until", "window", "successor", "revision", "stored", "expired"]
+
+
+@pytest.mark.parametrize("window", [None, 60.0])
+@pytest.mark.parametrize("life", JobLife)
+def test_an_expired_claim_holds_no_key(life: JobLife, window: float | None) -> None:
+    claim = UniqueClaim("j1", "mail", window=window, stored=True, expired=True)
+
+    assert judge_claim(claim, life) is UniqueVerdict.FREE

@@ -34,9 +34,9 @@ from jsq.errors import (
 )
 from jsq.model.job import Job, Priority
 from jsq.model.revision import FINAL_STATES
-from jsq.transport.replies import NoReply, NoResponders, WrongSequence, block, own_headers
+from jsq.transport.replies import NoReply, NoResponders, WrongSequence, block, own_headers, sequence_of
 from jsq.transport.retrying import DEADLINE_SECONDS, publish_with_retry
-from jsq.transport.server_clock import PAST
+from jsq.transport.server_clock import PAST, has_outlived_ttl
 from jsq.transport.wire import Headers
 
 T = TypeVar("T")
@@ -328,18 +328,20 @@ class JobWriter:
             self._wire, subject, payload, headers, while_=while_, failed=failed
         ), True
 
-    async def _claim(self, job: Job, keep: str) -> IdClaim:
+    async def _claim(self, job: Job, keep: str, *, expect: int = 0) -> IdClaim:
         key = self._subjects.own_id(job.id)
         value = json.dumps({"queue": job.queue, "stored": False}).encode()
         try:
-            revision = await self.publish_shared(key, value, {EXPECTED: "0", TTL: keep})
+            revision = await self.publish_shared(key, value, {EXPECTED: str(expect), TTL: keep})
             return IdClaim(True, job.queue, False, revision)
         except WrongSequence:
             reply = await self._reads.last(self._subjects.streams.bucket("ids"), key, consistent=True)
             if reply is None:
                 return await self._claim(job, keep)
+            if has_outlived_ttl(reply, self._wire.clock):
+                return await self._claim(job, keep, expect=sequence_of(reply))
             held = json.loads(reply.payload)
-            return IdClaim(False, held["queue"], held["stored"], int(reply.headers["Nats-Sequence"]))
+            return IdClaim(False, held["queue"], held["stored"], sequence_of(reply))
 
 
 def no_leader_error(queue: str, error: NoResponders) -> BrokerUnavailable:

@@ -4,6 +4,9 @@ A client writes a claim by compare-and-set and never deletes it. A submit that f
 position of the claimed job from the leaders, and takes over a claim that is free. If the job of a claim was
 never stored, because its submitter died, the next submit stores its own job with the claimed id. So a claim
 never leads to two jobs.
+
+A claim whose TTL has passed long ago is free too. A server that was killed may restore such a claim without
+its TTL, and would then store it for good.
 """
 
 import asyncio
@@ -37,7 +40,7 @@ from jsq.model.job import Job
 from jsq.model.unique import JobLife, Unique, UniqueAction, UniqueClaim, decide_submit
 from jsq.transport.replies import Reply, WrongSequence, own_headers
 from jsq.transport.retrying import DEADLINE_SECONDS, publish_with_retry
-from jsq.transport.server_clock import PAST
+from jsq.transport.server_clock import PAST, has_outlived_ttl
 
 CONCURRENT_UNIQUE_KEYS = 100
 """Keys whose jobs `submit_each` submits at the same time."""
@@ -133,7 +136,9 @@ class UniqueKeys:
         """The claim of a key, read from the leader."""
         subject = self._subject(key)
         found = await self.positions.last_message(self._subjects.streams.bucket("ids"), subject, subject)
-        return read_claim(found) if found is not None else None
+        if found is None:
+            return None
+        return replace(read_claim(found), expired=has_outlived_ttl(found, self._wire.clock))
 
     async def release_successor(self, key: str, id: str) -> None:
         """Release the successor of the job `id`, if any. Call it after the end of the job was recorded."""
@@ -183,6 +188,8 @@ class UniqueKeys:
 
     async def _resolve_claim(self, order: UniqueSubmit, claim: UniqueClaim) -> SubmitResult | None:
         """Act on an existing claim. Returns None if the claim changed meanwhile, and must be read again."""
+        if claim.expired:
+            return await self._take_over(order, claim)
         held, seen = claim, await self.positions.find_after_wait(claim.queue, claim.job)
         if seen.life is JobLife.ENDED and claim.successor:
             held = claim.passed_to_successor()
