@@ -1,18 +1,23 @@
-"""The JetStream API: streams, consumers and their messages, by calls that are retried over an election."""
+"""The JetStream API: streams, consumers and their messages, by calls that are retried over an election.
+
+A stream without responders does not exist, or its replicas elect a leader. A server without JetStream has
+none, or it is starting in a cluster. The servers give the same answer in both cases, so every caller decides
+by the functions of this module.
+"""
 
 import functools
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 from jsq.codec.revisions import format_time
-from jsq.errors import BrokerUnavailable, CannotChange, JetStreamOff, Refused
+from jsq.errors import BrokerError, BrokerUnavailable, CannotChange, JetStreamOff, Refused
 from jsq.transport.replies import NoReply, NoResponders
 from jsq.transport.retrying import ABSENT_SECONDS, with_retry
 from jsq.transport.server_clock import PAST
-from jsq.transport.wire import NO_STREAM, Wire
+from jsq.transport.wire import API_SECONDS, NO_STREAM, TRY_SECONDS, Wire
 
 CALL_SECONDS = 15.0
 """Seconds for which a call is retried: longer than an election. Every call is safe to make twice."""
@@ -22,6 +27,57 @@ _NO_MESSAGE = frozenset({10037, 10043, 10057})
 
 JsonObject = dict[str, Any]
 """A configuration or a report of the server, as JSON."""
+
+ApiCall = Callable[[str, Mapping[str, Any] | None], Awaitable[Any]]
+
+
+async def call_api(
+    wire: Wire, name: str, request: Mapping[str, Any] | None = None, *, timeout: float = API_SECONDS
+) -> Any:
+    """Make one call of the JetStream API.
+
+    Raises the errors of `Wire.api`, but `NoReply` if a server of a cluster has no JetStream: while it starts,
+    its accounts have none yet. The cause of that error is `JetStreamOff`.
+    """
+    try:
+        return await wire.api(name, request, timeout=timeout)
+    except JetStreamOff as error:
+        if not wire.server.cluster:
+            raise
+        raise NoReply(str(error), sent=False) from error
+
+
+async def find_stream(
+    call: ApiCall, stream: str, request: Mapping[str, Any] | None = None
+) -> JsonObject | None:
+    """The server's report of a stream, read by `call`; None if the stream does not exist.
+
+    A stream that elects its leader exists: the leader of the cluster's metadata knows it.
+    """
+    try:
+        found: JsonObject = await call(f"STREAM.INFO.{stream}", request)
+    except Refused as error:
+        if error.code == NO_STREAM:
+            return None
+        raise
+    return found
+
+
+async def may_be_electing(wire: Wire, stream: str) -> bool:
+    """Whether a stream without responders may exist, so that a repeated read gets an answer.
+
+    Asks once. It is true if the servers do not answer, or if the user may not ask.
+    """
+    if not wire.server.cluster:
+        return False
+
+    async def ask_once(name: str, request: Mapping[str, Any] | None) -> Any:
+        return await call_api(wire, name, request, timeout=TRY_SECONDS)
+
+    try:
+        return await find_stream(ask_once, stream) is not None
+    except BrokerError:
+        return True
 
 
 class JetStreamApi:
@@ -35,11 +91,11 @@ class JetStreamApi:
         wire, began = self._wire, time.monotonic()
         try:
             try:
-                return await self._call(name, request)
+                return await call_api(wire, name, request)
             except (NoReply, NoResponders) as failed:
                 return await with_retry(
                     wire,
-                    functools.partial(self._call, name, request),
+                    functools.partial(call_api, wire, name, request),
                     seconds=CALL_SECONDS,
                     absent=ABSENT_SECONDS,
                     failed=failed,
@@ -57,15 +113,6 @@ class JetStreamApi:
                 "conf, or start it with -js"
             ) from error
 
-    async def _call(self, name: str, request: Mapping[str, Any] | None) -> Any:
-        """Make one call. A server of a cluster that is starting has no JetStream for its accounts yet."""
-        try:
-            return await self._wire.api(name, request)
-        except JetStreamOff as error:
-            if not self._wire.server.cluster:
-                raise
-            raise NoReply(str(error), sent=False) from error
-
     async def account_info(self) -> JsonObject:
         """The server's report of the account: limits and use."""
         found: JsonObject = await self.call("INFO")
@@ -82,19 +129,15 @@ class JetStreamApi:
 
     async def stream_info(self, stream: str, subjects: str = "") -> JsonObject | None:
         """The server's `{config, state, ...}` of a stream, or None; with the counts of some subjects."""
-        try:
-            found: JsonObject = await self.call(
-                f"STREAM.INFO.{stream}", {"subjects_filter": subjects} if subjects else None
-            )
-        except Refused as error:
-            if error.code == NO_STREAM:
-                return None
-            raise
-        return found
+        return await find_stream(self.call, stream, {"subjects_filter": subjects} if subjects else None)
+
+    async def is_absent(self, stream: str) -> bool:
+        """Whether a stream without responders does not exist; if it exists, it has no leader now."""
+        return await self.stream_info(stream) is None
 
     async def check_absent(self, stream: str) -> None:
-        """Raise `BrokerUnavailable` if a stream without responders exists: it has no leader now."""
-        if await self.stream_info(stream) is not None:
+        """Raise `BrokerUnavailable` if a stream without responders exists; see `is_absent`."""
+        if not await self.is_absent(stream):
             raise BrokerUnavailable(f"{stream} has no leader just now; try again")
 
     async def create_stream(self, config: JsonObject) -> JsonObject:

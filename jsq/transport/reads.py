@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jsq.errors import BrokerError, NotAllowed, Refused
+from jsq.errors import NotAllowed, Refused
+from jsq.transport.jetstream import call_api, may_be_electing
 from jsq.transport.replies import MESSAGE_NOT_FOUND, NoReply, NoResponders, Reply, leader_reply
 from jsq.transport.retrying import ABSENT_SECONDS, READ_SECONDS, with_retry
 from jsq.transport.wire import API_SECONDS, NO_STREAM, TRY_SECONDS, Wire
@@ -108,9 +109,9 @@ class Reads:
         call, wire, began = f"STREAM.MSG.GET.{stream}", self._wire, time.monotonic()
         try:
             try:
-                found = await wire.api(call, request, timeout=TRY_SECONDS)
+                found = await call_api(wire, call, request, timeout=TRY_SECONDS)
             except (NoReply, NoResponders) as failed:
-                again = functools.partial(wire.api, call, request, timeout=TRY_SECONDS)
+                again = functools.partial(call_api, wire, call, request, timeout=TRY_SECONDS)
                 found = await with_retry(wire, again, failed=failed, began=began)
         except Refused as error:
             if error.code in (_NO_MESSAGE, NO_STREAM):
@@ -129,22 +130,10 @@ class Reads:
                     wire, again, seconds=READ_SECONDS, absent=ABSENT_SECONDS, failed=failed, began=began
                 )
             except NoResponders:
-                if not await self._may_exist(place.partition(".")[0]):
+                if not await may_be_electing(wire, place.partition(".")[0]):
                     raise
                 reply = await with_retry(wire, again, seconds=READ_SECONDS, absent=READ_SECONDS)
         return None if reply.raw.startswith(MESSAGE_NOT_FOUND) else reply
-
-    async def _may_exist(self, stream: str) -> bool:
-        """Whether a stream without responders exists in a cluster, which is electing its leader."""
-        if not self._wire.server.cluster:
-            return False
-        try:
-            await self._wire.api(f"STREAM.INFO.{stream}", timeout=TRY_SECONDS)
-        except Refused as error:
-            return error.code != NO_STREAM
-        except BrokerError:
-            return True  # the server does not answer, or the user may not ask
-        return True
 
     async def _retry_page(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Reply], int]:
         return await with_retry(

@@ -72,6 +72,11 @@ class Node:
                 preexec_fn=die_with_us(),
             )
 
+    def reconfigure(self, before: str, after: str) -> None:
+        """Change the conf, and have the running server read it."""
+        self._conf.write_text(self._conf.read_text().replace(before, after))
+        os.kill(self.pid, signal.SIGHUP)
+
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         """End the process; its files are kept."""
         process, self._process = self._process, None

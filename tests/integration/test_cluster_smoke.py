@@ -5,11 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from jsq import App, BrokerUnavailable, Client, QueueSettings
+from jsq import App, BrokerUnavailable, Client, JetStreamOff, QueueSettings
 from jsq.settings import WorkerSettings
+from jsq.transport.jetstream import may_be_electing
+from jsq.transport.replies import NoResponders
 from jsq.worker import Worker
 from tests.helpers.cluster import cluster, replicas_of
 from tests.helpers.workers import running_worker
+
+ACCOUNTS = """
+accounts { A { jetstream: disabled, users: [{ user: user, password: pass }] }
+           SYS { users: [{ user: sys, password: sys }] } }
+system_account: SYS
+"""
 
 CURE = "run `jsq provision --replicas 3` (it takes 3 servers)"
 
@@ -54,6 +62,31 @@ async def test_provision_waits_for_as_many_servers_as_replicas_are_requested(tmp
         await client.admin.provision(replicas=1)
         with pytest.raises(BrokerUnavailable, match="too few servers are up"):
             await client.admin.provision(replicas=3)
+
+
+async def test_calls_and_reads_wait_for_the_jetstream_of_a_cluster_that_starts(tmp_path: Path) -> None:
+    """A server that starts refuses them, as here one whose account has no JetStream yet."""
+    async with cluster(tmp_path, size=2, more=ACCOUNTS) as servers:
+        address = servers.url.replace("nats://", "nats://user:pass@")
+        async with Client(address, namespace="new") as client:
+            broker = await client.broker()
+            calls = asyncio.gather(
+                broker.jetstream.stream_info("absent"),
+                broker.reads.last("absent", "absent", consistent=True),
+            )
+            for _ in range(3):  # until the calls have been refused, too
+                with pytest.raises(JetStreamOff):
+                    await broker.wire.api("STREAM.NAMES")
+            assert await may_be_electing(broker.wire, "absent")
+            assert not calls.done()
+
+            for node in servers.nodes:
+                node.reconfigure("jetstream: disabled", "jetstream: enabled")
+
+            assert [*await calls] == [None, None]
+            assert not await may_be_electing(broker.wire, "absent")
+            with pytest.raises(NoResponders):
+                await broker.reads.last("absent", "absent")
 
 
 async def test_jobs_survive_the_loss_of_the_leader_of_their_queue(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ class JobReader:
                     id, queue, pending=pending
                 )
         except NoResponders:
-            if await self._jetstream.stream_info(self._subjects.streams.records) is not None:
-                raise  # it has no leader just now
+            if not await self._jetstream.is_absent(self._subjects.streams.records):
+                raise
             await self._streams.ensure_shared()
             return None
         if found is None:
