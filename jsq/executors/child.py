@@ -36,6 +36,7 @@ from jsq.codec.signature import Signature
 from jsq.context import Context, ContextLink
 from jsq.declaration import FunctionLocation, takes_context
 from jsq.errors import BadArguments, BadResult, UsageError
+from jsq.executors.labels import LABEL_SOURCE, CallLabels, current_labels, job_labels
 from jsq.executors.process_state import ProcessState, StandardFiles
 from jsq.model.job import Job
 from jsq.model.outcome import (
@@ -151,6 +152,8 @@ class ChildServer:
             )
             args.insert(0, self._context)
         before = ProcessState()
+        labels = CallLabels(job_labels(request.job))
+        LABEL_SOURCE.set(labels)
         self.send("began")
         try:
             self._running = True
@@ -162,6 +165,7 @@ class ChildServer:
             return judge_error(error, request, policy)
         finally:
             self._running = False
+            labels.end()
             self._clean = before.restore(self._files)
 
     def _progress(self, fraction: float, text: str) -> None:
@@ -210,11 +214,14 @@ class Forward(logging.Handler):
     def __init__(self, send: Callable[..., None]) -> None:
         super().__init__()
         self._send = send
-        self.setFormatter(logging.Formatter("%(message)s"))  # the worker adds the other fields
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields = vars(record) | {"msg": self.format(record), "args": None, "exc_info": None, "exc_text": None}
-        self._send("log", {name: sendable(value) for name, value in fields.items()})
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        labels = {} if record.name.startswith("jsq.") else current_labels()
+        fields = vars(record) | {"msg": record.getMessage(), "args": None, "exc_info": None}
+        added = {name: value for name, value in labels.items() if name not in fields}
+        self._send("log", {name: sendable(value) for name, value in (fields | added).items()})
 
 
 def sendable(value: object) -> object:

@@ -7,6 +7,7 @@ pool would. A thread cannot be interrupted; the function may check `Context.canc
 import asyncio
 import contextlib
 import contextvars
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -40,20 +41,11 @@ class ThreadExecutor:
     def start(self, function: Callable[[], Any], ended: Callable[[], None] = ignore_end) -> ThreadExecution:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[FunctionEnd] = loop.create_future()
-        context = contextvars.copy_context()
-
-        def work() -> None:
-            try:
-                found: FunctionEnd = Returned(context.run(function))
-            except BaseException as error:  # a user's function may raise anything
-                found = Raised(error)
-            with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
-                loop.call_soon_threadsafe(finish_thread, end, found, ended)
-
+        call = functools.partial(contextvars.copy_context().run, function)
         # The thread is started first: if that fails, no other thread may do the work later.
         if not self._idle.acquire(blocking=False):
             threading.Thread(target=self._serve, name="jsq-task", daemon=True).start()
-        self._work.put(work)
+        self._work.put(functools.partial(run_in_thread, loop, call, end, ended))
         return ThreadExecution(end)
 
     def _serve(self) -> None:
@@ -68,6 +60,22 @@ class ThreadExecutor:
             work()
             del work  # an idle thread keeps no arguments alive
             self._idle.release()
+
+
+def run_in_thread(
+    loop: asyncio.AbstractEventLoop,
+    function: Callable[[], Any],
+    end: asyncio.Future[FunctionEnd],
+    ended: Callable[[], None],
+) -> None:
+    """Call a function in this thread, and report its end to the event loop."""
+    try:
+        found: FunctionEnd = Returned(function())
+    except BaseException as error:  # a user's function may raise anything
+        found = Raised(error)
+    with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
+        loop.call_soon_threadsafe(finish_thread, end, found, ended)
+    del function, end, ended, found  # the frames of the function, and so its exception, refer to this frame
 
 
 def finish_thread(end: asyncio.Future[FunctionEnd], found: FunctionEnd, ended: Callable[[], None]) -> None:

@@ -20,15 +20,8 @@ AREAS: dict[str, tuple[str, ...]] = {
     "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
     "Queues": ("queues", "limits"),
     "In production": (
-        *(
-            "deploy",
-            "operations",
-            "tracing",
-            "security",
-            "troubleshooting",
-            "cookbook",
-            "cookbook-operations",
-        ),
+        *("deploy", "operations", "logs", "tracing", "security", "troubleshooting"),
+        *("cookbook", "cookbook-operations"),
     ),
     "Evidence": ("guarantees", "performance", "comparison", "comparison-failures", "internals"),
     "Questions": ("queue-broker-worker", "brokers", "database-queues", "workflow-engines", "exactly-once"),

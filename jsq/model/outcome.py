@@ -2,11 +2,11 @@
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TypeAlias
 
-from jsq.errors import BadOption, StepUnknown, shorten
+from jsq.errors import BadOption, JsqError, StepUnknown, shorten
 from jsq.model.durations import seconds
 from jsq.model.retry import Predicate, RetryPolicy
 from jsq.model.signals import RateLimited, Reject, Retry, Snooze
@@ -23,10 +23,18 @@ MAX_TRACEBACK_LENGTH = 12_000
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An exception as text: `Type: message`, and its traceback."""
+    """An exception as text: `Type: message`, and its traceback.
+
+    `exception` is the exception itself if the attempt ran in this process. It is neither stored nor sent to
+    another process. It refers to the frames of the task, so nothing may keep it after the attempt has ended.
+    """
 
     error: str
     traceback: str = ""
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[type["Fault"], tuple[str, str]]:
+        return Fault, (self.error, self.traceback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +180,7 @@ def apply_deadline(outcome: Outcome, left: float | None, window: float | None = 
                 return Failed(outcome.final_reason, fault)
             if left is not None and delay >= left:
                 text = f"its deadline is before the next attempt; the last: {fault.error or 'snoozed'}"
-                return Expired(Fault(shorten(text, MAX_ERROR_LENGTH), fault.traceback))
+                return Expired(replace(fault, error=shorten(text, MAX_ERROR_LENGTH)))
     return outcome
 
 
@@ -185,16 +193,19 @@ def requested_delay(signal: Retry | Snooze) -> float | None:
 
 
 def describe_error(error: BaseException) -> Fault:
-    """An exception as text, shortened. If its message raises, the text has the name of its type."""
+    """An exception as text, shortened. If its message raises, the text has the name of its type.
+
+    The exception loses the frames of the callers that its traceback begins with.
+    """
     name = type(error).__name__
     try:
         text = str(error)
     except BaseException as second:  # a user's __str__ may raise anything
         text = f"<its message raised {type(second).__name__}>"
     full = f"{name}: {text}" if text else name
-    return Fault(
-        replace_surrogates(shorten(full, MAX_ERROR_LENGTH)), replace_surrogates(format_traceback(error))
-    )
+    frames = replace_surrogates(format_traceback(error))
+    drop_caller_frames(error)
+    return Fault(replace_surrogates(shorten(full, MAX_ERROR_LENGTH)), frames, error)
 
 
 def format_traceback(error: BaseException) -> str:
@@ -208,10 +219,29 @@ def format_traceback(error: BaseException) -> str:
 
 def user_frames(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the frames of the callers that it begins with; unchanged if it has no others."""
-    part = trace
-    while part is not None and is_caller_frame(part):
-        part = part.tb_next
-    return part or trace
+    return first_user_frame(trace) or trace
+
+
+def first_user_frame(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is no caller's; None if it has no such frame."""
+    while trace is not None and is_caller_frame(trace):
+        trace = trace.tb_next
+    return trace
+
+
+def drop_caller_frames(error: BaseException) -> None:
+    """Remove the frames of callers from the start of an exception's traceback.
+
+    An error of jsq that has no other frames loses all, because its message names the fault. Any other
+    exception keeps its frames then: they show a fault of jsq itself.
+    """
+    found = first_user_frame(error.__traceback__)
+    if found is not None:
+        error.__traceback__ = found
+    elif isinstance(error, JsqError):
+        error.__traceback__ = None
+        if error.__cause__ is not None and first_user_frame(error.__cause__.__traceback__) is None:
+            error.__cause__ = None
 
 
 def is_caller_frame(trace: TracebackType) -> bool:

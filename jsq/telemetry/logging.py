@@ -9,6 +9,9 @@ import logging
 import time
 from typing import Any, Literal, TextIO
 
+from jsq.executors.labels import current_labels
+from jsq.model.outcome import MAX_TRACEBACK_LENGTH
+
 Format = Literal["text", "json"]
 
 MAX_WAITING_LINES = 1_000
@@ -23,6 +26,10 @@ LEVEL_COLORS = {
 }
 """The ANSI code of each level."""
 
+OWN_LOGGERS = "jsq."
+"""How the names of the loggers of jsq start. Their lines choose their fields themselves."""
+
+_formatter = logging.Formatter()
 _empty_record = vars(logging.makeLogRecord({}))
 _first_extra = len(_empty_record)
 _record_fields = frozenset(_empty_record) | {"message", "asctime", "taskName"}
@@ -46,6 +53,8 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self._loop: asyncio.AbstractEventLoop | None = None  # the loop that will flush
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not record.name.startswith(OWN_LOGGERS):
+            add_labels(record)
         try:
             self._lines.append(self.format(record) + self.terminator)
         except Exception:  # a record may hold any value
@@ -75,6 +84,25 @@ class LineHandler(logging.StreamHandler[TextIO]):
         return True
 
 
+class JobLabels(logging.Filter):
+    """Adds the fields `job`, `task` and `attempt` to the records that a task logs, for handlers of any kind.
+
+    A record of a batch task has `task` and `jobs`, the number of its jobs. The handler that `jsq worker`
+    installs adds the fields by itself.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(OWN_LOGGERS):
+            add_labels(record)
+        return True
+
+
+def add_labels(record: logging.LogRecord) -> None:
+    """Add the labels of the running job to a record. The extras of the record are kept."""
+    for name, value in current_labels().items():
+        vars(record).setdefault(name, value)
+
+
 def extras(record: logging.LogRecord) -> list[tuple[str, Any]]:
     """The extras of a record: the attributes that only this record has."""
     return [
@@ -97,7 +125,7 @@ class TextLines(logging.Formatter):
         level = record.levelname if code is None else f"\x1b[{code}m{record.levelname}\x1b[0m"
         head = f"{format_moment(record)} {level} {printable(record.getMessage())}"
         line = f"{head} {fields}" if fields else head
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return "\n".join([line, *(f"  {printable(part)}" for part in traceback_of(record).splitlines())])
 
 
 class JsonLines(logging.Formatter):
@@ -111,10 +139,24 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
             **dict(extras(record)),
         }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if trace := traceback_of(record):
+            line["traceback"] = trace
         text = json.dumps(line, default=str, ensure_ascii=False)
         return text if text.isprintable() else json.dumps(line, default=str)
+
+
+def traceback_of(record: logging.LogRecord) -> str:
+    """The traceback of a record, with causes, groups and notes; if it is too long, its end.
+
+    It is empty if the record has none, or only the exception that its extra `error` shows.
+    """
+    if record.exc_info:
+        text = _formatter.formatException(record.exc_info)
+    else:
+        text = (record.exc_text or "").rstrip("\n")
+    if "\n" not in text and hasattr(record, "error"):
+        return ""
+    return text if len(text) <= MAX_TRACEBACK_LENGTH else "...\n" + text[-MAX_TRACEBACK_LENGTH:]
 
 
 def format_moment(record: logging.LogRecord) -> str:

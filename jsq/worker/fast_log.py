@@ -12,8 +12,17 @@ from collections.abc import Mapping
 _common_fields = vars(logging.LogRecord("jsq.job", logging.INFO, __file__, 0, "", (), None))
 
 
-def emit(log: logging.Logger, level: int, message: str, about: Mapping[str, object]) -> None:
-    """Log a message as `log.log(level, message, extra=about)` does, if the level is on."""
+def emit(
+    log: logging.Logger,
+    level: int,
+    message: str,
+    about: Mapping[str, object],
+    failure: Mapping[str, object] | None = None,
+) -> None:
+    """Log a message as `log.log(level, message, extra=about)` does, if the level is on.
+
+    `failure` holds the fields `exc_info` and `exc_text` of the record, if it has them.
+    """
     if not log.isEnabledFor(level):
         return
     record = logging.LogRecord.__new__(logging.LogRecord)
@@ -28,5 +37,7 @@ def emit(log: logging.Logger, level: int, message: str, about: Mapping[str, obje
         msecs=int((now % 1) * 1000) + 0.0,
         process=os.getpid(),
     )
+    if failure:
+        vars(record).update(failure)
     vars(record).update(about)
     log.handle(record)

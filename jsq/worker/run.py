@@ -20,6 +20,7 @@ from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import FunctionEnd
 from jsq.executors.child import CallRequest
+from jsq.executors.labels import job_labels, start_labelled
 from jsq.executors.process import ChildCallbacks, ReportProgress
 from jsq.model.job import Job
 from jsq.model.outcome import (
@@ -243,9 +244,10 @@ class TaskRun:
         if context is not None:
             args.insert(0, context)
         executor = resources.loop if task.is_async else resources.threads
-        call = functools.partial(task.function, *args, **named)
-        may_start = self.may_start
-        return executor.start(call if may_start is None else gated_call(call, may_start, task), self.wake)
+        call: Callable[[], Any] = functools.partial(task.function, *args, **named)
+        if self.may_start is not None:
+            call = gated_call(call, self.may_start, task)
+        return start_labelled(functools.partial(executor.start, call, self.wake), job_labels(job))
 
     def _start_child(
         self, resources: Resources, place: FunctionLocation, job: Job, options: Declaration, token: int

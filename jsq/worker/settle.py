@@ -15,6 +15,7 @@ from jsq.errors import BrokerError, LeaseLost
 from jsq.model.outcome import (
     Expired,
     Failed,
+    Fault,
     Interrupted,
     Outcome,
     Quarantined,
@@ -233,4 +234,25 @@ def report_outcome(attempt: StagedAttempt, state: str, outcome: Outcome, ran: fl
     level = logging.INFO if state == "snoozed" else LOG_LEVELS.get(type(outcome), logging.INFO)
     if log.isEnabledFor(level):
         fields = attempt.log_fields(seconds=round(ran, 6), **outcome_fields(outcome))
-        emit(log, level, f"job {state}", fields)
+        emit(log, level, f"job {state}", fields, failure_fields(outcome) if level > logging.INFO else None)
+
+
+def failure_fields(outcome: Outcome) -> dict[str, object]:
+    """The fields of a log record about an exception: the exception itself, or the text of its traceback.
+
+    Handlers that report errors need the exception. There is none if the attempt ran in another process.
+    """
+    match outcome:
+        case Failed(fault=fault) | TryAgain(fault=fault) | Expired(cause=fault):
+            error = fault.exception
+            if error is not None:
+                return {"exc_info": (type(error), error, error.__traceback__)}
+            return {"exc_text": traceback_text(fault)} if fault.traceback else {}
+    return {}
+
+
+def traceback_text(fault: Fault) -> str:
+    """The traceback of a fault as `traceback.format_exception` writes it."""
+    if not fault.traceback.startswith("  File"):
+        return fault.traceback
+    return f"Traceback (most recent call last):\n{fault.traceback}{fault.error}"

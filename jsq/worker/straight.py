@@ -21,6 +21,7 @@ from jsq.codec import revisions
 from jsq.codec.subject_token import STEM
 from jsq.errors import BadArguments, BadEnvelope, BadName, BadResult, BrokerError, LeaseLost, NewerEnvelope
 from jsq.executors.base import FunctionEnd, Raised, Returned
+from jsq.executors.labels import LABEL_SOURCE
 from jsq.model.job import Job, Priority
 from jsq.model.outcome import Interrupted, Outcome, Succeeded
 from jsq.task import AnyTask
@@ -134,7 +135,14 @@ class DirectRun(TaskRun):
     If it must end early, another asyncio task concludes the attempt.
     """
 
-    leave: Callable[[], None] | None = None
+    leave: "functools.partial[None] | None" = None
+
+    def labels(self) -> dict[str, object]:
+        """The labels of the log lines of the function, while it runs."""
+        if self.leave is None:
+            return {}
+        attempt, plan, _ = self.leave.args
+        return {"job": attempt.delivery.id, "task": plan.job.task, "attempt": plan.job.attempt}
 
     def stop(self, why: Outcome | LeaseLost) -> None:
         """End early, with this outcome."""
@@ -179,6 +187,7 @@ async def run_straight(attempt: Attempt, plan: StraightPlan) -> None:
         assert plan.function is not None, "other functions take the general path"
         began = time.monotonic()
         run.call(attempt, plan)
+        LABEL_SOURCE.set(run)
         try:
             end = Returned(await plan.function(*arguments[0], **arguments[1]))
         except BaseException as error:  # a user's function may raise anything

@@ -1,6 +1,8 @@
 """The outcome of an exception, and its description."""
 
+import pickle
 import sys
+import traceback
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jsq.codec.signature import Signature
 from jsq.errors import BadArguments, BadResult, UnknownTask
 from jsq.model.job import Job
 from jsq.model.outcome import (
@@ -138,6 +141,29 @@ def test_leading_frames_of_jsq_are_removed_from_a_traceback() -> None:
         first = describe_error(error).traceback.splitlines()[0]
 
     assert "test_outcome.py" in first
+
+
+def test_the_exception_of_a_fault_stays_in_its_process() -> None:
+    error = caught(ValueError("no"))
+    fault = describe_error(error)
+
+    assert fault.exception is error
+    assert fault == Fault(fault.error, fault.traceback)
+    assert "exception" not in repr(fault)
+    assert pickle.loads(pickle.dumps(fault)).exception is None
+
+
+def test_an_error_about_wrong_arguments_has_no_frames_of_jsq() -> None:
+    def add(a: int) -> None: ...
+
+    try:
+        Signature(add).unpack(b'["x"]')
+    except BadArguments as error:
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this function
+        describe_error(error)
+        shown = traceback.format_exception(error)
+
+    assert len(shown) == 1
 
 
 def test_a_rejected_job_is_not_retried() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from jsq.errors import BadOption
-from jsq.model.outcome import Fault, TryAgain
+from jsq.model.outcome import MAX_TRACEBACK_LENGTH, Fault, TryAgain
 from jsq.telemetry.logging import JsonLines, LineHandler, TextLines
 from jsq.telemetry.probes import read_address
 from jsq.worker.fast_log import emit
@@ -54,6 +54,50 @@ def test_a_text_line_shows_the_extras_of_the_record() -> None:
 def test_a_log_line_contains_no_control_characters(nasty: str) -> None:
     line = TextLines().format(record(nasty, error=nasty))
     assert line.isprintable()
+
+
+def failure(message: str) -> logging.LogRecord:
+    """The record of a failed job, whose exception has a message."""
+    try:
+        raise ValueError(message)
+    except ValueError as error:
+        return record(
+            "job failed", job="a1", error=message, exc_info=(ValueError, error, error.__traceback__)
+        )
+
+
+def test_a_traceback_is_indented_and_cannot_be_taken_for_a_line() -> None:
+    first, *more = (
+        TextLines().format(failure("a\n2026-01-31T12:00:00.000Z INFO job succeeded\x1b[2K")).splitlines()
+    )
+
+    assert " INFO job failed job=a1 error=" in first
+    assert more[0] == "  Traceback (most recent call last):"
+    assert more[-1] == r"  2026-01-31T12:00:00.000Z INFO job succeeded\x1b[2K"
+    assert all(line.startswith("  ") and line.isprintable() for line in more)
+
+
+def test_a_long_traceback_keeps_its_end() -> None:
+    shown = json.loads(JsonLines().format(failure("x" * 50_000 + "the end")))["traceback"]
+
+    assert len(shown) <= MAX_TRACEBACK_LENGTH + len("...\n")
+    assert shown.startswith("...\n")
+    assert shown.endswith("the end")
+
+
+def test_an_exception_without_frames_adds_no_line_to_its_error() -> None:
+    error = TimeoutError("too late")
+    bare = record("job failed", error="TimeoutError: too late", exc_info=(TimeoutError, error, None))
+
+    assert "\n" not in TextLines().format(bare)
+    assert "traceback" not in json.loads(JsonLines().format(bare))
+
+
+def test_the_text_of_a_traceback_is_shown_as_an_exception_is() -> None:
+    sent = record("job failed", error="ValueError: no", exc_text="Traceback ...\nValueError: no")
+
+    assert TextLines().format(sent).splitlines()[1:] == ["  Traceback ...", "  ValueError: no"]
+    assert json.loads(JsonLines().format(sent))["traceback"] == "Traceback ...\nValueError: no"
 
 
 def test_the_fast_path_writes_the_same_line(capsys: pytest.CaptureFixture[str]) -> None:

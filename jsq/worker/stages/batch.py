@@ -19,6 +19,7 @@ from jsq.declaration import Declaration
 from jsq.errors import BrokerError, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import FunctionEnd
+from jsq.executors.labels import start_labelled
 from jsq.executors.process import ReportProgress
 from jsq.model.job import Job
 from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
@@ -224,8 +225,10 @@ class Batch:
         assert items is not None, "only a batch task has batches"
         values = [items.value(member.item) for member in members if member.item is not None]
         executor = resources.loop if self.task.is_async else resources.threads
+        call = functools.partial(self.task.function, values)
+        labels = {"task": self.task.name, "jobs": len(members)}
         start = functools.partial(
-            executor.start, functools.partial(self.task.function, values), self.run.wake
+            start_labelled, functools.partial(executor.start, call, self.run.wake), labels
         )
         options = self.task.declaration
         try:
