@@ -5,6 +5,8 @@ from jsq.client.handle import BlockingJobHandle as BlockingJobHandle
 from jsq.client.handle import JobHandle as JobHandle
 from jsq.client.submitter import Submitter as Submitter
 from jsq.context import Context as Context
+from jsq.dependencies import INJECTED as INJECTED
+from jsq.dependencies import Depends as Depends
 from jsq.errors import ArgumentsNotKept as ArgumentsNotKept
 from jsq.errors import BadArguments as BadArguments
 from jsq.errors import BadName as BadName
@@ -25,6 +27,8 @@ from jsq.errors import JobFailed as JobFailed
 from jsq.errors import JobNotFound as JobNotFound
 from jsq.errors import JsqError as JsqError
 from jsq.errors import LeaseLost as LeaseLost
+from jsq.errors import LifespanFailed as LifespanFailed
+from jsq.errors import NoCurrentJob as NoCurrentJob
 from jsq.errors import NotAllowed as NotAllowed
 from jsq.errors import NotIncluded as NotIncluded
 from jsq.errors import PartlySubmitted as PartlySubmitted
@@ -42,6 +46,10 @@ from jsq.errors import TaskExists as TaskExists
 from jsq.errors import UnknownTask as UnknownTask
 from jsq.errors import UsageError as UsageError
 from jsq.errors import WrongState as WrongState
+from jsq.middleware import ContextVars as ContextVars
+from jsq.middleware import CurrentJob as CurrentJob
+from jsq.middleware import Middleware as Middleware
+from jsq.middleware import current_job as current_job
 from jsq.model.attempts import JobAttempt as JobAttempt
 from jsq.model.callback import Failure as Failure
 from jsq.model.job import JobRecord as JobRecord

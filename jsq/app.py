@@ -4,7 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from jsq.client.client import Client
 from jsq.declaration import Declaration
@@ -12,6 +12,7 @@ from jsq.declarations import Declarations, WrittenSchedule
 from jsq.discovery import import_matching
 from jsq.errors import BadOption, UnknownTask, count_noun
 from jsq.functions import read_functions
+from jsq.hooks import AppHooks, AppHooksOptions
 from jsq.model.durations import Duration, seconds
 from jsq.model.job import DEFAULT_QUEUE
 from jsq.model.options import check_known
@@ -26,14 +27,15 @@ TaskNames = Literal["function", "module"]
 """The default name of a task: that of its function, or that with the module before it, `shop.tasks.send`."""
 
 
-class AppOptions(TypedDict, total=False):
-    """The options of an App that concern the layout of its code.
+class AppOptions(AppHooksOptions, total=False):
+    """The options of an App that concern the layout of its code, and what runs around its tasks.
 
     `include`: modules with tasks, which workers import: `["shop.tasks", "shop.mail.*"]`; see `App.load`.
     `task_names`: the default names of tasks: `"function"` for `send`, or `"module"` for `shop.tasks.send`.
     `routes`: the queues of tasks by patterns of their names, `{"mail.*": "mail"}`. The first match decides. A
     `queue=` of a task, a Router or a submit has priority.
     `allow_functions`: functions that jobs may name by reference: `["shop.tasks:send", "shop.jobs:*"]`.
+    `lifespan`, `middleware`: see `AppHooksOptions`.
     """
 
     include: Sequence[str]
@@ -42,7 +44,7 @@ class AppOptions(TypedDict, total=False):
     allow_functions: Sequence[str]
 
 
-class App(Declarations):
+class App(Declarations, AppHooks):
     """Tasks, queues and schedules under one name, and the client that submits to them.
 
     `url`: see `Client`. `name` is the name of the connections on the server. `namespace` separates
@@ -62,7 +64,10 @@ class App(Declarations):
     ) -> None:
         check_known(options, (*AppOptions.__annotations__,), APP_TERMS)
         self.client = Client(url, namespace=namespace, name=name)
-        super().__init__(self.client.connection)
+        Declarations.__init__(self, self.client.connection)
+        AppHooks.__init__(self, lifespan=options.get("lifespan"), middleware=options.get("middleware", ()))
+        self.middleware.of_queues = self.queue_middleware
+        self.client.connection.app = self
         self.name = name
         self.events = None if events is None else seconds("events", events, least=1.0)
         self.namespace = self.client.namespace
@@ -132,8 +137,8 @@ class App(Declarations):
         """Check that the tasks fit together. A worker does this before it starts.
 
         Raises `UnknownTask` for a callback or fallback that is not declared. Raises `BadOption` for a
-        callback or fallback with other parameters, for fallbacks in a circle, and for a `retry_if` that a
-        child process would not find.
+        callback or fallback with other parameters, for fallbacks in a circle, and for a `retry_if`, a
+        lifespan, middleware or dependencies that a child process would not find.
         """
         for task in self.tasks.values():
             for option, name in task.declaration.callbacks.task_names.items():
@@ -224,8 +229,9 @@ def check_circle(task: AnyTask, known: Callable[[str], AnyTask | None]) -> None:
 
 
 def check_reach(task: AnyTask) -> None:
-    """Raises `BadOption` if a child process would not find the predicate of a task."""
-    if task.place is None or task.declaration.retry.retry_if is None:
+    """Raises `BadOption` if a child process would not find what it needs besides the function of a task."""
+    needed = reached_options(task)
+    if task.place is None or not needed:
         return
     found: Any = sys.modules.get(task.function.__module__)
     for part in task.place.name.split("."):
@@ -233,8 +239,20 @@ def check_reach(task: AnyTask) -> None:
     if found is not task:
         rule = "must be found by a child process, but the name of the task does not lead to the task"
         raise BadOption(
-            f"retry_if of {task.name}", task.place.name, f"{rule}; declare the task with @app.task"
+            f"{needed[0]} of {task.name}", task.place.name, f"{rule}; declare the task with @app.task"
         )
+
+
+def reached_options(task: AnyTask) -> list[str]:
+    """The options of a task that a child process takes from the task itself."""
+    hooks = task.hooks_on(task.declaration.queue)
+    used = {
+        "retry_if": task.declaration.retry.retry_if is not None,
+        "lifespan": task.app is not None and task.app.lifespan.is_used,
+        "middleware": hooks is not None and bool(hooks.middleware),
+        "dependencies": task.dependencies is not None,
+    }
+    return [name for name, is_used in used.items() if is_used]
 
 
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

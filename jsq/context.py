@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, TypeVarTuple, cast, overload
 
 from pydantic_core import from_json
@@ -48,11 +48,12 @@ class JobLog(logging.LoggerAdapter[logging.Logger]):
 
 @dataclass(frozen=True, slots=True)
 class ContextLink:
-    """The connection of a `Context` to its worker, and the last checkpoint of the job."""
+    """The connection of a `Context` to its worker, the last checkpoint of its job, and the App's state."""
 
     progress: Progress
     store: StoreRequest
     checkpoint: bytes = b""
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Context:
@@ -61,7 +62,7 @@ class Context:
     `attempt` counts from 1. `token` rises with each attempt of the job. Pass it to a store that refuses
     writes with a lower token: then a worker that lost its lease cannot overwrite the work of its successor.
     `cancelled` becomes true when the attempt must end. A task in a thread cannot be interrupted and should
-    check it.
+    check it. `state` is what the `lifespan` of the App has opened in this process; empty without one.
 
     Methods that wait for the server are awaited, `await ctx.checkpoint(...)`. A task that is not a coroutine
     function calls their blocking forms, `ctx.blocking.checkpoint(...)`.
@@ -76,6 +77,7 @@ class Context:
         "cancelled",
         "job",
         "log",
+        "state",
         "token",
         "worker",
     )
@@ -92,6 +94,7 @@ class Context:
         self.token = token
         self.worker = worker
         self.cancelled = False
+        self.state = link.state
         self.blocking = BlockingContext(self)
         self._progress = link.progress
         self._store = link.store

@@ -15,6 +15,7 @@ from jsq.batch import BatchLimits
 from jsq.codec.signature import resolve_hints
 from jsq.context import Context
 from jsq.errors import BadOption
+from jsq.middleware import Middleware, read_middleware
 from jsq.model.callback import Callbacks
 from jsq.model.durations import Duration, seconds
 from jsq.model.job import DEFAULT_QUEUE, Priority, check_queue, check_task
@@ -97,6 +98,7 @@ class TaskOptions(TypedDict, total=False):
     `rate`: how often jobs of the task may start, by all workers together: "10/s", "100/m", or a `Rate`.
     `key_rate`: the same for the jobs of each `key=` of a submit. Jobs without a key are not limited by it.
     `slots`: how many slots of its worker a job takes [1]; see `SubmitOptions`.
+    `middleware`: the middleware of this task, inside that of the App and of the queue; see `Middleware`.
     """
 
     name: str | None
@@ -134,6 +136,7 @@ class TaskOptions(TypedDict, total=False):
     rate: Rate | str | None
     key_rate: Rate | str | None
     slots: int
+    middleware: Iterable[Middleware]
 
 
 OF_SUBMIT = (
@@ -177,6 +180,7 @@ class Declaration:
     key_rate: Rate | None = None
     slots: int = 1
     given: frozenset[str] = frozenset()
+    middleware: tuple[Middleware, ...] = ()
 
     def __post_init__(self) -> None:
         check_task(self.name)
@@ -244,6 +248,7 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
         given["unique"] = check_parameters(given["unique"])
     given["aliases"] = tuple(given.get("aliases", ()))
     given["tags"] = read_tags(given.get("tags", ()))
+    given["middleware"] = read_middleware(given.get("middleware", ()))
     for name in RETRY_OPTIONS:
         given.pop(name, None)
     return Declaration(retry=read_policy(written), given=options, **given)

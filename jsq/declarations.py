@@ -27,6 +27,7 @@ from jsq.declaration import (
     read_declaration,
 )
 from jsq.errors import BadOption, TaskExists
+from jsq.middleware import Middleware, read_middleware
 from jsq.model.durations import Duration, seconds
 from jsq.model.job import check_queue
 from jsq.model.rate_limit import Rate
@@ -152,7 +153,7 @@ class Declarations:
     """Declares tasks, queues and schedules: the common part of `App` and `Router`.
 
     `tasks` are those by their names, `aliases` the names of tasks by their older names, `declared` the
-    settings of the declared queues, and `schedules` those by their names.
+    settings of the declared queues with their `queue_middleware`, and `schedules` those by their names.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -160,6 +161,7 @@ class Declarations:
         self.aliases: dict[str, str] = {}
         self.declared: dict[str, QueueSettings] = {}
         self.schedules: dict[str, Schedule] = {}
+        self.queue_middleware: dict[str, tuple[Middleware, ...]] = {}
         self.connection = connection
         self.written_schedules: list[WrittenSchedule] = []
 
@@ -230,6 +232,7 @@ class Declarations:
         weights: Mapping[str, int] | None = None,
         rate: Rate | str | None = None,
         keep_arguments: bool = True,
+        middleware: Iterable[Middleware] = (),
     ) -> QueueSettings:
         """Declare the settings of a queue; see `QueueSettings`. Workers and `provision` apply them.
 
@@ -238,8 +241,8 @@ class Declarations:
         serves only if it is started with it. `rate` limits the starts of jobs by all workers together:
         "100/m", or a `Rate`. `per_key` is how many jobs of one key run at once, unless a submit or its task
         sets another number. Without it keys take turns: each key starts one job in a turn, or as many as its
-        weight. With `keep_arguments=False` the record of an ended job does not hold its arguments. Raises
-        `BadName`, `BadOption`.
+        weight. With `keep_arguments=False` the record of an ended job does not hold its arguments.
+        `middleware` runs around the jobs of the queue, inside that of the App. Raises `BadName`, `BadOption`.
         """
         check_quarantine(quarantine, check_queue(name))
         settings = QueueSettings.read(
@@ -256,7 +259,7 @@ class Declarations:
             rate=rate,
             keep_arguments=keep_arguments,
         )
-        self.add_queue(name, settings)
+        self.add_queue(name, settings, read_middleware(middleware))
         return settings
 
     def cron(
@@ -348,9 +351,10 @@ class Declarations:
         self.tasks[task.name] = task
         self.aliases.update(dict.fromkeys(task.declaration.aliases, task.name))
 
-    def add_queue(self, name: str, settings: QueueSettings) -> None:
-        """Add the settings of a queue."""
+    def add_queue(self, name: str, settings: QueueSettings, middleware: tuple[Middleware, ...] = ()) -> None:
+        """Add the settings of a queue, and the middleware of its jobs."""
         self.declared[name] = settings
+        self.queue_middleware[name] = middleware
 
     def add_schedule(self, written: WrittenSchedule) -> Schedule:
         """Add a schedule. Raises `BadName`, `BadArguments`; `BadOption` for the name of another one."""

@@ -199,6 +199,29 @@ class CannotChange(UsageError):
     """An existing queue cannot take a setting; the message names a way to apply it."""
 
 
+class LifespanFailed(UsageError):
+    """The lifespan of the App failed. `stage` is `start` or `run`; the exception is the `__cause__`."""
+
+    def __init__(self, stage: str, error: BaseException) -> None:
+        text = shorten(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, 500)
+        done = "failed to start" if stage == "start" else "failed while the worker ran"
+        super().__init__(f"the lifespan of the App {done}: {text}")
+        self.stage = stage
+        self.error = error
+
+    def __reduce__(self) -> tuple[type["LifespanFailed"], tuple[str, BaseException]]:
+        return type(self), (self.stage, self.error)
+
+
+class NoCurrentJob(UsageError):
+    """`jsq.current_job()` was called where no job runs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no job runs here, or the App lacks the middleware that notes it: App(middleware=[CurrentJob()])"
+        )
+
+
 # -- NATS could not -------------------------------------------------------------------------------------
 
 

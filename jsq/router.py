@@ -8,6 +8,7 @@ from jsq.client.connection import Connection
 from jsq.declaration import Declaration, TaskOptions, read_declaration
 from jsq.declarations import Declarations, WrittenSchedule
 from jsq.errors import BadOption, NotIncluded, count_noun
+from jsq.middleware import Middleware
 from jsq.model.job import check_task
 from jsq.model.schedule import Schedule
 from jsq.settings import Login, QueueSettings
@@ -62,7 +63,7 @@ class Router(Declarations):
                 raise BadOption("queue", name, "must have the same settings wherever it is declared")
         renamed = owner.adopt(self.tasks.values())
         for name, settings in self.declared.items():
-            owner.add_queue(name, settings)
+            owner.add_queue(name, settings, self.queue_middleware[name])
         for written in self.written_schedules:
             owner.add_schedule(written.renamed(renamed))
         self._late_connection.bind(owner.connection)
@@ -75,10 +76,10 @@ class Router(Declarations):
         if self._owner is not None:
             self._owner.adopt((task,))
 
-    def add_queue(self, name: str, settings: QueueSettings) -> None:
-        super().add_queue(name, settings)
+    def add_queue(self, name: str, settings: QueueSettings, middleware: tuple[Middleware, ...] = ()) -> None:
+        super().add_queue(name, settings, middleware)
         if self._owner is not None:
-            self._owner.add_queue(name, settings)
+            self._owner.add_queue(name, settings, middleware)
 
     def add_schedule(self, written: WrittenSchedule) -> Schedule:
         found = super().add_schedule(written)
@@ -111,6 +112,7 @@ class RouterConnection(Connection):
         """Use the connection of an App, or that of another Router until an App includes it."""
         self._bound = connection
         self.namespace, self.name, self.portal = connection.namespace, connection.name, connection.portal
+        self.app = connection.app
         if isinstance(connection, RouterConnection):
             connection._followers.append(self)
         for follower in self._followers:

@@ -14,7 +14,9 @@ from jsq.client.handle import BlockingJobHandle
 from jsq.client.submitter import SubmitTarget, Submitter
 from jsq.codec.signature import Signature, explain_refusal
 from jsq.declaration import Declaration, place_of, takes_context
+from jsq.dependencies import plan_dependencies
 from jsq.errors import BadArguments, BadOption
+from jsq.hooks import AppHooks, TaskHooks
 from jsq.model.options import Options, read_options
 from jsq.model.unique import arguments_key
 
@@ -38,6 +40,7 @@ class DeclaredTarget(SubmitTarget):
     def declare(self, declaration: Declaration) -> None:
         """Use a declaration. Submitters with other options use its name and its queue too."""
         self.name, self.queue = declaration.name, declaration.queue
+        self.middleware = declaration.middleware
         self._declaration = declaration
         self._declared = declaration.submit_options
         del self._declared["queue"]
@@ -103,10 +106,13 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.declaration = declaration
         self.items = items_of(function) if declaration.batch is not None else None
         self.takes_context = self.items is None and takes_context(function)
+        self.dependencies = None if self.items is not None else plan_dependencies(function)
+        self._hooks: dict[str, TaskHooks | None] = {}
         self.is_async = inspect.iscoroutinefunction(function)
         self.place = place_of(function) if declaration.executor == "process" else None
         called = function if self.items is None else self.items.function
-        self.signature = Signature(called, skip=int(self.takes_context))
+        provided = self.dependencies.names if self.dependencies is not None else ()
+        self.signature = Signature(called, skip=int(self.takes_context), omit=provided)
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", declaration.name)
         self.__qualname__ = getattr(function, "__qualname__", self.__name__)
@@ -127,6 +133,27 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.declaration = declaration
         self._declared_target.declare(declaration)
         self._connection = connection
+        self._hooks.clear()
+
+    @property
+    def app(self) -> AppHooks | None:
+        """The App of the task; None before the Router that declared it is included."""
+        return self._connection.app
+
+    def hooks_on(self, queue: str) -> TaskHooks | None:
+        """The middleware and dependencies of the jobs of this task on a queue; None if there are none."""
+        if queue not in self._hooks:
+            app = self.app
+            of_app = () if app is None else app.middleware.find(queue)
+            middleware = of_app + self.declaration.middleware
+            used = bool(middleware) or self.dependencies is not None
+            overrides = None if app is None else app.overrides
+            self._hooks[queue] = TaskHooks(middleware, self.dependencies, overrides) if used else None
+        return self._hooks[queue]
+
+    def uses_context(self, queue: str) -> bool:
+        """Whether a run of a job on a queue needs a `Context`: for the function, or for its hooks."""
+        return self.takes_context or self.hooks_on(queue) is not None
 
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> BlockingJobHandle[R]:
         """The same as `blocking.submit`, under the name that Celery uses."""

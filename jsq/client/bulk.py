@@ -1,13 +1,14 @@
 """Bulk submits: each job is stored by itself, or all jobs or none."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeAlias
 
 from jsq.broker import Broker
 from jsq.broker.jobs.backpressure import WaitForRoom
-from jsq.errors import BadArguments, BadOption, PartlySubmitted, SubmitUnknown
+from jsq.errors import BadArguments, BadOption, BrokerError, JsqError, PartlySubmitted, SubmitUnknown
+from jsq.middleware import Middleware, prepare_submit, report_submitted
 from jsq.model.job import Job, check_id
 from jsq.model.options import Options
 
@@ -60,6 +61,61 @@ class Bulk:
         stored = [id for id in self.ids if id not in errors]
         by_index = {index: errors[id] for index, id in enumerate(self.ids) if id in errors}
         raise PartlySubmitted(stored, by_index)
+
+
+async def store_prepared(
+    broker: Broker,
+    middleware: tuple[Middleware, ...],
+    bulk: Bulk,
+    packed: Sequence[bytes],
+    *,
+    all_or_nothing: bool,
+) -> set[str]:
+    """Store the jobs of a bulk as its middleware returns them; returns the ids that were stored before.
+
+    Jobs that follow each other and differ only in their ids and arguments are stored together.
+    """
+    pattern = bulk.pattern
+    jobs = [
+        prepare_submit(middleware, replace(pattern, id=id, arguments=arguments))
+        for id, arguments in zip(bulk.ids, packed, strict=True)
+    ]
+    parts = [
+        (replace(bulk, pattern=like, ids=[job.id for job in part]), [job.arguments for job in part])
+        for like, part in alike(jobs)
+    ]
+    if all_or_nothing and len(parts) > 1:
+        rule = "must not be set if the middleware gives the jobs different headers or options"
+        raise BadOption("all_or_nothing", all_or_nothing, rule)
+    known, refused = set[str](), dict[int, JsqError]()
+    start = 0
+    for part, arguments in parts:
+        try:
+            known |= await part.store(broker, arguments, all_or_nothing=all_or_nothing)
+        except PartlySubmitted as error:
+            refused |= {start + place: one for place, one in error.refused.items()}
+        except BrokerError as error:
+            if len(parts) == 1:
+                raise
+            refused |= dict.fromkeys(range(start, start + len(arguments)), error)
+        start += len(arguments)
+    stored = [job for place, job in enumerate(jobs) if place not in refused]
+    report_submitted(middleware, [job for job in stored if job.id not in known])
+    if refused:
+        raise PartlySubmitted([job.id for job in stored], refused)
+    return known
+
+
+def alike(jobs: Iterable[Job]) -> list[tuple[Job, list[Job]]]:
+    """Runs of jobs that differ only in their ids and arguments, each with a pattern of its jobs."""
+    found: list[tuple[Job, list[Job]]] = []
+    for job in jobs:
+        pattern = replace(job, id="", arguments=b"")
+        if found and found[-1][0] == pattern:
+            found[-1][1].append(job)
+        else:
+            found.append((pattern, [job]))
+    return found
 
 
 def check_ids(ids: Sequence[str], count: int) -> Sequence[str]:

@@ -5,6 +5,7 @@ import contextlib
 
 from jsq.broker import Broker
 from jsq.client.blocking import Portal
+from jsq.hooks import AppHooks
 from jsq.model.routes import NO_ROUTES, Routes
 from jsq.settings import Login, read_login, read_namespace
 
@@ -12,10 +13,12 @@ from jsq.settings import Login, read_login, read_namespace
 class Connection:
     """Opens a broker on first use: one for each event loop, and one for the portal of blocking calls.
 
-    `routes` are the queues of tasks that a submit or a schedule knows by their names only.
+    `routes` are the queues of tasks that a submit or a schedule knows by their names only. `app` is the App
+    that the connection belongs to.
     """
 
     routes: Routes = NO_ROUTES
+    app: AppHooks | None = None
 
     def __init__(self, url: str | Login | None, *, namespace: str | None, name: str) -> None:
         self.namespace = read_namespace(namespace)

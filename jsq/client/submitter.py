@@ -14,13 +14,22 @@ from jsq.broker.jobs.backpressure import WaitForRoom
 from jsq.broker.jobs.messages import JobTemplate
 from jsq.broker.submit.unique import SubmitResult, UniqueSubmit
 from jsq.client.blocking import BlockingWrapper
-from jsq.client.bulk import Bulk, CallArguments, check_ids, check_many, check_unique_many, pack_calls
+from jsq.client.bulk import (
+    Bulk,
+    CallArguments,
+    check_ids,
+    check_many,
+    check_unique_many,
+    pack_calls,
+    store_prepared,
+)
 from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle, JobHandle
 from jsq.client.map import MapOptions, Mapped, Results
 from jsq.codec.envelope import new_id, new_ids
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import JobError, PartlySubmitted
+from jsq.middleware import Middleware, prepare_submit, report_submitted
 from jsq.model.expiry import expiry_time
 from jsq.model.job import DEFAULT_QUEUE, Job, check_id, check_queue, check_task
 from jsq.model.options import Options, SubmitOptions, check_key_given, read_options
@@ -41,10 +50,11 @@ OPTIONS_OF_ONE_JOB = (
 class SubmitTarget:
     """The task of a submit, known by its name only; `jsq.task` has the subclass for a declared task.
 
-    `queue` is the queue of jobs whose submit names none.
+    `queue` is the queue of jobs whose submit names none, `middleware` is that of the task.
     """
 
     signature: Signature | None = None
+    middleware: tuple[Middleware, ...] = ()
 
     def __init__(self, name: str, queue: str = DEFAULT_QUEUE) -> None:
         self.name = check_task(name)
@@ -207,6 +217,9 @@ class Submitter(Generic[P, R]):
         broker = self._connection.open_broker() or await self._connection.broker()
         template = self._template
         if template is None:
+            if self._middleware():
+                self._is_plain = False
+                return await self._send_with_options(packed)
             pattern = build_job("", self.target, b"", self._options)
             self._template = template = broker.job_writer.template(pattern)
         id = new_id()
@@ -220,13 +233,19 @@ class Submitter(Generic[P, R]):
         job, due = await build_timed_job(broker, options.id or new_id(), self.target, packed, options)
         if options.expires is not None:
             job = await with_expiry_time(broker, job, options.expires)
+        middleware = self._middleware()
+        if middleware:
+            job = prepare_submit(middleware, job)
         if options.unique:
-            return self._handle_of(await broker.unique.submit(unique_submit(job, due, options)))
+            placed = await broker.unique.submit(unique_submit(job, due, options))
+            report_submitted(middleware, [] if placed.duplicate else [job])
+            return self._handle_of(placed)
         queue, duplicate = job.queue, False
         if options.id is None:
             await broker.job_writer.submit(job, due, room_of(options))
         else:
             queue, duplicate = await broker.job_writer.submit_once(job, due, room_of(options))
+        report_submitted(middleware, [] if duplicate else [job])
         return JobHandle(
             self._connection, job.id, queue, signature=self.target.signature, duplicate=duplicate
         )
@@ -255,7 +274,10 @@ class Submitter(Generic[P, R]):
             pattern = await with_expiry_time(broker, pattern, options.expires)
         names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
         bulk = Bulk(pattern, due, room_of(options), names, not own_ids)
-        known = await bulk.store(broker, packed, all_or_nothing=all_or_nothing)
+        if middleware := self._middleware():
+            known = await store_prepared(broker, middleware, bulk, packed, all_or_nothing=all_or_nothing)
+        else:
+            known = await bulk.store(broker, packed, all_or_nothing=all_or_nothing)
         signature = self.target.signature
         return [
             JobHandle(self._connection, id, pattern.queue, signature=signature, duplicate=id in known)
@@ -265,17 +287,22 @@ class Submitter(Generic[P, R]):
     async def _send_each(self, packed: Sequence[bytes]) -> list[JobHandle[R]]:
         """Submit unique jobs, each by itself and with its own key; jobs with the same key in their order."""
         broker = await self._connection.broker()
+        middleware = self._middleware()
         requests = []
         for arguments in packed:
             options = self.target.with_key(self._options, arguments)
             job, due = await build_timed_job(broker, new_id(), self.target, arguments, options)
             if options.expires is not None:
                 job = await with_expiry_time(broker, job, options.expires)
+            if middleware:
+                job = prepare_submit(middleware, job)
             requests.append(unique_submit(job, due, options))
         placed, refused = await broker.unique.submit_each(requests)
         if refused and (not placed or len(packed) == 1):
             raise refused[min(refused)]
         stored = [placed[place] for place in sorted(placed)]
+        new = [requests[place].job for place in sorted(placed) if not placed[place].duplicate]
+        report_submitted(middleware, new)
         if refused:
             raise PartlySubmitted([one.id for one in stored], refused)
         return [self._handle_of(one) for one in stored]
@@ -285,6 +312,12 @@ class Submitter(Generic[P, R]):
     ) -> list[JobHandle[R]]:
         packed = pack_calls(self.name, calls, self.target.pack, before)
         return await self.submit_packed_many(packed, ids=ids, ids_are_new=True)
+
+    def _middleware(self) -> tuple[Middleware, ...]:
+        """The middleware of the submitted jobs, the outermost first."""
+        app = self._connection.app
+        of_app = () if app is None else app.middleware.find(self._options.queue or self.target.queue)
+        return of_app + self.target.middleware
 
     def _handle_of(self, placed: SubmitResult) -> JobHandle[R]:
         """The handle of the job that a unique submit stored or found."""

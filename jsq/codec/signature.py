@@ -9,7 +9,7 @@ import inspect
 import re
 import typing
 from collections import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NewType, NotRequired
 
 from pydantic_core import ValidationError, from_json, to_json
@@ -32,12 +32,16 @@ _refusals = (ValueError, TypeError, RecursionError, OverflowError)
 
 
 class Signature:
-    """The parameters and the result of a task's function, without a leading `Context`."""
+    """The parameters and the result of a task's function, without a leading `Context`.
 
-    def __init__(self, function: Callable[..., object], *, skip: int = 0) -> None:
+    `omit` are the names of parameters that are no arguments either.
+    """
+
+    def __init__(self, function: Callable[..., object], *, skip: int = 0, omit: Collection[str] = ()) -> None:
         self.name = getattr(function, "__qualname__", repr(function))
         signature = inspect.signature(function)
-        self.shape = signature.replace(parameters=list(signature.parameters.values())[skip:])
+        taken = [one for one in list(signature.parameters.values())[skip:] if one.name not in omit]
+        self.shape = signature.replace(parameters=taken)
         hints = resolve_hints(function)
         fields = {field_name(p): hints.get(p.name, Any) for p in self.shape.parameters.values()}
         self._arguments = self._compile(

@@ -54,3 +54,10 @@ class Executor(Protocol):
     """Starts functions. `ended` is called on the loop when one has ended, just before `end` is done."""
 
     def start(self, function: Callable[[], Any], ended: Callable[[], None] = ignore_end) -> Execution: ...
+
+
+def value_of(end: FunctionEnd) -> Any:
+    """The value that a function returned. Raises what it raised."""
+    if isinstance(end, Raised):
+        raise end.error
+    return end.value if isinstance(end, Returned) else None

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import inspect
 import itertools
 import logging
 import os
@@ -25,7 +26,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,9 +36,11 @@ from typing import Any
 from jsq.codec.signature import Signature
 from jsq.context import Context, ContextLink
 from jsq.declaration import FunctionLocation, takes_context
-from jsq.errors import BadArguments, BadResult, UsageError
+from jsq.errors import BadArguments, BadResult, LifespanFailed, UsageError
+from jsq.executors.child_loop import ChildLoop
 from jsq.executors.labels import LABEL_SOURCE, CallLabels, current_labels, job_labels
 from jsq.executors.process_state import ProcessState, StandardFiles
+from jsq.hooks import HookedCall, RunPlain, TaskHooks
 from jsq.model.job import Job
 from jsq.model.outcome import (
     Failed,
@@ -48,7 +51,7 @@ from jsq.model.outcome import (
     success_without_result,
 )
 from jsq.model.retry import CHILD_MAIN, Predicate, RetryPolicy
-from jsq.task import Task
+from jsq.task import AnyTask, Task
 
 LENGTH = struct.Struct(">Q")
 
@@ -102,6 +105,7 @@ class ChildServer:
         self._running = False
         self._received = self._served = 0  # the reader counts the one, the main thread the other
         self._clean = True
+        self._loop: ChildLoop | None = None
         self._files = StandardFiles()
 
     def serve(self, level: int) -> None:
@@ -113,14 +117,42 @@ class ChildServer:
         writer = threading.Thread(target=self._write_messages, name="jsq-writer", daemon=True)
         writer.start()
         threading.Thread(target=self._read_messages, name="jsq-reader", daemon=True).start()
-        while (request := self._requests.get()) is not None:
+        while (request := self._next_request()) is not None:
             if isinstance(request, ImportRequest):
-                import_functions(request.locations)
+                self._import(request)
             else:
                 self.send("ended", self._execute(request), resident_bytes(), self._clean)
             self._served += 1
+        if self._loop is not None:
+            self._loop.close()
         self._outbox.put(None)
         writer.join()
+
+    def _next_request(self) -> CallRequest | ImportRequest | None:
+        if self._loop is None:
+            return self._requests.get()
+        return self._loop.wait(self._requests.get)
+
+    def _import(self, request: ImportRequest) -> None:
+        """Import functions ahead of their calls, and enter the lifespan. A call raises the errors again."""
+        for location in request.locations:
+            with contextlib.suppress(BaseException):  # the code of a user's module may raise anything
+                found = function_at(location)
+                self._enter(found, found.task.hooks_on(found.task.declaration.queue) if found.task else None)
+
+    def _enter(self, found: "ChildFunction", hooks: TaskHooks | None) -> Mapping[str, Any]:
+        """Enter the lifespan of the task's App, once; returns its state. Raises `LifespanFailed`."""
+        app = found.task.app if found.task is not None else None
+        has_lifespan = app is not None and app.lifespan.is_used
+        if self._loop is None and (has_lifespan or hooks is not None):
+            self._loop = ChildLoop()
+        if app is None or self._loop is None or not has_lifespan:
+            return {}
+        try:
+            return self._loop.enter(app)
+        except LifespanFailed:
+            self._clean = False  # another child tries again
+            raise
 
     def send(self, *message: object) -> None:
         body = pickle.dumps(message)
@@ -138,35 +170,55 @@ class ChildServer:
         """Run one function, and judge how it ended, whatever it raised."""
         policy = request.retry
         try:
-            function, signature, when = function_at(request.place)
-            policy = replace(policy, retry_if=when if request.uses_predicate else None)
-            args, named = signature.unpack(request.job.arguments)
+            found = function_at(request.place)
+            policy = replace(policy, retry_if=found.predicate if request.uses_predicate else None)
+            args, named = found.signature.unpack(request.job.arguments)
         except BadArguments as error:
             return Failed("bad_arguments", describe_error(error))
-        if takes_context(function):
-            self._context = Context(
-                request.job,
-                token=request.token,
-                worker=request.worker,
-                link=ContextLink(self._progress, self._request, request.checkpoint),
-            )
+        hooks = found.task.hooks_on(request.job.queue) if found.task is not None else None
+        link = ContextLink(self._progress, self._request, request.checkpoint, self._enter(found, hooks))
+        if found.takes_context or hooks is not None:
+            self._context = Context(request.job, token=request.token, worker=request.worker, link=link)
+        if self._context is not None and found.takes_context:
             args.insert(0, self._context)
         before = ProcessState()
         labels = CallLabels(job_labels(request.job))
         LABEL_SOURCE.set(labels)
         self.send("began")
         try:
-            self._running = True
-            value = call_function(function, args, named)
-            self._running = False
-            return packed_success(signature, value)
+            value = self._call(found.function, args, named, hooks)
+            return packed_success(found.signature, value)
         except BaseException as error:  # a user's function may raise anything
-            self._running = False
             return judge_error(error, request, policy)
         finally:
-            self._running = False
+            self._running = False  # an interrupt may have arrived just before
             labels.end()
             self._clean = before.restore(self._files)
+
+    def _call(
+        self, function: Callable[..., Any], args: list[Any], named: dict[str, Any], hooks: TaskHooks | None
+    ) -> Any:
+        """Call a function: on a new event loop, or on that of this child, or in the main thread."""
+        loop, context = self._loop, self._context
+        is_async = inspect.iscoroutinefunction(function)
+        if loop is None or not (is_async or hooks is not None):
+            return self._call_plain(functools.partial(call_function, function, args, named))
+        if hooks is None or context is None:
+            return loop.run(lambda _: function(*args, **named), self._call_plain)
+
+        def begin(run_plain: RunPlain) -> Coroutine[Any, Any, Any]:
+            call = HookedCall(hooks, function, (args, named), None if is_async else run_plain)
+            return call.run(context)
+
+        return loop.run(begin, self._call_plain)
+
+    def _call_plain(self, call: Callable[[], Any]) -> Any:
+        """Call a function in the main thread, where an interrupt raises KeyboardInterrupt."""
+        self._running = True
+        try:
+            return call()
+        finally:
+            self._running = False
 
     def _progress(self, fraction: float, text: str) -> None:
         self.send("progress", fraction, text)
@@ -182,6 +234,8 @@ class ChildServer:
         if self._running:
             self._running = False
             raise KeyboardInterrupt("the attempt must end")
+        if self._loop is not None:
+            self._loop.interrupt()
 
     def _read_messages(self) -> None:
         while (message := receive_message(self._wire)) is not None:
@@ -244,30 +298,36 @@ def judge_error(error: BaseException, request: CallRequest, policy: RetryPolicy)
     )
 
 
-@functools.cache
-def function_at(place: FunctionLocation) -> tuple[Callable[..., Any], Signature, Predicate | None]:
-    """The function at a location, and the `retry_if` predicate of its task.
+@dataclass(frozen=True, slots=True)
+class ChildFunction:
+    """A function in this process: its task, if the name leads to one, and what its calls need."""
 
-    Raises `UsageError`, and the exceptions of its module's import.
-    """
+    function: Callable[..., Any]
+    signature: Signature
+    takes_context: bool
+    task: AnyTask | None = None
+
+    @property
+    def predicate(self) -> Predicate | None:
+        """The `retry_if` of the task."""
+        return self.task.declaration.retry.retry_if if self.task is not None else None
+
+
+@functools.cache
+def function_at(place: FunctionLocation) -> ChildFunction:
+    """The function at a location. Raises `UsageError`, and the exceptions of its module's import."""
     found: Any = main_of(place.file) if place.file else importlib.import_module(place.module)
     for part in place.name.split("."):
         found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
-    function = found.function if isinstance(found, Task) else found
-    if not callable(function):
+    if isinstance(found, Task):
+        return ChildFunction(found.function, found.signature, found.takes_context, found)
+    if not callable(found):
         where = place.file or place.module
         raise UsageError(
             f"the child process finds no function {place.name} in {where}; define it under this name"
         )
-    when = found.declaration.retry.retry_if if isinstance(found, Task) else None
-    return function, Signature(function, skip=int(takes_context(function))), when
-
-
-def import_functions(locations: tuple[FunctionLocation, ...]) -> None:
-    """Import functions ahead of their calls. The call raises the errors of an import again."""
-    for location in locations:
-        with contextlib.suppress(BaseException):  # the code of a user's module may raise anything
-            function_at(location)
+    takes = takes_context(found)
+    return ChildFunction(found, Signature(found, skip=int(takes)), takes)
 
 
 @functools.cache

@@ -59,8 +59,12 @@ class ChildProcess:
 
     used = False
 
-    def __init__(self, process: asyncio.subprocess.Process, wire: tuple[Any, Any]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, wire: tuple[Any, Any], exit_seconds: float = EXIT_SECONDS
+    ) -> None:
         self.process = process
+        self._exit_seconds = exit_seconds
+        self._killed = False
         self.runs = 0
         self._reader: asyncio.StreamReader = wire[0]
         self._writer: asyncio.StreamWriter = wire[1]
@@ -91,6 +95,7 @@ class ChildProcess:
         return message
 
     def kill(self) -> None:
+        self._killed = True
         # `process.kill()` polls for the exit code, and so takes it from the event loop, which waits for it.
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -99,12 +104,26 @@ class ChildProcess:
     async def reap(self) -> int:
         """Wait for the exit of the child, and kill it if it does not exit in time.
 
-        Returns the exit code, negative for a signal.
+        Returns the exit code, negative for a signal. A child that leaves a lifespan may log until it exits.
         """
+        if self._exit_seconds > EXIT_SECONDS and not self._killed:
+            with contextlib.suppress(OSError):
+                self._writer.write_eof()
+            logging_on = asyncio.get_running_loop().create_task(self._write_logs())
+            await asyncio.wait((self._exit,), timeout=self._exit_seconds)
+            self.kill()
+            await logging_on
         self._writer.close()
         await asyncio.wait((self._exit,), timeout=EXIT_SECONDS)
         self.kill()
         return await self._exit
+
+    async def _write_logs(self) -> None:
+        """Write what an idle child logs until it exits."""
+        while (message := await self.receive()) is not None:
+            match message:
+                case ("log", record):
+                    write_log_record(record)
 
 
 class ProcessExecution:
@@ -197,7 +216,8 @@ class ProcessExecutor:
     """Runs functions in child processes, as many as are needed at once, and reuses the children.
 
     A child is replaced after `tasks` functions, or if it uses `memory` megabytes or more. The functions at
-    `locations` are expected: until there are `most` children, an idle one is kept that has imported them.
+    `locations` are expected: until there are `most` children, an idle one is kept that has imported them. An
+    unneeded child may take `exit_seconds` to exit by itself.
     """
 
     def __init__(
@@ -207,7 +227,9 @@ class ProcessExecutor:
         memory: int | None = None,
         locations: Iterable[FunctionLocation] = (),
         most: int = 1,
+        exit_seconds: float = EXIT_SECONDS,
     ) -> None:
+        self._exit_seconds = exit_seconds
         self._tasks = tasks
         self._memory = memory
         self._locations = tuple(locations)
@@ -272,7 +294,7 @@ class ProcessExecutor:
         return None
 
     async def _add_child(self) -> ChildProcess:
-        child = await start_child()
+        child = await start_child(self._exit_seconds)
         self._children.add(child)
         child.on_exit(self._forget)
         return child
@@ -305,8 +327,8 @@ class ProcessExecutor:
         leaving.add_done_callback(self._retiring.discard)
 
 
-async def start_child() -> ChildProcess:
-    """Start a child process."""
+async def start_child(exit_seconds: float = EXIT_SECONDS) -> ChildProcess:
+    """Start a child process, which may take `exit_seconds` to exit when it is not needed any more."""
     ours, its = socket.socketpair()
     with its:
         start = START.format(path=sys.path, number=its.fileno(), level=logging.getLogger().level)
@@ -320,7 +342,7 @@ async def start_child() -> ChildProcess:
         except BaseException:
             ours.close()
             raise
-    return ChildProcess(process, await asyncio.open_unix_connection(sock=ours))
+    return ChildProcess(process, await asyncio.open_unix_connection(sock=ours), exit_seconds)
 
 
 def write_log_record(record: dict[str, Any]) -> None:

@@ -32,7 +32,12 @@ class ThreadExecution:
 
 
 class ThreadExecutor:
-    """Runs functions in threads, as many as are needed at once; idle ones end."""
+    """Runs functions in threads, as many as are needed at once; idle ones end.
+
+    `closed` is set when the worker has ended, and waits for no function any more.
+    """
+
+    closed = False
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -354,6 +354,11 @@ def check_keep_arguments(keep: bool | None) -> None:
         raise BadOption("keep_arguments", keep, "must be true or false")
 
 
+def is_header_name(name: str) -> bool:
+    """Whether a header of a job may have this name."""
+    return _header.fullmatch(name) is not None and not name.lower().startswith(("nats-", "jsq-"))
+
+
 def check_headers(headers: Mapping[str, str]) -> None:
     if not isinstance(headers, Mapping):
         raise BadOption("headers", headers, "must map names to values")

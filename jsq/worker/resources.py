@@ -1,6 +1,8 @@
 """The resources that the attempts of a worker share."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from jsq.app import App
 from jsq.broker import Broker
@@ -13,7 +15,10 @@ from jsq.worker.timings import WorkerTimings
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The values that the attempts of a worker share. `queues` are the settings of its queues."""
+    """The values that the attempts of a worker share.
+
+    `queues` are the settings of its queues, `state` is what the lifespan of the App has yielded.
+    """
 
     name: str
     app: App
@@ -26,3 +31,4 @@ class Resources:
     loop: LoopExecutor
     threads: ThreadExecutor
     processes: ProcessExecutor
+    state: Mapping[str, Any] = field(default_factory=dict)

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 from jsq.context import Context, ContextLink
 from jsq.declaration import Declaration, FunctionLocation
 from jsq.errors import BadResult, LeaseLost
-from jsq.executors import Execution, Judged, Raised, Returned
+from jsq.executors import Execution, HookedExecution, Judged, Raised, Returned, ThreadCall
 from jsq.executors.base import FunctionEnd
 from jsq.executors.child import CallRequest
 from jsq.executors.labels import job_labels, start_labelled
 from jsq.executors.process import ChildCallbacks, ReportProgress
+from jsq.hooks import HookedCall, TaskHooks
 from jsq.model.job import Job
 from jsq.model.outcome import (
     ChildDied,
@@ -63,7 +64,7 @@ class AttemptMemory(Protocol):
 
 
 class FunctionRun(Protocol):
-    """The function of one attempt. The stages of the attempt set `may_start`, `progress` and `memory`.
+    """The function of one attempt. The stages of the attempt set `may_start`, `progress`, `memory`, `hooks`.
 
     `has_slot` is false if another run has the slot. A function that continues after its attempt has ended
     keeps its slot for `grace` seconds.
@@ -74,6 +75,7 @@ class FunctionRun(Protocol):
     may_start: Callable[[], bool] | None
     progress: ReportProgress | None
     memory: AttemptMemory | None
+    hooks: TaskHooks | None
 
     @property
     def execution(self) -> Execution | None: ...
@@ -120,6 +122,7 @@ class TaskRun:
     may_start: Callable[[], bool] | None = None
     progress: ReportProgress | None = None
     memory: AttemptMemory | None = None
+    hooks: TaskHooks | None = None
     _timer: asyncio.TimerHandle | None = None
     _child_clock: ChildClock | None = None
     _wakeup: asyncio.Future[None] | None = None
@@ -146,7 +149,7 @@ class TaskRun:
             self._child_clock = ChildClock(limit, None if left is None else time.monotonic() + left)
             limit = CHILD_START_SECONDS
         last = left is not None and (limit is None or left < limit)
-        context = self._context(resources, task, job, token)
+        context = build_context(self, resources, job, token) if task.place is None else None
         start = functools.partial(self._start, resources, task, job, options, token, context)
         end = await self.watch(start, left if last else limit, options.hard_timeout, context)
         if end is None:
@@ -218,17 +221,6 @@ class TaskRun:
         left = max(MIN_UNWIND, self._started_at + self._hard_timeout - time.monotonic())
         return left if self.stopping is None else min(left, self._unwind)
 
-    def _context(self, resources: Resources, task: AnyTask, job: Job, token: int) -> Context | None:
-        """The `Context` of a task that takes one; a child process makes its own."""
-        if self.progress is None or self.memory is None or task.place is not None:
-            return None
-        return Context(
-            job,
-            token=token,
-            worker=resources.name,
-            link=ContextLink(self.progress, self.memory.ask, self.memory.checkpoint),
-        )
-
     def _start(
         self,
         resources: Resources,
@@ -242,11 +234,16 @@ class TaskRun:
             return self._start_child(resources, task.place, job, options, token)
         args, named = task.signature.unpack(job.arguments)
         if context is not None:
-            args.insert(0, context)
+            if task.takes_context:
+                args.insert(0, context)
+            if self.hooks is not None:
+                run = HookedRun(resources, task, self.hooks, context, self.may_start)
+                start = functools.partial(run.start, (args, named), self.wake)
+                return start_labelled(start, job_labels(job))
         executor = resources.loop if task.is_async else resources.threads
         call: Callable[[], Any] = functools.partial(task.function, *args, **named)
         if self.may_start is not None:
-            call = gated_call(call, self.may_start, task)
+            call = gated_call(call, self.may_start, is_async=task.is_async)
         return start_labelled(functools.partial(executor.start, call, self.wake), job_labels(job))
 
     def _start_child(
@@ -291,6 +288,36 @@ class TaskRun:
             await asyncio.wait((execution.end,), timeout=self._unwind)
 
 
+def build_context(run: FunctionRun, resources: Resources, job: Job, token: int) -> Context | None:
+    """The `Context` of a task that takes one, or has hooks; a child process makes its own."""
+    if run.progress is None or run.memory is None:
+        return None
+    link = ContextLink(run.progress, run.memory.ask, run.memory.checkpoint, resources.state)
+    return Context(job, token=token, worker=resources.name, link=link)
+
+
+@dataclass(frozen=True, slots=True)
+class HookedRun:
+    """A function of this process that runs inside its middleware, with its dependencies."""
+
+    resources: Resources
+    task: AnyTask
+    hooks: TaskHooks
+    context: Context
+    may_start: Callable[[], bool] | None = None
+
+    def start(
+        self, arguments: tuple[list[Any], dict[str, Any]], ended: Callable[[], None]
+    ) -> HookedExecution:
+        """Start the function. `may_start` is called before everything that runs around it."""
+        in_thread = None if self.task.is_async else ThreadCall(self.resources.threads)
+        hooked = HookedCall(self.hooks, self.task.function, arguments, in_thread)
+        call: Callable[[], Any] = functools.partial(hooked.run, self.context)
+        if self.may_start is not None:
+            call = gated_call(call, self.may_start, is_async=True)
+        return HookedExecution(call, in_thread, ended)
+
+
 def ignore_progress(fraction: float, text: str) -> None:
     """The progress callback of a task that reports no progress."""
 
@@ -324,7 +351,9 @@ def stopped_with(why: Outcome | LeaseLost) -> Outcome:
     return why
 
 
-def gated_call(call: Callable[[], Any], may_start: Callable[[], bool], task: AnyTask) -> Callable[[], Any]:
+def gated_call(
+    call: Callable[[], Any], may_start: Callable[[], bool], *, is_async: bool
+) -> Callable[[], Any]:
     """A call that raises `TooLate` if the function may not start any more when the call is made."""
 
     def check() -> None:
@@ -339,7 +368,7 @@ def gated_call(call: Callable[[], Any], may_start: Callable[[], bool], task: Any
         check()
         return call()
 
-    return begin if task.is_async else call_here
+    return begin if is_async else call_here
 
 
 def outcome_of(

@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 
 from jsq.app import App
 from jsq.broker import Broker
@@ -19,6 +21,8 @@ from jsq.codec.envelope import new_id
 from jsq.declaration import FunctionLocation
 from jsq.errors import BrokerUnavailable, NotAllowed
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
+from jsq.executors.process import EXIT_SECONDS
+from jsq.lifespan import CHILD_STOP_SECONDS, RunningLifespan
 from jsq.model.job import check_queue
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.dispatcher import Dispatcher
@@ -81,19 +85,32 @@ class Worker:
         self._hurry = asyncio.Event()
         self._connected: Callable[[], bool] = bool
         self._complete: Callable[[], bool] = lambda: True
+        self._stopped_at: float | None = None
 
     async def run(self) -> None:
         """Work until `stop`, or with `burst` until nothing can run now.
 
         Waits for a server that does not answer yet; with `burst`, raises `BrokerUnavailable` instead. Raises
         it also when the address or the TLS settings cannot work, and when the connection was closed for good.
-        Raises the errors of provisioning, and before the start those of `App.check`.
+        Raises the errors of provisioning, and before the start those of `App.check`. Enters the lifespan of
+        the App before the first job, and leaves it after the last one; raises `LifespanFailed`.
         """
         self.app.check()
+        lifespan = RunningLifespan(self.app.lifespan, self.app, on_failure=self._stopping.set)
         rules = await self._startup.run(self._prepare, wait=not self.settings.burst)
-        if rules is None:
+        state = None if rules is None else await self._startup.run(lifespan.start, wait=False)
+        if rules is None or state is None:
             log.info("worker stopped", extra={"worker": self.name, "jobs": 0})
             return
+        self.resources = replace(self.resources, state=state)
+        try:
+            await self._run_jobs(rules)
+        finally:
+            await lifespan.stop(self._stop_seconds())
+        lifespan.check()
+
+    async def _run_jobs(self, rules: QueueRules) -> None:
+        """Work until the stop, and end everything that runs jobs."""
         broker = self.resources.broker
         limits = RateLimits(broker, rules, finite=self.settings.burst)
         self.dispatcher = dispatcher = Dispatcher(self.resources, limits, self.weights, self._stopping)
@@ -201,7 +218,7 @@ class Worker:
 
     async def _wind_down(self) -> None:
         """Hand back the jobs that have not started, wait for the running ones, then interrupt them."""
-        dispatcher = self.dispatcher
+        dispatcher, self._stopped_at = self.dispatcher, time.monotonic()
         counts = {"running": len(dispatcher.attempts), "held": dispatcher.waiting.count}
         log.info("worker stopping", extra={"worker": self.name, **counts})
         dispatcher.batches.stop()
@@ -211,6 +228,12 @@ class Worker:
         await self._wait_idle(self.settings.grace, self._hurry)
         dispatcher.interrupt()
         await self._wait_idle(self.timings.unwind + 2.0, asyncio.Event())
+
+    def _stop_seconds(self) -> float:
+        """Seconds for the stop of the lifespan: the rest of the grace, but at least `unwind`."""
+        if self._stopped_at is None or self._hurry.is_set():
+            return self.timings.unwind
+        return max(self.timings.unwind, self._stopped_at + self.settings.grace - time.monotonic())
 
     async def _wait_idle(self, seconds: float, hurry: asyncio.Event) -> None:
         """Wait until no job runs, `seconds` at most, or until `hurry` is set."""
@@ -285,5 +308,6 @@ class Worker:
                 memory=settings.child_memory,
                 locations=self._expected_functions(),
                 most=settings.concurrency,
+                exit_seconds=EXIT_SECONDS + (CHILD_STOP_SECONDS if self.app.lifespan.is_used else 0.0),
             ),
         )

@@ -20,7 +20,8 @@ ROOT = Path(jsq.__file__).parent
 FOLDERS = (
     *("errors", "model", "settings", "server"),
     *("codec", "transport", "broker"),
-    *("context", "batch", "middleware", "client", "declaration", "task", "declarations", "router"),
+    *("context", "batch", "dependencies", "lifespan", "middleware", "hooks"),
+    *("client", "declaration", "task", "declarations", "router"),
     *("discovery", "functions", "app", "testing"),
     *("executors", "worker", "telemetry"),
     *("dashboard", "outbox", "contrib", "guide", "cli"),

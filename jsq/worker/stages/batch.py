@@ -21,6 +21,7 @@ from jsq.executors import Execution, Judged, Raised, Returned
 from jsq.executors.base import FunctionEnd
 from jsq.executors.labels import start_labelled
 from jsq.executors.process import ReportProgress
+from jsq.hooks import TaskHooks
 from jsq.model.job import Job
 from jsq.model.outcome import Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
 from jsq.task import AnyTask
@@ -28,7 +29,9 @@ from jsq.worker.duties.abandoned import Abandoned
 from jsq.worker.resources import Resources
 from jsq.worker.run import (
     AttemptMemory,
+    HookedRun,
     TaskRun,
+    build_context,
     limit_of,
     outcome_of,
     seconds_left,
@@ -77,6 +80,7 @@ class BatchMember:
     may_start: Callable[[], bool] | None = None
     progress: ReportProgress | None = None
     memory: AttemptMemory | None = None
+    hooks: TaskHooks | None = None
 
     def __init__(self, batch: "Batch", attempt: AttemptState) -> None:
         self.batch = batch
@@ -224,11 +228,9 @@ class Batch:
             return
         assert items is not None, "only a batch task has batches"
         values = [items.value(member.item) for member in members if member.item is not None]
-        executor = resources.loop if self.task.is_async else resources.threads
-        call = functools.partial(self.task.function, values)
         labels = {"task": self.task.name, "jobs": len(members)}
         start = functools.partial(
-            start_labelled, functools.partial(executor.start, call, self.run.wake), labels
+            start_labelled, functools.partial(self._start, resources, members[0], values), labels
         )
         options = self.task.declaration
         try:
@@ -239,6 +241,17 @@ class Batch:
         self.ended = True
         for member, share in zip(members, split_result(end, len(members), self.task.name), strict=True):
             member.end(share)
+
+    def _start(self, resources: Resources, first: BatchMember, values: list[Any]) -> Execution:
+        """Start the function. Its middleware gets the context of the first job."""
+        context = None
+        if first.hooks is not None and first.item is not None:
+            context = build_context(first, resources, first.item.job, first.item.token)
+        if context is not None and first.hooks is not None:
+            run = HookedRun(resources, self.task, first.hooks, context)
+            return run.start(([values], {}), self.run.wake)
+        executor = resources.loop if self.task.is_async else resources.threads
+        return executor.start(functools.partial(self.task.function, values), self.run.wake)
 
     async def _count_starts(self) -> None:
         """Count all starts now in the rate limits, because the first members have waited for the last one.

@@ -39,10 +39,10 @@ class CheckpointStage(Stage):
     exceptional = True
 
     def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
-        return task is not None and task.takes_context
+        return task is not None and task.uses_context(job.queue)
 
     async def started(self, attempt: AttemptState) -> Outcome | None:
-        if attempt.task is None or not attempt.task.takes_context:
+        if attempt.task is None or not attempt.task.uses_context(attempt.job.queue):
             return None
         memory = Checkpoints(attempt.resources.broker.checkpoints, attempt)
         attempt.function.memory = memory

@@ -7,6 +7,7 @@ Admission and `finish` go from the top down. `perform` nests: the first stage is
 - The times of expiry and of the retry window are known before a job moves to its key group.
 - Callbacks come before the next attempt: once it has begun, no worker returns to the revision before it.
 - A pause that the task requested is stored before the next attempt can start.
+- Middleware learns of an outcome when what must follow it is stored: the next attempt, the callbacks.
 - The slot of a key group is released last: all other work is done before the next job of the key starts.
 - A batch collects jobs that may run; its members then wait for their limits together.
 - An isolated attempt is closed last: other jobs start only after it is completely over.
@@ -24,6 +25,7 @@ from jsq.worker.stages.callbacks import CallbackStage
 from jsq.worker.stages.checkpoints import CheckpointStage
 from jsq.worker.stages.crash_limit import CrashLimitStage
 from jsq.worker.stages.expiry import ExpiryStage
+from jsq.worker.stages.hooks import HookStage
 from jsq.worker.stages.isolation import IsolationStage, WorkerSlots
 from jsq.worker.stages.key_groups import KeyGroupStage
 from jsq.worker.stages.next_attempt import NextAttemptStage
@@ -61,6 +63,7 @@ def build_stages(
         NextAttemptStage(),
         UniqueStage(),
         CheckpointStage(),
+        HookStage(),
         KeyGroupStage(),
         BatchStage(batches),
         rate_limits,

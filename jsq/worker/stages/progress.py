@@ -19,7 +19,7 @@ class ProgressStage(Stage):
     """Lets a task that takes a `Context` report its progress."""
 
     def applies(self, job: Job, task: AnyTask | None, options: Declaration) -> bool:
-        return task is not None and task.takes_context
+        return task is not None and task.uses_context(job.queue)
 
     async def perform(self, attempt: AttemptState, proceed: Proceed) -> Outcome:
         def publish(fraction: float, text: str) -> None:

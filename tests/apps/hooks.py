@@ -1,0 +1,82 @@
+"""Tasks with a lifespan, middleware and dependencies; some run in child processes."""
+
+import contextlib
+import contextvars
+import os
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from jsq import INJECTED, App, Context, ContextVars, CurrentJob, Depends, Middleware, current_job
+from jsq.middleware import CallNext
+
+tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
+
+
+def note(*words: object) -> None:
+    """Append a line to the file that the test reads."""
+    if path := os.environ.get("HOOKS_FILE"):
+        with Path(path).open("a") as file:
+            file.write(" ".join(map(str, words)) + "\n")
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: App) -> AsyncIterator[dict[str, Any]]:
+    if os.environ.get("HOOKS_START") == "fails":
+        raise RuntimeError("no database")
+    note("enter", os.getpid())
+    yield {"pool": f"pool of {app.name}", "pid": os.getpid()}
+    note("leave", os.getpid())
+
+
+class Noting(Middleware):
+    async def around(self, ctx: Context, call: CallNext) -> Any:
+        found = await call()
+        return [*found, "around"] if isinstance(found, list) else found
+
+
+app = App(name="hooks", lifespan=lifespan, middleware=[CurrentJob(), ContextVars(tenant), Noting()])
+
+
+@app.on_start
+def started(state: dict[str, Any]) -> None:
+    state["started"] = True
+
+
+async def get_pool(ctx: Context) -> str:
+    return str(ctx.state["pool"])
+
+
+def get_connection() -> Iterator[sqlite3.Connection]:
+    """A connection that only the thread which opened it may use."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        yield connection
+        connection.execute("SELECT 1")
+
+
+Pool = Annotated[str, Depends(get_pool)]
+Connection = Annotated[sqlite3.Connection, Depends(get_connection)]
+
+
+@app.task(executor="process")
+def in_child(word: str, pool: Pool = INJECTED, connection: Connection = INJECTED) -> list[Any]:
+    [(one,)] = connection.execute("SELECT 1").fetchall()
+    return [word, pool, one, current_job().id, tenant.get(), threading.current_thread().name, os.getpid()]
+
+
+@app.task(executor="process")
+async def in_child_async(ctx: Context, word: str, pool: Pool = INJECTED) -> list[Any]:
+    return [word, pool, ctx.state["started"], current_job() is ctx, tenant.get(), ctx.state["pid"]]
+
+
+@app.task
+def in_thread(word: str, pool: Pool = INJECTED, connection: Connection = INJECTED) -> list[Any]:
+    [(one,)] = connection.execute("SELECT 1").fetchall()
+    return [word, pool, one, current_job().id, tenant.get(), threading.current_thread().name]
+
+
+@app.task
+async def on_loop(ctx: Context, word: str, pool: Pool = INJECTED) -> list[Any]:
+    return [word, pool, ctx.state["started"], current_job() is ctx, tenant.get(), ctx.state["pid"]]

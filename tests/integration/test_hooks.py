@@ -1,0 +1,71 @@
+"""Lifespan, middleware and dependencies together: on the loop, in a thread and in a child process."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsq import App, ContextVars
+from jsq.server import EmbeddedServer
+from tests.apps.hooks import tenant
+from tests.helpers.repository import ROOT
+
+
+async def run_burst(server: EmbeddedServer, namespace: str, notes: Path, **more: str) -> tuple[int, str]:
+    """Run a worker of `tests.apps.hooks` until its queue is empty; returns its exit code and its stderr."""
+    variables = {"JSQ_URL": server.url, "JSQ_NAMESPACE": namespace, "HOOKS_FILE": str(notes)}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "jsq", "worker", "tests.apps.hooks:app", "--burst"),
+        cwd=ROOT,
+        env={**os.environ, **variables, **more},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        _, printed = await process.communicate()
+    return process.returncode or 0, printed.decode()
+
+
+async def test_every_executor_runs_tasks_inside_their_hooks(
+    server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    async with App(server.url, namespace=namespace, middleware=[ContextVars(tenant)]) as app:
+        tenant.set("seven")
+        names = ["on_loop", "in_thread", "in_child", "in_child_async", "in_child"]
+        jobs = [await app.client.task(name).submit("hello") for name in names]
+
+        code, printed = await run_burst(server, namespace, notes)
+
+        assert code == 0, printed
+        results: list[Any] = [await job.result(5) for job in jobs]
+    on_loop, in_thread, in_child, in_child_async, again = results
+    worker = on_loop[5]
+    assert on_loop == ["hello", "pool of hooks", True, True, "seven", worker, "around"]
+    assert in_thread == ["hello", "pool of hooks", 1, jobs[1].id, "seven", "jsq-task", "around"]
+    assert in_child[:6] == ["hello", "pool of hooks", 1, jobs[2].id, "seven", "MainThread"]
+    assert again[:6] == ["hello", "pool of hooks", 1, jobs[4].id, "seven", "MainThread"]
+    assert in_child_async[:5] == ["hello", "pool of hooks", True, True, "seven"]
+    children = {in_child[6], again[6], in_child_async[5]}
+    assert worker not in children
+    # Each process enters the lifespan once, and leaves it.
+    lines = [line.split() for line in notes.read_text().splitlines()]
+    entered = [int(pid) for word, pid in lines if word == "enter"]
+    assert sorted(entered) == sorted({worker, *entered})
+    assert children <= set(entered)
+    assert sorted(entered) == sorted(int(pid) for word, pid in lines if word == "leave")
+
+
+async def test_a_lifespan_that_cannot_start_ends_the_worker_and_takes_no_job(
+    server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    async with App(server.url, namespace=namespace) as app:
+        job = await app.client.task("on_loop").submit("hello")
+
+        code, printed = await run_burst(server, namespace, tmp_path / "notes", HOOKS_START="fails")
+
+        assert code == 1
+        last = printed.splitlines()[-1]
+        assert "the lifespan of the App failed to start: RuntimeError: no database" in last
+        assert "Traceback" not in printed
+        assert (await job.status()).state == "queued"
