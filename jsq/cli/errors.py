@@ -35,6 +35,7 @@ from jsq.errors import (
     UsageError,
     WrongState,
 )
+from jsq.model.peer_terms import COMMAND_TERMS, FLAG_TERMS, peer_hint
 
 ERROR = 1
 USAGE = 2
@@ -161,6 +162,8 @@ def mistyped(error: typer.TyperException) -> str:
     text = error.format_message().rstrip(".")
     text = f"{text[:1].lower()}{text[1:]}"
     command = context.command if context is not None else None
+    if hint := peer_answer(text):
+        return hint
     fix = f"see `{context.command_path if context is not None else 'jsq'} --help`"
     if (found := _meant.search(text)) is not None:
         names = [name for name in (found[1] or found[2]).split(", ") if name not in hidden_options(command)]
@@ -179,6 +182,15 @@ def mistyped(error: typer.TyperException) -> str:
     return f"{text}; {fix}"
 
 
+def peer_answer(text: str) -> str:
+    """The error about a word of another task queue, which names the one of jsq; empty for other words."""
+    if (found := _unknown_word.match(text)) is None:
+        return ""
+    hint = peer_hint(COMMAND_TERMS if found[1] == "command" else FLAG_TERMS, found[2])
+    return f"{found[0]}: {hint}" if hint else ""
+
+
+_unknown_word = re.compile(r"no such (command|option):? '?([\w-]+)'?")
 _meant = re.compile(r"\. Did you mean (.+)\?$| \(Possible options: (.+)\)$")
 _dashed = re.compile(r"no such option: -\d")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -65,7 +65,8 @@ def stats(
 ) -> None:
     """Count the jobs of queues, and how many arrive and leave.
 
-    Jobs are waiting (high/normal/low priority), waiting for their key group, running, delayed, or dead.
+    Jobs are waiting, waiting for their key group, running, delayed, or dead. Of the waiting ones, those with
+    a high or low priority are also counted apart: `12 (2 high)`.
     `oldest` is the age of the oldest waiting job. `in/s` and `out/s` are means of the last minute, which a
     worker measured. --watch prints the counts again every 2 seconds, until Ctrl-C.
     `revisions` are those of the records, two for most jobs. Counting the records takes the server longer.
@@ -226,11 +227,17 @@ def rate_cell(per_second: float | None) -> str | None:
     return None if per_second is None else f"{per_second:.1f}"
 
 
+def waiting_cell(waiting: Mapping[str, int]) -> str:
+    """How many jobs wait; those with another priority than normal are also counted apart."""
+    others = [f"{number} {level}" for level, number in waiting.items() if number and level != "normal"]
+    return str(sum(waiting.values())) + (f" ({', '.join(others)})" if others else "")
+
+
 def counts_row(stats: QueueStats) -> dict[str, Any]:
     """The counts of a queue as a row of a table."""
     return {
         "queue": stats.queue,
-        "waiting": "/".join(str(number) for number in stats.waiting.values()),
+        "waiting": waiting_cell(stats.waiting),
         "waiting_for_key": stats.waiting_for_key,
         "running": stats.running,
         "scheduled": stats.scheduled,

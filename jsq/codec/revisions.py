@@ -143,6 +143,11 @@ def is_nested_too_deep(arguments: bytes) -> bool:
     return False
 
 
+def completed_member(text: str) -> bytes:
+    """The members for the progress of a job that succeeded, with the text that it reported last."""
+    return b',"progress":1.0,"text":' + to_json(text)
+
+
 def dropped_member(why: str) -> bytes:
     """The member for the reason why the result of a job was dropped, in the record of its success."""
     return b',"result_dropped":' + to_json(why)

@@ -106,10 +106,11 @@ class JobRecord:
     attempt. `failures` counts the failed attempts that were retried, `crashes` the workers that died or
     stalled, `interruptions` the workers that stopped.
     `result` is the JSON value that the task returned, None if there is none (yet). `result_dropped` is why
-    the result of a job that succeeded could not be stored, empty if it was. `quarantine` is the queue
-    where the job runs after it crashed too many workers of its own. `expires` is the time by which it must
-    start, as long as it has not; `headers` are those of the submit, as far as a record has room. `fallback`
-    is the job that was submitted instead of a failed one. `submitted` and `started` (of the last attempt) are
+    the result of a job that succeeded could not be stored, empty if it was. `quarantine` is the queue where
+    the job runs after it crashed too many workers of its own. `expires` is the time by which it must start,
+    as long as it has not; `headers` are those of the submit, as far as a record has room. `fallback` is the
+    job that was submitted instead of a failed one. `progress` and `text` are what the job reported last; a
+    job that succeeded after a report has the progress 1. `submitted` and `started` (of the last attempt) are
     times of the server's clock. A job that has ended has its `arguments`, a JSON value: an object of named
     arguments, or a list `[positional, named]`; instead of more than 8 KiB, their size in bytes and their
     SHA-256. `has_arguments` distinguishes null from none. `options` are those options of the submit that

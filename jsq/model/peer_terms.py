@@ -222,6 +222,42 @@ CONTEXT_TERMS: PeerTerms = {
 }
 """Attributes of the context of a running task."""
 
+COMMAND_TERMS: PeerTerms = {
+    "inspect": ("use `jsq worker ls`, `jsq queue stats` or `jsq job ls`", "celery"),
+    "control": ("use `jsq job cancel` or `jsq queue update`", "celery"),
+    "revoke": ("use `jsq job cancel ID`", "celery"),
+    "call": ("use `jsq submit TASK`", "celery"),
+    "result": ("use `jsq job result ID`", ""),
+    "status": ("use `jsq worker ls`, or `jsq job get ID`", "celery"),
+    "report": ("use `jsq version` and `jsq doctor`", "celery"),
+    "beat": ("leave it out: the server holds schedules, and `jsq schedule ls` lists them", "celery"),
+    "flower": ("use `jsq queue stats --watch` and `jsq worker ls`: jsq has no dashboard yet", "celery"),
+    "multi": ("use `jsq worker --processes N`", "celery"),
+    "shell": ("use Python: `python -i -m MODULE` has the App and its tasks", "celery"),
+    "purge": ("use `jsq queue purge`", ""),
+    "enqueue": ("use `jsq submit TASK`", "rq"),
+    "requeue": ("use `jsq dead retry`", "rq"),
+    "empty": ("use `jsq queue purge`", "rq"),
+    "suspend": ("use `jsq queue pause`", "rq"),
+    "info": ("use `jsq queue stats` and `jsq worker ls`", "rq"),
+    "scheduler": ("leave it out: the server holds schedules, and `jsq schedule ls` lists them", "taskiq"),
+}
+"""Commands in the shell."""
+
+FLAG_TERMS: PeerTerms = {
+    "--app": ("write module:app as an argument", "celery"),
+    "-A": ("write module:app as an argument", "celery"),
+    "-Q": ("use --queues", "celery"),
+    "-B": ("leave it out: the server holds schedules", "celery"),
+    "--countdown": ("use --delay", "celery"),
+    "--eta": ("use --at or --delay", "celery"),
+    "--autoscale": ("use --concurrency", "celery"),
+    "--pool": ("use executor= of a task", "celery"),
+    "--max-memory-per-child": ("use --child-memory", "celery"),
+    "--time-limit": ("use --timeout of `jsq submit`, or timeout= of a task", "celery"),
+}
+"""Options of a command in the shell, where jsq has none of that name."""
+
 
 def peer_hint(terms: PeerTerms, name: str) -> str:
     """The advice for a name of another task queue, with the guide page; empty for other names."""

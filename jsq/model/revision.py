@@ -237,6 +237,11 @@ def revision_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     return carried
 
 
+def is_progress_report(event: Revision) -> bool:
+    """Whether a revision is a report of a running attempt; the end of a job may have its progress, too."""
+    return event.state == "running" and event.progress is not None
+
+
 def record_fields(found: StoredRevision) -> Mapping[str, Any]:
     """The fields of a `JobRecord`, from the last revision."""
     event = found.revision

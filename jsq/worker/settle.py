@@ -134,6 +134,8 @@ def encode_success(attempt: StagedAttempt, outcome: Succeeded) -> EncodedOutcome
         arguments += revisions.argument_members(job.arguments)
     if dropped and options.keep_result > 0:
         arguments += revisions.dropped_member(dropped)
+    if attempt.reported is not None:
+        arguments += revisions.completed_member(attempt.reported[1])
     body = revisions.encode_succeeded(attempt.running, attempt.token, arguments, result)
     return EncodedOutcome(SUCCESS_REVISION, body, None if attempt.continues else attempt.success_ttl, apart)
 

@@ -30,7 +30,8 @@ class AttemptState:
     delivery that this one finishes. `runner` is the asyncio task that runs the attempt. `cut_off` is set when
     the lease lapsed because the server did not answer, `recorded_late` once the outcome was recorded after
     that. `renewal` is the asyncio task that renews the record, and `renewed` is the millisecond of the last
-    renewal. `first_token` is the token that the attempt started with, once its record was renewed.
+    renewal. `first_token` is the token that the attempt started with, once its record was renewed. `reported`
+    is the progress that a run reported last, once the run has ended.
     """
 
     job: Job = UNREAD
@@ -49,6 +50,7 @@ class AttemptState:
     renewal: asyncio.Task[None] | None = None
     renewed: int = 0
     first_token: int = 0
+    reported: tuple[float, str] | None = None
 
     function: FunctionRun
 

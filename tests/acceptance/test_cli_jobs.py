@@ -215,7 +215,7 @@ async def test_queues_are_counted(jsq: Command, app: App, client: Client) -> Non
     assert stats["waiting"] == {"high": 1, "normal": 0, "low": 2}
     assert (stats["scheduled"], stats["running"], stats["settings"]["concurrency"]) == (1, 0, 3)
     table = (await jsq("queue", "stats", "mail", "-o", "table")).out.splitlines()
-    assert table[1].split()[:5] == ["mail", "1/0/2", "0", "0", "1"]
+    assert table[1].split()[:8] == ["mail", "3", "(1", "high,", "2", "low)", "0", "0"]
     assert (await jsq("queue", "stats", "nope")).code == 5
 
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from jsq.model.revision import EDITED, FINAL_STATES, TRANSITIONS, StoredRevision
+from jsq.model.revision import EDITED, FINAL_STATES, TRANSITIONS, StoredRevision, is_progress_report
 from jsq.settings import QueueSettings
 from tests.chaos.flow_checker import (
     all_or_none,
@@ -39,7 +39,7 @@ def check(history: History) -> dict[str, list[str]]:
 
 
 def runs(events: list[StoredRevision]) -> list[StoredRevision]:
-    return [event for event in events if event.revision.progress is None]
+    return [event for event in events if not is_progress_report(event.revision)]
 
 
 def i1(history: History) -> Iterator[str]:

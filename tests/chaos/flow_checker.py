@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jsq.model.revision import FINAL_STATES, StoredRevision
+from jsq.model.revision import FINAL_STATES, StoredRevision, is_progress_report
 from tests.chaos.history import Effect, FlowSubmit, History
 
 GRACE = 2.0
@@ -60,7 +60,7 @@ def lives(events: list[StoredRevision]) -> list[Life]:
 
 def first(events: list[StoredRevision], *states: str) -> StoredRevision | None:
     return next(
-        (event for event in events if event.state in states and event.revision.progress is None), None
+        (event for event in events if event.state in states and not is_progress_report(event.revision)), None
     )
 
 
@@ -168,7 +168,7 @@ def paused_never_start(history: History) -> Iterator[str]:
         (event.at.timestamp(), event)
         for events in history.events.values()
         for event in events
-        if event.state == "running" and event.revision.progress is None
+        if event.state == "running" and not is_progress_report(event.revision)
     ]
     for pause in history.pauses:
         since = effective_from(history, pause.began)

@@ -22,7 +22,7 @@ from jsq.broker.topology.configs import MAX_HISTORY
 from jsq.codec.subject_token import ANY
 from jsq.model.job import PRIORITIES
 from jsq.model.key_group import key_token
-from jsq.model.revision import OPEN_STATES, StoredRevision
+from jsq.model.revision import OPEN_STATES, StoredRevision, is_progress_report
 from jsq.model.schedule import tick_id
 from tests.chaos.brokers import NAMESPACE, Broker, serving
 from tests.chaos.checker import TICKING, check, i7
@@ -176,7 +176,7 @@ async def read_events(broker: Place) -> tuple[list[StoredRevision], list[str]]:
     The bucket keeps the last revisions of a record. Of a job with that many, the others are in the log.
     """
     held = await broker.records.history()
-    revisions = Counter(one.job for one in held if one.revision.progress is None)
+    revisions = Counter(one.job for one in held if not is_progress_report(one.revision))
     full = sorted(job for job, count in revisions.items() if count >= MAX_HISTORY)
     more = {one.sequence: one for job in full for one in await broker.event_log.history(job, ANY)}
     return sorted(({one.sequence: one for one in held} | more).values(), key=sequence_number), full

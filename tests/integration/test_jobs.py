@@ -317,7 +317,42 @@ async def test_progress_is_visible_to_a_client(app: App, working: Working) -> No
         assert (await job.status()).progress == 0.25
         go.set()
         await job.result(60)
-        assert (await job.status()).state == "succeeded"
+        ended = await job.status()
+        assert (ended.state, ended.progress, ended.text) == ("succeeded", 1.0, "a quarter")
+
+
+async def test_a_job_that_failed_keeps_its_last_progress_and_a_retry_does_not(
+    app: App, working: Working
+) -> None:
+    go = asyncio.Event()
+
+    @app.task(retries=1, backoff=[0.1])
+    async def steps(ctx: Context) -> None:
+        ctx.progress(0.25 * ctx.attempt, f"attempt {ctx.attempt}")
+        if ctx.attempt == 2:
+            await go.wait()
+        raise ValueError("no")
+
+    async with working():
+        job = await steps.submit()
+        events = []
+        async for event in job.events():
+            events.append((event.state, event.progress, event.text))
+            if event.progress == 0.5:
+                go.set()
+    assert ("retrying", None, "") in events
+    assert events[-1] == ("failed", 0.5, "attempt 2")
+
+
+async def test_a_job_that_reports_no_progress_has_none(app: App, working: Working) -> None:
+    @app.task
+    async def silent(ctx: Context) -> None:
+        pass
+
+    async with working():
+        job = await silent.submit()
+        await job.result(60)
+    assert (await job.status()).progress is None
 
 
 async def test_the_context_describes_the_job(app: App, working: Working) -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import jsq
 from jsq import App, BadArguments, BadOption, BlockingJobHandle, Client, Context, JobHandle
+from jsq.cli import COMMANDS, command_line, load
+from jsq.cli.errors import describe
 from jsq.client.client import BlockingClient
 from jsq.client.submitter import BlockingSubmitter, Submitter
 from jsq.declaration import BatchOptions
@@ -37,7 +40,8 @@ MISSING = [
     for owner, terms in OWNERS
     for name, term in terms.items()
 ]
-TABLES: list[PeerTerms] = [peer_terms.OPTION_TERMS, *(terms for _, terms in OWNERS)]
+SHELL_TABLES = (peer_terms.COMMAND_TERMS, peer_terms.FLAG_TERMS)
+TABLES: list[PeerTerms] = [peer_terms.OPTION_TERMS, *(terms for _, terms in OWNERS), *SHELL_TABLES]
 OPTION_NAMES = {
     *BatchOptions.__annotations__,
     *SubmitOptions.__annotations__,
@@ -164,4 +168,49 @@ def test_the_guide_page_of_a_system_has_its_terms(system: str) -> None:
 
     terms = {name for terms in TABLES for name, (_, of) in terms.items() if of == system}
 
-    assert [name for name in sorted(terms) if not re.search(rf"\b{name}\b", code)] == []
+    assert [name for name in sorted(terms) if not re.search(rf"(?<!\w){name}\b", code)] == []
+
+
+# -- the shell -------------------------------------------------------------------------------------------
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(typer.TyperException) as caught:
+        command_line().main([*words], prog_name="jsq", standalone_mode=False)
+    return describe(caught.value)
+
+
+@pytest.mark.parametrize("name", peer_terms.COMMAND_TERMS)
+def test_a_command_of_another_task_queue_names_the_one_of_jsq(name: str) -> None:
+    instead, system = peer_terms.COMMAND_TERMS[name]
+
+    assert (
+        refusal(name, "x") == f"error: no such command '{name}': {instead}; see `jsq guide {page_of(system)}`"
+    )
+
+
+@pytest.mark.parametrize("name", peer_terms.FLAG_TERMS)
+def test_a_flag_of_another_task_queue_names_the_one_of_jsq(name: str) -> None:
+    command = ("submit", "add") if name in ("--countdown", "--eta") else ("worker", "a:b")
+    instead, system = peer_terms.FLAG_TERMS[name]
+
+    assert (
+        refusal(*command, name, "5")
+        == f"error: no such option: {name}: {instead}; see `jsq guide {page_of(system)}`"
+    )
+
+
+def test_each_command_and_flag_that_an_answer_names_exists() -> None:
+    answers = " ".join(instead for terms in SHELL_TABLES for instead, _ in terms.values())
+
+    for path in set(re.findall(r"`jsq ([a-z]+(?: [a-z]+)?)", answers)):
+        group = load(path if path in COMMANDS else path.split()[0])
+        assert path in COMMANDS or path.split()[1] in group.commands, path
+    known = {flag for name in ("worker", "submit", "queue") for flag in flags_of(load(name))}
+    assert set(re.findall(r"--[a-z-]+", answers)) - known == set()
+
+
+def flags_of(command: Any) -> set[str]:
+    """The options of a command, or of the commands of a group."""
+    own = {flag for one in command.params for flag in one.opts}
+    return own.union(*(flags_of(one) for one in getattr(command, "commands", {}).values()))

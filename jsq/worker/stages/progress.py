@@ -1,4 +1,7 @@
-"""Progress: the reports of a task, published twice a second at most. The newest report wins."""
+"""Progress: the reports of a task, published twice a second at most. The newest report wins.
+
+The end of a job keeps its last report. A job that succeeded is complete, whatever it reported last.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -7,6 +10,7 @@ from dataclasses import replace
 from jsq.declaration import Declaration
 from jsq.model.job import Job
 from jsq.model.outcome import Outcome
+from jsq.model.revision import FINAL_STATES, Revision
 from jsq.task import AnyTask
 from jsq.worker.stages.base import Proceed, Stage
 from jsq.worker.state import AttemptState
@@ -31,6 +35,14 @@ class ProgressStage(Stage):
             return await proceed()
         finally:
             reporter.close()
+            attempt.reported = reporter.last
+
+    def amend(self, attempt: AttemptState, event: Revision) -> Revision:
+        """Record how far the job was when it ended."""
+        if attempt.reported is None or event.state not in FINAL_STATES:
+            return event
+        fraction, text = attempt.reported
+        return replace(event, progress=fraction, text=text)
 
 
 def publish_progress(attempt: AttemptState, fraction: float, text: str) -> None:
@@ -41,12 +53,16 @@ def publish_progress(attempt: AttemptState, fraction: float, text: str) -> None:
 
 
 class ProgressReporter:
-    """Accepts progress from any thread, and publishes it on the loop it was created on."""
+    """Accepts progress from any thread, and publishes it on the loop it was created on.
+
+    `last` is the last report, published or not.
+    """
 
     def __init__(self, publish: Callable[[float, str], None]) -> None:
         self._publish = publish
         self._loop = asyncio.get_running_loop()
         self._newest: tuple[float, str] | None = None
+        self.last: tuple[float, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._next = 0.0
         self._closed = False
@@ -62,7 +78,7 @@ class ProgressReporter:
             self._timer.cancel()
 
     def _take(self, fraction: float, text: str) -> None:
-        self._newest = (fraction, text)
+        self._newest = self.last = (fraction, text)
         if self._timer is None and not self._closed:
             self._timer = self._loop.call_at(max(self._next, self._loop.time()), self._send)
 
