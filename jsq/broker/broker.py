@@ -3,6 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 
 from jsq.broker.delivery.holders import Holders
+from jsq.broker.delivery.task_knowers import TaskKnowers
 from jsq.broker.flow.checkpoints import CheckpointStore
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
@@ -72,6 +73,7 @@ class Broker:
         self.presence = presence = WorkerPresence(namespace)
         self.queue_stats = QueueStatsReader(namespace, self.pauses, self.dead_letters, self.query, presence)
         self.holders = Holders(namespace)
+        self.task_knowers = TaskKnowers(namespace)
         self.schedules = ScheduleStore(namespace, store, self.presence)
         self.ticks = TickRunner(namespace, store, self.cancel, self.schedules)
         self.queue_removal = QueueRemover(

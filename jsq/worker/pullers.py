@@ -100,6 +100,18 @@ class PullerSet:
             if puller.queue == queue:
                 puller.lease = seconds
 
+    def has_free_slot(self, queue: str) -> bool:
+        """Whether a job of a queue could start here now."""
+        return self._room.spare_slots(queue) > 0 and not self._is_shut(queue)
+
+    def take_given(self, delivery: Delivery) -> None:
+        """Hold a delivery that another worker gave to this one."""
+        (self.gates.get(delivery.queue) or self._room).take(delivery)
+
+    def lease_of(self, queue: str) -> float:
+        """The lease of the next deliveries of a queue, in seconds."""
+        return next(puller.lease for puller in self._pullers if puller.queue == queue)
+
     async def _make(self, broker: Broker, queue: str, level: Priority, lease: float) -> Puller:
         stream = broker.subjects.streams.ready(queue)
         known = await broker.jetstream.consumer_info(stream, level)

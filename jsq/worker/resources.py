@@ -8,6 +8,7 @@ from jsq.app import App
 from jsq.broker import Broker
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.settings import QueueSettings, WorkerSettings
+from jsq.worker.duties.unknown_tasks import UnknownTasks
 from jsq.worker.holders import JobHolders
 from jsq.worker.observer import Observer
 from jsq.worker.timings import WorkerTimings
@@ -28,6 +29,7 @@ class Resources:
     observer: Observer
     timings: WorkerTimings
     holders: JobHolders
+    unknown_tasks: UnknownTasks
     loop: LoopExecutor
     threads: ThreadExecutor
     processes: ProcessExecutor

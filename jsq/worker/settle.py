@@ -26,7 +26,7 @@ from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import WrongSequence
 from jsq.worker.fast_log import emit
-from jsq.worker.stages.base import Admission, Drop, HandBack, Requeue
+from jsq.worker.stages.base import Admission, Drop, HandBack, Leave, Requeue
 from jsq.worker.stages.plans import StagedAttempt
 from jsq.worker.transitions import outcome_fields, outcome_revision, outcome_ttl, with_log_counts
 
@@ -225,6 +225,8 @@ async def settle_unstarted(attempt: StagedAttempt, admission: Admission) -> None
             attempt.resources.observer.handed_back(attempt.delivery.queue)
         case Drop():
             attempt.ack()
+        case Leave():
+            pass
 
 
 def report_outcome(attempt: StagedAttempt, state: str, outcome: Outcome, ran: float) -> None:

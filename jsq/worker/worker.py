@@ -37,6 +37,7 @@ from jsq.worker.duties.record_renewal import RecordRenewal
 from jsq.worker.duties.schedule_ticks import ScheduleTicks
 from jsq.worker.duties.stream_watch import StreamWatch
 from jsq.worker.duties.sweeping import sweep_regularly
+from jsq.worker.duties.unknown_tasks import UnknownTasks
 from jsq.worker.duties.watchdog import Watchdog
 from jsq.worker.holders import JobHolders
 from jsq.worker.observer import Observer
@@ -147,12 +148,8 @@ class Worker:
 
     async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
         """Start the duties, pull until the stop, and wind down."""
-        subscriptions = [
-            await broker.cancel.subscribe(queue, self.dispatcher.cancel) for queue in self.queues
-        ]
-        rules = self.dispatcher.limits.rules
-        subscriptions += [await broker.pauses.subscribe(queue, rules.refresh_soon) for queue in self.queues]
-        subscriptions += [await self.resources.holders.subscribe(queue) for queue in self.queues]
+        rules, unknown = self.dispatcher.limits.rules, self.resources.unknown_tasks
+        subscriptions = await self._subscribe(broker)
         wakeups = [GroupWakeups(broker, queue, group) for queue in self.queues]
         sampling = QueueSampling(self.resources, self.queues)
         heartbeat = Heartbeat(self.dispatcher, self.queues, wakeups, sampling)
@@ -177,6 +174,7 @@ class Worker:
             RecordRenewal(self.dispatcher).run(),
             self._stream_watch(broker, heartbeat, forwarding, ticks).run(),
             rules.run(),
+            unknown.run(),
             *(one.run() for one in wakeups),
         ]
         running = [group.create_task(duty) for duty in duties]
@@ -187,6 +185,7 @@ class Worker:
         if not self.settings.burst:
             self.resources.processes.start_ahead()
         self.ready.set()
+        unknown.announce(self.queues)
         log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
         with self._watchdog():
             await self._stopping.wait()
@@ -194,7 +193,26 @@ class Worker:
         for duty in running:
             duty.cancel()
         await slots.close()
+        await unknown.close()
         await self._leave(broker, wakeups, subscriptions)
+
+    async def _subscribe(self, broker: Broker) -> list[Unsubscribe]:
+        """Subscribe to cancels, pauses, and questions of other workers; the rest of the worker exists."""
+        rules, resources = self.dispatcher.limits.rules, self.resources
+        resources.unknown_tasks.room = self.dispatcher.pullers
+        found: list[Unsubscribe] = []
+        for queue in self.queues:
+            found += [
+                await broker.cancel.subscribe(queue, self.dispatcher.cancel),
+                await broker.pauses.subscribe(queue, rules.refresh_soon),
+                await resources.holders.subscribe(queue),
+                await broker.task_knowers.subscribe(queue, resources.unknown_tasks),
+            ]
+        return found
+
+    def _takes(self, task: str) -> bool:
+        """Whether this worker takes jobs of a task now."""
+        return self.is_ready() and self.app.known(task) is not None
 
     def _stream_watch(
         self, broker: Broker, heartbeat: Heartbeat, forwarding: DueForwarding, ticks: ScheduleTicks
@@ -301,6 +319,7 @@ class Worker:
             observer=self.observer,
             timings=self.timings,
             holders=JobHolders(broker, self.name),
+            unknown_tasks=UnknownTasks(broker, self.name, self._takes),
             loop=LoopExecutor(),
             threads=ThreadExecutor(),
             processes=ProcessExecutor(

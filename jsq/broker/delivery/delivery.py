@@ -18,6 +18,9 @@ SUBMITTED_PRIORITY = "Jsq-Submitted-Priority"
 REQUEUED = "Jsq-Requeued"
 """The header of a message that a worker has requeued because its job could not start yet."""
 
+OFFERS = "Jsq-Offers"
+"""The header of a message that was requeued because a worker did not know its task: how often it was."""
+
 _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -98,6 +101,12 @@ class Delivery:
         """
         value = self.headers.get(SUBMITTED_PRIORITY, "")
         return value if value in PRIORITIES else self.priority
+
+    @property
+    def offers(self) -> int:
+        """How often workers have requeued the message because they did not know its task."""
+        value = self.headers.get(OFFERS, "")
+        return int(value) if value.isdecimal() else 0
 
     @property
     def replaced_sequence(self) -> int:

@@ -60,6 +60,8 @@ class Heartbeat:
             "pid": os.getpid(),
             "queues": self._queues,
             "tasks": sorted(resources.app.tasks),
+            "aliases": sorted(resources.app.aliases),
+            "functions": [*resources.app.functions.patterns],
             "schedules": sorted(resources.app.schedules),
             "slots": resources.settings.concurrency,
             "since": datetime.now(UTC).isoformat(timespec="seconds"),

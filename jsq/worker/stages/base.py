@@ -35,10 +35,15 @@ class Drop:
     """The delivery is settled: the stage has stored what continues the job."""
 
 
-Admission: TypeAlias = Run | Requeue | HandBack | Drop
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The delivery is left as it is: the stage has settled it, or another worker does that."""
+
+
+Admission: TypeAlias = Run | Requeue | HandBack | Drop | Leave
 Proceed: TypeAlias = Callable[[], Awaitable[Outcome]]
 
-RUN, HAND_BACK, DROP = Run(), HandBack(), Drop()
+RUN, HAND_BACK, DROP, LEAVE = Run(), HandBack(), Drop(), Leave()
 
 
 class Stage:

@@ -9,6 +9,7 @@ Admission and `finish` go from the top down. `perform` nests: the first stage is
 - A pause that the task requested is stored before the next attempt can start.
 - Middleware learns of an outcome when what must follow it is stored: the next attempt, the callbacks.
 - The slot of a key group is released last: all other work is done before the next job of the key starts.
+- A job that another worker should run takes no reservation of a rate limit.
 - A batch collects jobs that may run; its members then wait for their limits together.
 - An isolated attempt is closed last: other jobs start only after it is completely over.
 """
@@ -65,9 +66,9 @@ def build_stages(
         CheckpointStage(),
         HookStage(),
         KeyGroupStage(),
+        UnknownTaskStage(),
         BatchStage(batches),
         rate_limits,
-        UnknownTaskStage(),
         ProgressStage(),
     )
     return stages, batches
