@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import os
+import signal
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 from jsq import INJECTED, App, Context, ContextVars, CurrentJob, Depends, Middleware, current_job
 from jsq.middleware import CallNext
+from jsq.model.job import Job
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
 
@@ -32,12 +34,21 @@ async def lifespan(app: App) -> AsyncIterator[dict[str, Any]]:
 
 
 class Noting(Middleware):
+    """Changes results, and raises after each outcome."""
+
     async def around(self, ctx: Context, call: CallNext) -> Any:
         found = await call()
         return [*found, "around"] if isinstance(found, list) else found
 
+    async def settled(self, job: Job) -> None:
+        note("settled", job.attempt)
+        raise OSError("cannot note")
+
 
 app = App(name="hooks", lifespan=lifespan, middleware=[CurrentJob(), ContextVars(tenant), Noting()])
+
+
+app.queue("default", lease=1)
 
 
 @app.on_start
@@ -80,3 +91,20 @@ def in_thread(word: str, pool: Pool = INJECTED, connection: Connection = INJECTE
 @app.task
 async def on_loop(ctx: Context, word: str, pool: Pool = INJECTED) -> list[Any]:
     return [word, pool, ctx.state["started"], current_job() is ctx, tenant.get(), ctx.state["pid"]]
+
+
+def break_at_the_end() -> Iterator[None]:
+    yield
+    note("break")
+    raise OSError("cannot close")
+
+
+@app.task(retries=2, backoff=[0.01])
+async def kill_worker(ctx: Context, broken: Annotated[None, Depends(break_at_the_end)] = INJECTED) -> int:
+    """Fail, then kill the worker, then succeed."""
+    note("attempt", ctx.attempt)
+    if ctx.attempt == 1:
+        raise ValueError("not yet")
+    if ctx.attempt == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ctx.attempt

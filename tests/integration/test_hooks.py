@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,27 @@ from tests.apps.hooks import tenant
 from tests.helpers.repository import ROOT
 
 
-async def run_burst(server: EmbeddedServer, namespace: str, notes: Path, **more: str) -> tuple[int, str]:
-    """Run a worker of `tests.apps.hooks` until its queue is empty; returns its exit code and its stderr."""
+async def start_worker(
+    server: EmbeddedServer, namespace: str, notes: Path, *arguments: str, **more: str
+) -> asyncio.subprocess.Process:
+    """Start a worker of `tests.apps.hooks`."""
     variables = {"JSQ_URL": server.url, "JSQ_NAMESPACE": namespace, "HOOKS_FILE": str(notes)}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "jsq", "worker", "tests.apps.hooks:app", "--burst"),
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "jsq", "worker", "tests.apps.hooks:app", *arguments),
         cwd=ROOT,
         env={**os.environ, **variables, **more},
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+async def run_burst(server: EmbeddedServer, namespace: str, notes: Path, **more: str) -> tuple[int, str]:
+    """Run a worker until its queue is empty; returns its exit code and its stderr."""
+    process = await start_worker(server, namespace, notes, "--burst", **more)
+    return await ended(process)
+
+
+async def ended(process: asyncio.subprocess.Process) -> tuple[int, str]:
+    """The exit code and the stderr of a worker."""
     async with asyncio.timeout(60):
         _, printed = await process.communicate()
     return process.returncode or 0, printed.decode()
@@ -69,3 +82,27 @@ async def test_a_lifespan_that_cannot_start_ends_the_worker_and_takes_no_job(
         assert "the lifespan of the App failed to start: RuntimeError: no database" in last
         assert "Traceback" not in printed
         assert (await job.status()).state == "queued"
+
+
+async def test_a_killed_worker_loses_no_job_whose_hooks_raise(
+    server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    async with App(server.url, namespace=namespace) as app:
+        job = await app.client.task("kill_worker").submit()
+        killed = await start_worker(server, namespace, notes)
+        code, _ = await ended(killed)
+        assert code == -signal.SIGKILL
+
+        second = await start_worker(server, namespace, notes)
+        assert await job.result(30) == 3
+        second.terminate()
+        code, printed = await ended(second)
+
+        assert code == 0, printed
+        record = await job.status()
+        assert (record.state, record.failures, record.crashes) == ("succeeded", 1, 1)
+    lines = [line for line in notes.read_text().splitlines() if not line.startswith(("enter", "leave"))]
+    assert lines == ["attempt 1", "settled 1", "attempt 2", "attempt 3", "break", "settled 3"]
+    assert printed.count("middleware failed") == 1
+    assert "clean-up failed" in printed

@@ -1,10 +1,14 @@
 """Correct code of users and the types that it has. Checked by mypy and pyright, never run."""
 
-from collections.abc import Coroutine
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, assert_type
+from typing import Annotated, Any, assert_type
 
 from jsq import (
+    INJECTED,
     App,
     Backoff,
     BatchItem,
@@ -12,17 +16,23 @@ from jsq import (
     ChildDied,
     Client,
     Context,
+    ContextVars,
+    CurrentJob,
+    Depends,
     Failure,
     JobError,
     JobHandle,
     JobRecord,
+    Middleware,
     QueueSettings,
     Retries,
     Router,
     ScheduleRecord,
     Submitter,
     TaskTimeout,
+    current_job,
 )
+from jsq.model.job import Job
 
 app = App()
 client = app.client
@@ -469,3 +479,65 @@ async def submit_routed() -> None:
     assert_type(await routed.submit("a@b.c"), JobHandle[int])
     assert_type(await (await routed_plain.submit(to="a@b.c")).result(), int)
     assert_type(await client.submit("shop.tasks:send", "a@b.c"), JobHandle[Any])
+
+
+# -- a lifespan, middleware, and dependencies, which are no arguments of a submit
+
+
+class Pool:
+    size = 3
+
+
+class Timing(Middleware):
+    def submitting(self, job: Job) -> Job:
+        return replace(job, headers={**job.headers, "tenant": "7"})
+
+    async def around(self, ctx: Context, call: Callable[[], Awaitable[Any]]) -> Any:
+        return await call()
+
+    async def failed(self, job: Job, error: BaseException) -> None:
+        print(job.id, error)
+
+
+@asynccontextmanager
+async def lifespan(app: App) -> AsyncIterator[dict[str, Any]]:
+    yield {"pool": Pool()}
+
+
+tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant")
+hooked = App(lifespan=lifespan, middleware=[Timing(), CurrentJob(), ContextVars(tenant)])
+hooked.queue("mail", middleware=[Timing()])
+
+
+@hooked.on_start
+async def warm_up(state: dict[str, Any]) -> None:
+    state["model"] = None
+
+
+@hooked.on_stop
+def say_goodbye() -> None: ...
+
+
+def get_pool(ctx: Context) -> Iterator[Pool]:
+    yield Pool()
+
+
+@hooked.task(middleware=[Timing()])
+async def injected(to: str, pool: Annotated[Pool, Depends(get_pool)] = INJECTED) -> int:
+    assert_type(current_job(), Context)
+    return pool.size
+
+
+@hooked.task
+def injected_plain(ctx: Context, to: str, *, pool: Annotated[Pool, Depends(get_pool)] = INJECTED) -> int:
+    assert_type(ctx.state["pool"], Any)
+    return pool.size
+
+
+async def submit_injected() -> None:
+    assert_type(await injected.submit("a@b.c"), JobHandle[int])
+    assert_type(await (await injected_plain.submit(to="a@b.c")).result(), int)
+    assert_type(await injected("a@b.c", pool=Pool()), int)
+    with hooked.override(get_pool, Pool):
+        pass
+    hooked.overrides[get_pool] = lambda: Pool()

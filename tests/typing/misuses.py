@@ -1,8 +1,9 @@
 """Mistakes of users. mypy and pyright refuse exactly the lines that are marked `# error`."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from jsq import App, Backoff, Client, Context, JobHandle, QueueSettings, Retries, Snooze, BlockingJobHandle
+from jsq import App, Backoff, BlockingJobHandle, Client, Context, Depends, INJECTED, JobHandle, QueueSettings
+from jsq import Retries, Snooze
 
 app = App()
 client = Client()
@@ -40,6 +41,24 @@ async def submits(ctx: Context) -> None:
     await add.submit(1, c=2)  # error
     await log.submit(ctx, "x")  # error
     await log.submit(5)  # error
+
+
+def get_size() -> int:
+    return 3
+
+
+@app.task
+async def injected(to: str, size: Annotated[int, Depends(get_size)] = INJECTED) -> int:
+    return size
+
+
+async def submits_injected() -> None:
+    await injected.submit()  # error
+    await injected.submit("a", size="5")  # error
+    App(lifespan=5)  # error
+    App(middleware=[5])  # error
+    app.task(middleware="all")  # error
+    Depends(5)  # error
 
 
 def delays() -> None:

@@ -100,7 +100,7 @@ def error_of(job: Job, event: Revision, outcome: Outcome | None) -> BaseExceptio
     """The exception of an attempt: itself if the function ran here, else one rebuilt from the record."""
     match outcome:
         case Failed(fault=fault) | TryAgain(fault=fault) | Expired(cause=fault) | Quarantined(fault=fault):
-            raised: BaseException | None = getattr(fault, "exception", None)
+            raised = fault.exception
         case _:
             raised = None
     if event.state == "expired":
