@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, TypeVarTuple, cast, overload
 
 from pydantic_core import from_json
@@ -16,6 +16,7 @@ from jsq.codec.signature import pack_value
 from jsq.errors import BadOption, BadResult, JsqError, StepUnknown, UsageError
 from jsq.model.checkpoint import CHECKPOINT, MAX_VALUE_BYTES, OnUnknownStep, check_on_unknown
 from jsq.model.job import Job, is_utf8
+from jsq.model.options import check_headers
 from jsq.model.outcome import describe_error
 from jsq.model.peer_terms import CONTEXT_TERMS, explain_missing
 
@@ -54,6 +55,7 @@ class ContextLink:
     store: StoreRequest
     checkpoint: bytes = b""
     state: Mapping[str, Any] = field(default_factory=dict)
+    waited: float = 0.0
 
 
 class Context:
@@ -73,6 +75,7 @@ class Context:
         "_progress",
         "_running_steps",
         "_store",
+        "_waited",
         "blocking",
         "cancelled",
         "job",
@@ -99,6 +102,7 @@ class Context:
         self._progress = link.progress
         self._store = link.store
         self._checkpoint = link.checkpoint
+        self._waited = link.waited
         self._running_steps: set[str] = set()
         extra = {"job": job.id, "task": job.task, "attempt": job.attempt}
         self.log = JobLog(logging.getLogger("jsq.task"), extra)
@@ -125,6 +129,19 @@ class Context:
         if not isinstance(text, str) or len(text) > LONGEST_TEXT or not is_utf8(text):
             raise BadOption("progress text", text, f"must be text of {LONGEST_TEXT} characters at most")
         self._progress(float(fraction), text)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the message of this attempt waited on its queue, by the server's clock."""
+        return self._waited
+
+    async def add_header(self, name: str, value: str) -> None:
+        """Add a header to the job, or replace one.
+
+        The next attempt of the job has it, and so have the methods of a middleware that run after this one.
+        It is lost if the worker crashes or stops during the attempt. Raises `BadOption`, `BadName`.
+        """
+        await self._add_header(self._request, name, value)
 
     @property
     def checkpointed(self) -> Any:
@@ -198,6 +215,12 @@ class Context:
     async def _request(self, what: str, place: str, body: bytes) -> bytes:
         return await asyncio.wrap_future(self._store(what, place, body))
 
+    async def _add_header(self, request: Ask, name: str, value: str) -> None:
+        headers = {**self.job.headers, name: value}
+        check_headers(headers)
+        await request("header", name, value.encode())
+        self.job = replace(self.job, headers=headers)
+
     async def _keep_checkpoint(self, request: Ask, value: object) -> None:
         packed = pack_value("checkpoint", value, MAX_VALUE_BYTES)
         await request("keep", CHECKPOINT, packed)
@@ -268,6 +291,10 @@ class BlockingContext:
     def checkpoint(self, value: object) -> None:
         """As `Context.checkpoint`."""
         run_without_waiting(self._context._keep_checkpoint(self._request, value))
+
+    def add_header(self, name: str, value: str) -> None:
+        """As `Context.add_header`."""
+        run_without_waiting(self._context._add_header(self._request, name, value))
 
     @overload
     def once(

@@ -7,10 +7,10 @@ other methods are logged: they change nothing.
 import contextvars
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from jsq.context import Context
 from jsq.errors import BadOption, NoCurrentJob
@@ -19,6 +19,8 @@ from jsq.model.options import check_headers, is_header_name
 
 log = logging.getLogger("jsq.job")
 
+T = TypeVar("T")
+
 CallNext: TypeAlias = Callable[[], Awaitable[Any]]
 """Calls the next middleware, and the last one the function of the task."""
 
@@ -26,9 +28,9 @@ CallNext: TypeAlias = Callable[[], Awaitable[Any]]
 class Middleware:
     """Code that runs around jobs. A subclass overrides the methods that it needs; every method is optional.
 
-    `submitting` and `submitted` run where a job is submitted. `around` runs where the function runs: in the
-    worker, or in the child process. The others run in the worker, after the outcome is recorded. If a worker
-    crashes before it settles the delivery, the next one runs them again.
+    `submitting`, `submitted` and `submit_ended` run where a job is submitted. `around` runs where the
+    function runs: in the worker, or in the child process. The others run in the worker, after the outcome is
+    recorded. If a worker crashes before it settles the delivery, the next one runs them again.
 
     The order is: those of the App, of the queue, of the task, and the first is the outermost.
     """
@@ -40,8 +42,22 @@ class Middleware:
         """
         return job
 
+    def submitting_many(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Return the jobs of a bulk submit to store, in the same order; without it, `submitting` of each.
+
+        Jobs that differ only in their ids and arguments are stored together, the others one by one.
+        """
+        return [self.submitting(job) for job in jobs]
+
     def submitted(self, job: Job) -> None:
         """The server has stored a job."""
+
+    def submit_ended(self, jobs: Sequence[Job], error: BaseException | None) -> None:
+        """The submit of one job, or the bulk submit of several, has ended.
+
+        Called last, and after each call of `submitting` or `submitting_many`: the jobs are stored, or were
+        stored before, or the caller gets the error.
+        """
 
     async def around(self, ctx: Context, call: CallNext) -> Any:
         """Run the function by `await call()`; return its result, or another one."""
@@ -169,23 +185,40 @@ def read_middleware(given: Iterable[Middleware]) -> tuple[Middleware, ...]:
     return found
 
 
-def prepare_submit(middleware: tuple[Middleware, ...], job: Job) -> Job:
-    """The job to store, from `submitting` of each middleware, the outermost first.
+async def submit_inside(
+    middleware: tuple[Middleware, ...], jobs: Sequence[Job], store: Callable[[Sequence[Job]], Awaitable[T]]
+) -> T:
+    """Store jobs as their middleware returns them, the outermost first. Returns what `store` returns.
 
-    Raises the errors of the methods, and `BadOption` for a job that they may not make.
+    Raises the errors of `store` and of the methods, and `BadOption` for a job that they may not make.
     """
-    for one in middleware:
-        changed = one.submitting(job)
-        same = isinstance(changed, Job) and (changed.id, changed.task, changed.queue) == (
-            (job.id, job.task, job.queue)
-        )
+    error: BaseException | None = None
+    prepared = jobs
+    try:
+        for one in middleware:
+            prepared = changed_jobs(one, prepared)
+        return await store(prepared)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        report_ended(middleware, prepared, error)
+
+
+def changed_jobs(middleware: Middleware, jobs: Sequence[Job]) -> Sequence[Job]:
+    """The jobs as one middleware returns them. Raises its errors, and `BadOption` for other jobs."""
+    changed = [middleware.submitting(jobs[0])] if len(jobs) == 1 else middleware.submitting_many(jobs)
+    if not isinstance(changed, Sequence) or len(changed) != len(jobs):
+        rule = "must return a list of as many jobs as it is given"
+        raise BadOption(f"submitting_many of {type(middleware).__name__}", changed, rule)
+    for job, new in zip(jobs, changed, strict=True):
+        same = isinstance(new, Job) and (new.id, new.task, new.queue) == (job.id, job.task, job.queue)
         if not same:
             rule = "must return the job with the same id, task and queue"
-            raise BadOption(f"submitting of {type(one).__name__}", changed, rule)
-        if changed.headers is not job.headers:
-            check_headers(changed.headers)
-        job = changed
-    return job
+            raise BadOption(f"submitting of {type(middleware).__name__}", new, rule)
+        if new.headers is not job.headers:
+            check_headers(new.headers)
+    return changed
 
 
 def report_submitted(middleware: tuple[Middleware, ...], jobs: Iterable[Job]) -> None:
@@ -196,6 +229,17 @@ def report_submitted(middleware: tuple[Middleware, ...], jobs: Iterable[Job]) ->
                 one.submitted(job)
             except Exception as error:  # a user's middleware may raise anything
                 log_failed(one, "submitted", job, error)
+
+
+def report_ended(
+    middleware: tuple[Middleware, ...], jobs: Sequence[Job], error: BaseException | None
+) -> None:
+    """Call `submit_ended`, of the innermost first. Its errors are logged."""
+    for one in reversed(middleware if jobs else ()):
+        try:
+            one.submit_ended(jobs, error)
+        except Exception as failure:  # a user's middleware may raise anything
+            log_failed(one, "submit_ended", jobs[0], failure)
 
 
 def log_failed(middleware: Middleware, method: str, job: Job, error: Exception) -> None:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from jsq.broker import Broker
 from jsq.broker.jobs.backpressure import WaitForRoom
 from jsq.errors import BadArguments, BadOption, BrokerError, JsqError, PartlySubmitted, SubmitUnknown
-from jsq.middleware import Middleware, prepare_submit, report_submitted
+from jsq.middleware import Middleware, report_submitted, submit_inside
 from jsq.model.job import Job, check_id
 from jsq.model.options import Options
 
@@ -71,15 +71,30 @@ async def store_prepared(
     *,
     all_or_nothing: bool,
 ) -> set[str]:
-    """Store the jobs of a bulk as its middleware returns them; returns the ids that were stored before.
-
-    Jobs that follow each other and differ only in their ids and arguments are stored together.
-    """
-    pattern = bulk.pattern
+    """Store the jobs of a bulk as its middleware returns them; returns the ids that were stored before."""
     jobs = [
-        prepare_submit(middleware, replace(pattern, id=id, arguments=arguments))
+        replace(bulk.pattern, id=id, arguments=arguments)
         for id, arguments in zip(bulk.ids, packed, strict=True)
     ]
+
+    async def store(prepared: Sequence[Job]) -> set[str]:
+        return await store_parts(broker, middleware, bulk, prepared, all_or_nothing=all_or_nothing)
+
+    return await submit_inside(middleware, jobs, store)
+
+
+async def store_parts(
+    broker: Broker,
+    middleware: tuple[Middleware, ...],
+    bulk: Bulk,
+    jobs: Sequence[Job],
+    *,
+    all_or_nothing: bool,
+) -> set[str]:
+    """Store jobs; those that follow each other and differ only in their ids and arguments together.
+
+    Returns the ids of the jobs that were stored before.
+    """
     parts = [
         (replace(bulk, pattern=like, ids=[job.id for job in part]), [job.arguments for job in part])
         for like, part in alike(jobs)

@@ -29,7 +29,7 @@ from jsq.client.map import MapOptions, Mapped, Results
 from jsq.codec.envelope import new_id, new_ids
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import JobError, PartlySubmitted
-from jsq.middleware import Middleware, prepare_submit, report_submitted
+from jsq.middleware import Middleware, report_submitted, submit_inside
 from jsq.model.expiry import expiry_time
 from jsq.model.job import DEFAULT_QUEUE, Job, check_id, check_queue, check_task
 from jsq.model.options import Options, SubmitOptions, check_key_given, read_options
@@ -234,8 +234,23 @@ class Submitter(Generic[P, R]):
         if options.expires is not None:
             job = await with_expiry_time(broker, job, options.expires)
         middleware = self._middleware()
-        if middleware:
-            job = prepare_submit(middleware, job)
+        if not middleware:
+            return await self._store(broker, job, due, options)
+
+        async def store(prepared: Sequence[Job]) -> JobHandle[R]:
+            return await self._store(broker, prepared[0], due, options, middleware)
+
+        return await submit_inside(middleware, [job], store)
+
+    async def _store(
+        self,
+        broker: Broker,
+        job: Job,
+        due: datetime | None,
+        options: Options,
+        middleware: tuple[Middleware, ...] = (),
+    ) -> JobHandle[R]:
+        """Store a job, which is due at once or later."""
         if options.unique:
             placed = await broker.unique.submit(unique_submit(job, due, options))
             report_submitted(middleware, [] if placed.duplicate else [job])
@@ -288,21 +303,30 @@ class Submitter(Generic[P, R]):
         """Submit unique jobs, each by itself and with its own key; jobs with the same key in their order."""
         broker = await self._connection.broker()
         middleware = self._middleware()
-        requests = []
+        jobs: list[Job] = []
+        timed: list[tuple[datetime | None, Options]] = []
         for arguments in packed:
             options = self.target.with_key(self._options, arguments)
             job, due = await build_timed_job(broker, new_id(), self.target, arguments, options)
             if options.expires is not None:
                 job = await with_expiry_time(broker, job, options.expires)
-            if middleware:
-                job = prepare_submit(middleware, job)
-            requests.append(unique_submit(job, due, options))
+            jobs.append(job)
+            timed.append((due, options))
+
+        async def store(prepared: Sequence[Job]) -> list[JobHandle[R]]:
+            pairs = zip(prepared, timed, strict=True)
+            return await self._store_unique(broker, [unique_submit(job, *one) for job, one in pairs])
+
+        return await submit_inside(middleware, jobs, store) if middleware else await store(jobs)
+
+    async def _store_unique(self, broker: Broker, requests: Sequence[UniqueSubmit]) -> list[JobHandle[R]]:
+        """Store unique jobs. Raises `PartlySubmitted`, or the first error itself if no job was stored."""
         placed, refused = await broker.unique.submit_each(requests)
-        if refused and (not placed or len(packed) == 1):
+        if refused and (not placed or len(requests) == 1):
             raise refused[min(refused)]
         stored = [placed[place] for place in sorted(placed)]
         new = [requests[place].job for place in sorted(placed) if not placed[place].duplicate]
-        report_submitted(middleware, new)
+        report_submitted(self._middleware(), new)
         if refused:
             raise PartlySubmitted([one.id for one in stored], refused)
         return [self._handle_of(one) for one in stored]

@@ -73,6 +73,7 @@ class CallRequest:
     retry: RetryPolicy
     uses_predicate: bool = False
     checkpoint: bytes = b""
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,8 @@ class ChildServer:
         except BadArguments as error:
             return Failed("bad_arguments", describe_error(error))
         hooks = found.task.hooks_on(request.job.queue) if found.task is not None else None
-        link = ContextLink(self._progress, self._request, request.checkpoint, self._enter(found, hooks))
+        state = self._enter(found, hooks)
+        link = ContextLink(self._progress, self._request, request.checkpoint, state, request.waited)
         if found.takes_context or hooks is not None:
             self._context = Context(request.job, token=request.token, worker=request.worker, link=link)
         if self._context is not None and found.takes_context:

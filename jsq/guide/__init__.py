@@ -20,13 +20,20 @@ AREAS: dict[str, tuple[str, ...]] = {
     "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
     "Queues": ("queues", "limits"),
     "In production": (
-        *("deploy", "operations", "logs", "tracing", "security", "troubleshooting"),
+        *("deploy", "operations", "logs", "tracing", "tracing-example", "security", "troubleshooting"),
         *("cookbook", "cookbook-operations"),
     ),
     "Evidence": ("guarantees", "performance", "comparison", "comparison-failures", "internals"),
     "Questions": ("queue-broker-worker", "brokers", "database-queues", "workflow-engines", "exactly-once"),
     "Moving to jsq": (
-        *("moving", "moving-from-celery", "moving-from-rq", "moving-from-saq", "moving-from-huey"),
+        *(
+            "moving",
+            "moving-hooks",
+            "moving-from-celery",
+            "moving-from-rq",
+            "moving-from-saq",
+            "moving-from-huey",
+        ),
         *("moving-from-apscheduler", "moving-from-taskiq", "moving-from-dramatiq", "moving-from-arq"),
     ),
     "Reference": (

@@ -64,7 +64,8 @@ class AttemptMemory(Protocol):
 
 
 class FunctionRun(Protocol):
-    """The function of one attempt. The stages of the attempt set `may_start`, `progress`, `memory`, `hooks`.
+    """The function of one attempt. The stages of the attempt set `may_start`, `progress`, `memory`, `hooks`
+    and `waited`.
 
     `has_slot` is false if another run has the slot. A function that continues after its attempt has ended
     keeps its slot for `grace` seconds.
@@ -76,6 +77,7 @@ class FunctionRun(Protocol):
     progress: ReportProgress | None
     memory: AttemptMemory | None
     hooks: TaskHooks | None
+    waited: float
 
     @property
     def execution(self) -> Execution | None: ...
@@ -123,6 +125,7 @@ class TaskRun:
     progress: ReportProgress | None = None
     memory: AttemptMemory | None = None
     hooks: TaskHooks | None = None
+    waited: float = 0.0
     _timer: asyncio.TimerHandle | None = None
     _child_clock: ChildClock | None = None
     _wakeup: asyncio.Future[None] | None = None
@@ -252,7 +255,8 @@ class TaskRun:
         memory = self.memory
         checkpoint = memory.checkpoint if memory is not None else b""
         retry, uses_predicate = replace(options.retry, retry_if=None), options.retry.retry_if is not None
-        request = CallRequest(place, job, token, resources.name, retry, uses_predicate, checkpoint)
+        given = uses_predicate, checkpoint, self.waited
+        request = CallRequest(place, job, token, resources.name, retry, *given)
         progress = self.progress or ignore_progress
         keep = memory.act if memory is not None else None
         callbacks = ChildCallbacks(progress, self._function_began, self.wake, keep)
@@ -292,7 +296,7 @@ def build_context(run: FunctionRun, resources: Resources, job: Job, token: int) 
     """The `Context` of a task that takes one, or has hooks; a child process makes its own."""
     if run.progress is None or run.memory is None:
         return None
-    link = ContextLink(run.progress, run.memory.ask, run.memory.checkpoint, resources.state)
+    link = ContextLink(run.progress, run.memory.ask, run.memory.checkpoint, resources.state, run.waited)
     return Context(job, token=token, worker=resources.name, link=link)
 
 

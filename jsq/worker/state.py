@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from jsq.broker import Delivery
 from jsq.declaration import Declaration
@@ -105,6 +106,11 @@ class AttemptState:
         return self.job.submitted or int(1000 * self.delivery.stored)
 
     @property
+    def waited(self) -> float:
+        """Seconds from when the message was put on its queue until the attempt started."""
+        return max(0.0, self.started / 1000 - self.delivery.stored)
+
+    @property
     def start_ttl(self) -> float | None:
         """The TTL of the revision that the attempt starts with, in seconds; None for none."""
         return None if self.continues else self.resources.timings.start_ttl
@@ -117,6 +123,10 @@ class AttemptState:
         """The extras of each log line about this attempt."""
         job = self.job
         return {"job": job.id, "task": job.task, "queue": job.queue, "attempt": job.attempt, **more}
+
+    def add_header(self, name: str, value: str) -> None:
+        """Add a header to the job: its next attempt has it."""
+        self.job = replace(self.job, headers={**self.job.headers, name: value})
 
     async def write(
         self, body: bytes, expect: int, ttl: float | None = None, other: OutgoingMessage | None = None

@@ -81,6 +81,7 @@ class BatchMember:
     progress: ReportProgress | None = None
     memory: AttemptMemory | None = None
     hooks: TaskHooks | None = None
+    waited: float = 0.0
 
     def __init__(self, batch: "Batch", attempt: AttemptState) -> None:
         self.batch = batch

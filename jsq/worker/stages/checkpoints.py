@@ -105,8 +105,12 @@ class Checkpoints:
         """As `ask`, on the event loop. Raises `LeaseLost`, and the errors of the broker.
 
         `keep` writes in any case. `claim` writes if there is no value, or if the step is undone, and returns
-        nothing; otherwise it returns the stored value. No other attempt can have written meanwhile.
+        nothing; otherwise it returns the stored value. No other attempt can have written meanwhile. `header`
+        changes the job of this attempt, and stores nothing.
         """
+        if what == "header":
+            self._attempt.add_header(place, body.decode())
+            return b""
         async with self._lock:
             if what == "claim":
                 found = await self._find(place)

@@ -30,7 +30,7 @@ class ProgressStage(Stage):
             publish_progress(attempt, fraction, text)
 
         reporter = ProgressReporter(publish)
-        attempt.function.progress = reporter.report
+        attempt.function.progress, attempt.function.waited = reporter.report, attempt.waited
         try:
             return await proceed()
         finally:
