@@ -32,6 +32,7 @@ _homes = {
     "worker": ["Worker"],
     "errors": [
         "ArgumentsNotKept",
+        "BadAddress",
         "BadArguments",
         "BadName",
         "BadOption",
@@ -53,6 +54,7 @@ _homes = {
         "LeaseLost",
         "LifespanFailed",
         "NoCurrentJob",
+        "NoDeadLetter",
         "NotAllowed",
         "NotIncluded",
         "PartlySubmitted",

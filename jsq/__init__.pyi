@@ -8,6 +8,7 @@ from jsq.context import Context as Context
 from jsq.dependencies import INJECTED as INJECTED
 from jsq.dependencies import Depends as Depends
 from jsq.errors import ArgumentsNotKept as ArgumentsNotKept
+from jsq.errors import BadAddress as BadAddress
 from jsq.errors import BadArguments as BadArguments
 from jsq.errors import BadName as BadName
 from jsq.errors import BadOption as BadOption
@@ -29,6 +30,7 @@ from jsq.errors import JsqError as JsqError
 from jsq.errors import LeaseLost as LeaseLost
 from jsq.errors import LifespanFailed as LifespanFailed
 from jsq.errors import NoCurrentJob as NoCurrentJob
+from jsq.errors import NoDeadLetter as NoDeadLetter
 from jsq.errors import NotAllowed as NotAllowed
 from jsq.errors import NotIncluded as NotIncluded
 from jsq.errors import PartlySubmitted as PartlySubmitted

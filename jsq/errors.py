@@ -136,6 +136,19 @@ class JobNotFound(UsageError):
         self.id = id
 
 
+class NoDeadLetter(JobNotFound):
+    """The job exists and has no dead letter: it did not fail, or the dead letter was purged."""
+
+    def __init__(self, id: str, state: str) -> None:
+        super().__init__(id)
+        why = "it was purged" if state == "failed" else f"it is {state}, and only a failed job has one"
+        self.args = (f"job {id} has no dead letter: {why}",)
+        self.state = state
+
+    def __reduce__(self) -> tuple[type["NoDeadLetter"], tuple[str, str]]:
+        return type(self), (self.id, self.state)
+
+
 class ScheduleNotFound(UsageError):
     """No schedule has that name."""
 
@@ -240,6 +253,19 @@ class BrokerUnavailable(BrokerError):
     def __init__(self, message: str, *, retryable: bool = True) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class BadAddress(BrokerUnavailable):
+    """The address of the server is not one."""
+
+    retryable = False
+
+    def __init__(self, shown: str) -> None:
+        super().__init__(f"{shown} is not the address of a server; write nats://HOST:PORT", retryable=False)
+        self.shown = shown
+
+    def __reduce__(self) -> tuple[type["BadAddress"], tuple[str]]:
+        return type(self), (self.shown,)
 
 
 class SubmitUnknown(BrokerError):

@@ -172,6 +172,7 @@ def purge(
 
 async def remove(client: Client, id: str, *, free_id: bool) -> None:
     if not await client.dead_letters.purge(id=id, free_ids=free_id):
+        await client.dead_letters.get(id)  # raises the reason
         raise JobNotFound(id)
 
 

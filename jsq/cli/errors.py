@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from jsq.cli.printing import print_message
 from jsq.errors import (
     ArgumentsNotKept,
+    BadAddress,
     BrokerFull,
     BrokerUnavailable,
     BulkUnknown,
@@ -81,6 +82,7 @@ CODES: tuple[tuple[type[BaseException], int], ...] = (
     (DuplicateJob, CONFLICT),
     (LifespanFailed, ERROR),
     (UsageError, USAGE),
+    (BadAddress, USAGE),
     (NotAllowed, NOT_ALLOWED),
     (BrokerUnavailable, UNREACHABLE),
     (SubmitUnknown, UNREACHABLE),
@@ -108,6 +110,9 @@ EXPLAINED_BY: tuple[tuple[type[JsqError], str], ...] = (
     (BulkUnknown, "bulk"),
 )
 """The page of the guide that an error names."""
+
+SHELL_WORDS = (("(wait_for_room)", "(--wait-for-room)"),)
+"""Options in the messages of errors, and how the shell writes them."""
 
 QUIET = (INTERRUPTED, PIPE_CLOSED)
 """Codes without a message: the user caused the end."""
@@ -144,7 +149,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, typer.TyperException):
         return f"error: {mistyped(error)}"
     if isinstance(error, JsqError):
-        return " ".join(["error:", str(error), *getattr(error, "__notes__", ())]) + page_hint(error)
+        text = " ".join(["error:", str(error), *getattr(error, "__notes__", ())])
+        for name, written in SHELL_WORDS:
+            text = text.replace(name, written)
+        return text + page_hint(error)
     return f"internal error: {type(error).__name__}: {error} (JSQ_DEBUG=1 prints the traceback)"
 
 

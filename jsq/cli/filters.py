@@ -44,7 +44,7 @@ class JobFilterOptions:
         Texts,
         typer.Option(
             metavar="PATH=VALUE",
-            help="only with this argument, as user.id=5",
+            help="only with this argument, as user.id=5; the first positional one is 0=5",
         ),
     ] = None
 
@@ -120,6 +120,11 @@ class BulkAction:
 
     def run(self, session: Session, ids: Texts, jobs: JobFilterOptions, bulk: BulkOptions) -> int:
         which = jobs.filter()
+        if ids and jobs.arg:
+            raise UsageError(
+                "--arg chooses jobs by an argument: give ids or --arg, not both; it changes an argument in "
+                "`jsq dead retry ID --arg` (of a failed job) and `jsq job edit ID --arg` (before the start)"
+            )
         bulk.check(ids, bool(which.keys() - ({"queue"} if ids else set())), JOB_FILTERS)
         if ids:
             return act_on_jobs(session, ids, self.act, jobs.queue or "*")

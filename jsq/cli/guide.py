@@ -26,7 +26,8 @@ def guide(
     session: CommonOptions,
     page: Annotated[str | None, typer.Argument(metavar="PAGE", help="show this page")] = None,
     search: Annotated[
-        str | None, typer.Option(metavar="WORDS", help="list the lines that contain all these words")
+        str | None,
+        typer.Option(metavar="WORDS", help="list the lines and sections that contain all these words"),
     ] = None,
 ) -> None:
     """List the pages of the guide, show one, or search them.
@@ -71,9 +72,10 @@ def list_pages(session: CommonOptions) -> None:
 def list_hits(session: CommonOptions, words: str) -> None:
     hits = search_guide(words)
     for hit in hits:
-        session.printer.next(hit, shown_hit(hit), name="page")
+        known = {"page": hit.page, "heading": hit.heading, "line": hit.line, "text": hit.text}
+        session.printer.next(known, shown_hit(hit), name="page")
     if not hits:
-        print_message(f"no line of the guide contains {words!r}; `jsq guide` lists the pages")
+        print_message(f"no section of the guide contains {words!r}; `jsq guide` lists the pages")
 
 
 def shown_hit(hit: GuideHit) -> str:

@@ -1,5 +1,6 @@
 """`jsq schedule`: list, add and remove schedules; pause, resume and run one, and list its next ticks."""
 
+import contextlib
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -22,7 +23,8 @@ from jsq.cli.submit_options import (
     moment,
     option,
 )
-from jsq.errors import UsageError
+from jsq.client.client import Client
+from jsq.errors import ScheduleNotFound, UsageError
 from jsq.model.schedule import ScheduleRecord
 
 SCHEDULE_COLUMNS = ("name", "when", "task", "queue", "next", "last", "state")
@@ -87,7 +89,7 @@ def add(
     settings: JobSettings,
     lifetime: LifetimeOptions,
 ) -> None:
-    """Add a schedule, or change the schedule of that name, and show it.
+    """Add a schedule, and show it. A schedule of that name is replaced, and reported on stderr.
 
     Each ARG and VALUE is read as JSON if it is JSON, else taken as text.
 
@@ -105,8 +107,14 @@ def add(
     options["headers"], options["tags"] = options["headers"] or None, options["tags"] or None
     target = loaded.find(task) if loaded is not None else task
     given = call.named or list(call.args)
-    added = session.run(lambda client: client.schedules.add(name, target, given, **options), loaded)
-    session.printer.one(known(added), name="name")
+
+    async def work(client: Client) -> ScheduleRecord:
+        with contextlib.suppress(ScheduleNotFound):
+            old = row(await client.schedules.get(name))
+            print_message(f"replaced: schedule {name} submitted {old['task']}, {old['when']}")
+        return await client.schedules.add(name, target, given, **options)
+
+    session.printer.one(known(session.run(work, loaded)), name="name")
 
 
 @schedule.adds("get")

@@ -41,7 +41,9 @@ class WaitOptions:
     """Whether to wait for the result."""
 
     wait: Annotated[bool, typer.Option("--wait", help="wait for the result, and print it")] = False
-    wait_timeout: Annotated[Seconds, duration("with --wait: the longest wait [no limit]")] = None
+    wait_timeout: Annotated[
+        Seconds, duration("with --wait: the longest wait; the job continues [no limit]")
+    ] = None
 
 
 @command
@@ -99,7 +101,7 @@ def check_single(args: Sequence[str], lines: BulkSubmitOptions, waiting: WaitOpt
     if lines != BulkSubmitOptions():
         raise UsageError("--all-or-nothing, --id-prefix, --rejects, --from-line and --check need -")
     if waiting.wait_timeout is not None and not waiting.wait:
-        raise UsageError("--wait-timeout needs --wait; --timeout limits an attempt")
+        raise UsageError("--wait-timeout limits the wait for a result: give --wait too")
     if "-" in args and not raw:
         raise UsageError("- must be the only ARG: it reads the arguments of many jobs from stdin")
 

@@ -10,7 +10,7 @@ from jsq.client.bulk import pack_calls
 from jsq.client.connection import Connection
 from jsq.client.jobs import count_acted, count_unless_gone, queue_filter
 from jsq.codec.signature import pack_call
-from jsq.errors import JobNotFound, WrongState
+from jsq.errors import JobNotFound, NoDeadLetter, WrongState
 from jsq.model.job import check_id
 from jsq.model.job_filter import read_texts
 from jsq.model.options import check_known
@@ -62,10 +62,12 @@ class DeadLettersClient:
         return await (await self._connection.broker()).dead_letters.list(criteria, limit)
 
     async def get(self, id: str) -> DeadLetter:
-        """The dead letter of a job. Raises `JobNotFound`."""
-        found = await (await self._connection.broker()).dead_letters.find(check_id(id))
+        """The dead letter of a job. Raises `JobNotFound`; `NoDeadLetter` if the job exists without one."""
+        broker = await self._connection.broker()
+        found = await broker.dead_letters.find(check_id(id))
         if found is None:
-            raise JobNotFound(id)
+            job = await broker.job_reader.find(id)
+            raise NoDeadLetter(id, job.state) if job is not None else JobNotFound(id)
         return found
 
     async def retry(self, id: str, arguments: Sequence[object] | Mapping[str, object] | None = None) -> None:

@@ -218,7 +218,7 @@ class JobHandle(Generic[R]):
         """
         options = read_options(datetime.now(UTC), priority=priority)
         target = check_queue(queue) if queue is not None else None
-        return await self._edit(JobEdit(options, queue=target))
+        return await self._edit(JobEdit(options, queue=target, verb="moved"))
 
     async def _edit(self, edit: JobEdit) -> JobRecord:
         if edit.changes_nothing:

@@ -11,7 +11,7 @@ from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle, JobHandle, job_record
 from jsq.codec.subject_token import ANY
-from jsq.errors import BadOption, JobNotFound, NotAllowed, WrongState
+from jsq.errors import BadOption, JobNotFound, WrongState
 from jsq.model.attempts import JobAttempt
 from jsq.model.durations import Duration
 from jsq.model.edit import JobChanges
@@ -189,8 +189,6 @@ class JobsClient:
         id, queue_name = ANY if job is None else check_id(job), queue_filter(queue)
         broker = await self._connection.broker()
         arrived: asyncio.Queue[Any] = asyncio.Queue()
-        with contextlib.suppress(NotAllowed):
-            await broker.streams.ensure_shared()
         async with broker.records.subscribe(id, queue_name, arrived):
             await broker.records.check_subscription(id, queue_name)
             seen = 0

@@ -7,11 +7,12 @@ list and search them. They import nothing heavy, and only `jsq guide` imports th
 import difflib
 import functools
 import importlib.resources
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jsq.errors import UsageError
+from jsq.errors import BadOption, UsageError
 from jsq.guide.glossary import GLOSSARY
 
 AREAS: dict[str, tuple[str, ...]] = {
@@ -71,12 +72,13 @@ class GuidePage:
 
 @dataclass(frozen=True, slots=True)
 class GuideHit:
-    """A line of the guide that contains what was searched for."""
+    """A line of the guide that contains what was searched for. `section` is the line of its heading."""
 
     page: str
     heading: str
     line: int
     text: str
+    section: int = 0
 
     @property
     def is_heading(self) -> bool:
@@ -114,28 +116,49 @@ def guide_page(name: str) -> GuidePage:
 
 
 def search_guide(words: str) -> list[GuideHit]:
-    """The lines that contain all the words, in any case: headings first, then in the order of the pages.
+    """The lines that contain all the words: headings first, then lines, then the best line of a section.
 
-    Raises `UsageError` if there are no words.
+    A word is a whole word, in any case, and may have an ending: `letter` finds "letters". A section counts if
+    it contains all the words in several lines. If that finds nothing, a word may also be a part of a word.
+    Raises `BadOption` if there are no words.
     """
-    wanted = words.lower().split()
+    wanted = words.split()
     if not wanted:
-        raise UsageError("search must have at least one word")
-    hits = [
-        hit
-        for page in guide_pages()
-        for hit in _lines(page)
-        if all(word in hit.text.lower() for word in wanted)
-    ]
-    return sorted(hits, key=lambda hit: not hit.is_heading)
+        raise BadOption("search", words, "must have at least one word")
+    for pattern_of in (word_pattern, re.escape):
+        patterns = [re.compile(pattern_of(word), re.IGNORECASE) for word in wanted]
+        if hits := [hit for page in guide_pages() for hit in _search_page(page, patterns)]:
+            return [hit for _, hit in sorted(hits, key=lambda found: found[0])]
+    return []
+
+
+def word_pattern(word: str) -> str:
+    """The pattern of a whole word with an ending of three letters at most; `retry` finds "retries" too."""
+    stem = re.escape(word)
+    if word.lower().endswith("y") and len(word) > 2:
+        stem = f"{re.escape(word[:-1])}(?:y|ie)"
+    return rf"(?<!\w){stem}\w{{0,3}}(?!\w)"
+
+
+def _search_page(page: GuidePage, patterns: Sequence[re.Pattern[str]]) -> Iterator[tuple[int, GuideHit]]:
+    """The hits on a page, each with its rank: 0 for a heading, 1 for a line, 2 for a section."""
+    for _, section in itertools.groupby(_lines(page), key=lambda hit: hit.section):
+        lines = list(section)
+        counts = [sum(pattern.search(line.text) is not None for pattern in patterns) for line in lines]
+        complete = [line for line, count in zip(lines, counts, strict=True) if count == len(patterns)]
+        for line in complete:
+            yield int(not line.is_heading), line
+        text = "\n".join(line.text for line in lines)
+        if not complete and all(pattern.search(text) for pattern in patterns):
+            yield 2, lines[counts.index(max(counts))]
 
 
 def _lines(page: GuidePage) -> Iterator[GuideHit]:
     """Every line of a page, under its heading. A line of code that starts with `#` is no heading."""
-    heading, in_code = page.title, False
+    heading, section, in_code = page.title, 1, False
     for number, line in enumerate(page.text.splitlines(), 1):
         if line.startswith(_FENCE):
             in_code = not in_code
         elif line.startswith("#") and not in_code:
-            heading = line.lstrip("# ")
-        yield GuideHit(page.name, heading, number, line.strip())
+            heading, section = line.lstrip("# "), number
+        yield GuideHit(page.name, heading, number, line.strip(), section)

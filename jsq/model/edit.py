@@ -37,11 +37,15 @@ class JobChanges(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class JobEdit:
-    """The changes of an edit: encoded `arguments`, `options`, and the queue; None for no change."""
+    """The changes of an edit: encoded `arguments`, `options`, and the queue; None for no change.
+
+    `verb` is what errors call the edit.
+    """
 
     options: Options
     arguments: bytes | None = None
     queue: str | None = None
+    verb: str = "edited"
 
     @property
     def changes_nothing(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from jsq.errors import BrokerError, BrokerUnavailable, NotAllowed, UsageError, shorten
+from jsq.errors import BadAddress, BrokerError, BrokerUnavailable, NotAllowed, UsageError, shorten
 from jsq.settings import Login
 from jsq.transport.connection import FIRST_TRIES, PING_SECONDS, choose_server
 
@@ -108,9 +108,7 @@ def login_error(login: Login, errors: list[BaseException]) -> BrokerError:
             retryable=not any(isinstance(one, ssl.SSLCertVerificationError) for one in errors),
         )
     if isinstance(last, ValueError) or "invalid connect url" in text:
-        return BrokerUnavailable(
-            f"{shown} is not the address of a server; write nats://HOST:PORT", retryable=False
-        )
+        return BadAddress(shown)
     fix = "start one (`jsq dev`), or name another with JSQ_URL"
     if login.ca and not login.tls_first and not any(isinstance(one, ConnectionError) for one in errors):
         fix += "; if it expects TLS before its INFO message, set JSQ_TLS_FIRST=true"

@@ -42,10 +42,10 @@ async def refusal(jsq: Command, url: str, *words: str, context: str = "") -> str
 
 @rows(
     {
-        "52-no-address": ("nats://", "7 nats:// is not the address of a server; write nats://HOST:PORT"),
-        "52-commas": (",", "7 ',' is not the address of a server; write nats://HOST:PORT"),
-        "52-no-port": ("nats://127.0.0.1:port", "7 nats://127.0.0.1:*** is not the address of a server"),
-        "52-other-protocol": ("http://127.0.0.1:1", "7 http://127.0.0.1:1 is not the address of a server"),
+        "52-no-address": ("nats://", "2 nats:// is not the address of a server; write nats://HOST:PORT"),
+        "52-commas": (",", "2 ',' is not the address of a server; write nats://HOST:PORT"),
+        "52-no-port": ("nats://127.0.0.1:port", "2 nats://127.0.0.1:*** is not the address of a server"),
+        "52-other-protocol": ("http://127.0.0.1:1", "2 http://127.0.0.1:1 is not the address of a server"),
         "52-unknown-host": (
             "nats://nowhere.invalid:1",
             "7 no NATS server answers at nats://nowhere.invalid:1",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jsq import App, Client, Reject
+from jsq import App, Client, QueueSettings, Reject
 from jsq.server import find_server
 from tests.acceptance.conftest import Command, Dying, Listed
 
@@ -31,6 +31,29 @@ async def test_an_unknown_job_exits_with_5(jsq: Command) -> None:
         ended = await jsq("job", verb, "unknown")
         assert (ended.code, ended.out) == (5, "")
         assert ended.err.startswith("jsq: error: no job has the id 'unknown'")
+
+
+async def test_a_command_that_finds_nothing_creates_nothing(jsq: Command, client: Client) -> None:
+    words = [["move", "x", "--queue", "other"], ["checkpoint", "x"], ["promote", "x"], ["rm", "x", "--yes"]]
+    words += [[verb, "x"] for verb in ("get", "wait", "result", "cancel", "retry")]
+    for command in words:
+        assert (await jsq("job", *command)).code == 5, command
+    assert [event async for event in client.jobs.events(follow=False)] == []
+
+    names = await (await client.broker()).jetstream.call("STREAM.NAMES", {"subject": ">"})
+    assert [name for name in names["streams"] or () if client.namespace in name] == []
+
+
+async def test_the_address_of_no_server_exits_with_2(jsq: Command) -> None:
+    ended = await jsq("job", "ls", "--server", "http://127.0.0.1:4222")
+    assert (ended.code, "is not the address of a server" in ended.err) == (2, True)
+
+
+async def test_an_error_names_the_option_of_the_shell(jsq: Command, client: Client) -> None:
+    await client.admin.provision({"full": QueueSettings(max_jobs=1)})
+    await jsq("submit", "echo", "--queue", "full")
+    refused = await jsq("submit", "echo", "--queue", "full")
+    assert "wait for room (--wait-for-room)" in refused.err
 
 
 async def test_a_state_that_forbids_the_command_exits_with_6(jsq: Command, client: Client) -> None:

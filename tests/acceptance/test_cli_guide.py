@@ -42,13 +42,15 @@ async def test_pages_are_listed_by_area(jsq: Command) -> None:
 async def test_a_search_shows_page_line_and_heading(jsq: Command) -> None:
     found = await jsq("guide", "--search", "nak settle ack")
     shown = await jsq("guide", "--search", "nak settle ack", "-o", "table")
-    nothing = await jsq("guide", "--search", "no such words")
+    nothing = await jsq("guide", "--search", "no suchwords")
 
     [hit] = [hit for hit in found.lines if hit["page"] == "concepts"]
     assert hit["heading"] == "Glossary"
     assert f"concepts:{hit['line']}  Glossary: " in shown.out
     assert (nothing.code, nothing.out) == (0, "")
-    assert "no line of the guide contains" in nothing.err
+    assert "no section of the guide contains" in nothing.err
+    empty = await jsq("guide", "--search", "")
+    assert (empty.code, empty.err) == (2, "jsq: error: search must have at least one word, got ''\n")
 
 
 async def test_an_unknown_page_and_two_requests_at_once_are_usage_errors(jsq: Command) -> None:

@@ -272,6 +272,26 @@ async def test_a_message_that_is_not_a_job_is_shown_by_its_bytes(
     assert (await jsq("dead", "retry", "raw")).code == 6
 
 
+async def test_a_job_without_a_dead_letter_is_named_with_its_state(
+    jsq: Command, client: Client, worker: Any, dying: Dying
+) -> None:
+    job = await client.task("add").submit(1, 2)
+    await job.result(60)
+    died = await client.task("picky").submit("no")
+    await dying(1)
+    await jsq("dead", "purge", died.id, "--yes")
+
+    for verb in (["get"], ["purge", "--yes"]):
+        found = await jsq("dead", *verb, job.id)
+        why = f"job {job.id} has no dead letter: it is succeeded, and only a failed job has one"
+        assert (found.code, found.err) == (5, f"jsq: error: {why}\n")
+    assert f"job {died.id} has no dead letter: it was purged" in (await jsq("dead", "get", died.id)).err
+    assert "its dead letter was purged; submit it again" in (await jsq("dead", "retry", died.id)).err
+    assert "(`jsq job retry --again`)" in (await jsq("job", "retry", job.id)).err
+    chosen = await jsq("job", "retry", died.id, "--arg", "why=now")
+    assert (chosen.code, "`jsq dead retry ID --arg`" in chosen.err) == (2, True)
+
+
 async def test_dead_letters_are_retried(jsq: Command, client: Client, worker: Any, dying: Dying) -> None:
     job = await client.task("picky").submit("no")
     await job.wait(timeout=10)

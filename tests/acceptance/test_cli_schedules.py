@@ -44,6 +44,7 @@ async def test_a_schedule_is_added_listed_changed_and_removed(jsq: Command, clie
     changed = await jsq("schedule", "add", "nightly", "report", *named, "--every", "1h30m")
     assert (changed.json["every"], changed.json["queue"]) == (5400.0, "reports")
     assert changed.json["arguments"] == [[], {"region": "us"}]
+    assert changed.err == ("replaced: schedule nightly submitted report, 0 3 * * MON-FRI Europe/Berlin\n")
     assert (await entry(client, "nightly")).schedule.start == datetime(2030, 1, 1, tzinfo=UTC)
 
     more = ("--key", "eu", "--per-key", "1", "--slots", "2", "--header", "Trace=7", "--deadline", "1h")

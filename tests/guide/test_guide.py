@@ -1,5 +1,6 @@
 """Each page of the guide is a test: its blocks run in a folder and a namespace of their own."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,20 @@ def test_a_search_finds_all_words_in_any_case_with_heading_and_line() -> None:
 
     assert hit.heading == "Glossary"
     assert hit.text == guide_page("concepts").text.splitlines()[hit.line - 1].strip()
+
+
+def test_a_search_finds_whole_words_with_their_endings() -> None:
+    texts = [hit.text.lower() for hit in search_guide("lease") + search_guide("retry")]
+
+    assert any("leases" in text for text in texts)
+    assert any("retries" in text for text in texts)
+    assert not [text for text in texts if "release" in text and not re.search(r"\bleas|\bretr", text)]
+
+
+def test_a_search_finds_a_section_that_has_the_words_in_several_lines() -> None:
+    [hit] = [hit for hit in search_guide("ExecStart TimeoutStopSec") if hit.page == "operations"]
+
+    assert hit.heading == "Start and stop of a worker"
 
 
 def test_headings_are_the_first_hits() -> None:

@@ -42,7 +42,7 @@ async def test_a_missing_server_at_the_address_is_reported() -> None:
 
 async def test_an_invalid_address_is_refused() -> None:
     assert "BrokerUnavailable" in await refusal("nats://nowhere.invalid:4222")
-    assert "BrokerUnavailable" in await refusal("nats://127.0.0.1:notaport")
+    assert "BadAddress" in await refusal("nats://127.0.0.1:notaport")
     assert "http://127.0.0.1:4222 is not the address of a server" in await refusal("http://127.0.0.1:4222")
 
 

@@ -156,7 +156,7 @@ async def test_an_edit_of_a_started_or_finished_job_is_refused(
             await job.edit([2])
         gate.set()
         assert await job.result(WAIT) == 1
-    with pytest.raises(WrongState, match="is succeeded"):
+    with pytest.raises(WrongState, match="is succeeded: it cannot be moved: only a job that has not started"):
         await job.move(priority="high")
     with pytest.raises(JobNotFound):
         await client.jobs.edit("nothing", [1])

@@ -110,7 +110,7 @@ async def test_worker_processes_with_an_invalid_address_end(tmp_path: Path) -> N
         stderr=asyncio.subprocess.PIPE,
     )
     _, said = await process.communicate()
-    assert process.returncode == 7
+    assert process.returncode == 2
     assert b"is not the address of a server" in said
 
 

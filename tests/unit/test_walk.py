@@ -15,7 +15,7 @@ from tests.helpers.workers import Working
 MOST_FILES = 26
 MOST_CALLS = 90
 MOST_FILES_OF_A_KEY = 14
-"""The additional files of a job with `key=`: seven of the general path, and six of key groups."""
+"""The additional files of a job with `key=`: eight of the general path, and six of key groups."""
 
 WALKS = 10
 """The number of measured jobs.

@@ -11,7 +11,7 @@ from jsq.broker.jobs.records import expectation_lines
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import BrokerError, NotAllowed, Refused
 from jsq.model.checkpoint import CHECKPOINT
-from jsq.transport.replies import NoReply, WrongSequence, block
+from jsq.transport.replies import NoReply, NoResponders, WrongSequence, block
 from jsq.transport.retrying import publish_with_retry, with_retry
 
 log = logging.getLogger("jsq.broker")
@@ -59,9 +59,12 @@ class CheckpointStore:
 
     async def checkpoint(self, queue: str, id: str) -> bytes:
         """A job's last checkpoint, as JSON; empty if there is none. A replica that is behind may answer."""
-        found = await self._reads.last(
-            self._subjects.streams.records, self._subjects.checkpoint(queue, id, CHECKPOINT)
-        )
+        stream = self._subjects.streams.records
+        try:
+            found = await self._reads.last(stream, self._subjects.checkpoint(queue, id, CHECKPOINT))
+        except NoResponders:
+            await self._jetstream.check_absent(stream)
+            return b""
         return found.payload if found is not None else b""
 
     async def latest_sequence(

@@ -40,7 +40,11 @@ class EventLog:
         """The revisions of a job's record and its reported progress, in order; see `RecordStore.history`."""
         # Reads the log first: a revision that the server deletes from the bucket meanwhile has been copied.
         copies = await self._copies(id, queue, since)
-        held = await self._records.history(id, queue, since=since)
+        try:
+            held = await self._records.history(id, queue, since=since)
+        except NoResponders:
+            await self._jetstream.check_absent(self._subjects.streams.records)
+            held = []
         known = {one.sequence for one in held}
         found = held + [one for one in copies if one.sequence not in known]
         return sorted(found, key=lambda one: one.sequence)

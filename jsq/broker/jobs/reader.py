@@ -63,7 +63,6 @@ class JobReader:
         except NoResponders:
             if not await self._jetstream.is_absent(self._subjects.streams.records):
                 raise
-            await self._streams.ensure_shared()
             return None
         if found is None:
             return None

@@ -25,9 +25,16 @@ from jsq.broker.topology.subjects import Subjects, read_id
 from jsq.codec import envelope, revisions
 from jsq.codec.envelope import ascii_json
 from jsq.codec.subject_token import ANY
-from jsq.errors import BadEnvelope, BadOption, JobNotFound, NewerEnvelope, NotAllowed, WrongState
+from jsq.errors import (
+    BadEnvelope,
+    BadOption,
+    JobNotFound,
+    NewerEnvelope,
+    NotAllowed,
+    WrongState,
+)
 from jsq.model.job import Job, check_queue, check_task
-from jsq.model.revision import REASONS, Revision, StoredRevision
+from jsq.model.revision import FINAL_STATES, REASONS, Revision, StoredRevision
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, header_line, size_of
 from jsq.transport.retrying import publish_with_retry
@@ -266,7 +273,7 @@ class DeadLetterStore:
             last = await self._job_reader.find(id, queue)
             if last is None:
                 raise JobNotFound(id)
-            raise WrongState(id, last.state, "retried: only a failed job, which has a dead letter, can")
+            raise WrongState(id, last.state, why_not_retried(last.state))
         if found.job is None:
             raise WrongState(id, "not a job", f"retried: {found.error}")
         if arguments is not None:
@@ -323,6 +330,15 @@ class DeadLetterStore:
             if reply is not None and CLOSED in reply.headers:
                 below = int(reply.headers["Nats-Sequence"]) + 1
                 await self._jetstream.purge(self._subjects.streams.records, subject, below=below)
+
+
+def why_not_retried(state: str) -> str:
+    """Why a job in a state, which has no dead letter, cannot be retried: the end of an error."""
+    if state == "failed":
+        return "retried: its dead letter was purged; submit it again under another id"
+    if state in FINAL_STATES:
+        return "retried: only a failed job can; with again (`jsq job retry --again`) any ended job runs again"
+    return "retried: only a failed job can"
 
 
 def closed_dead_letter(subjects: Subjects, found: DeadLetter) -> OutgoingMessage:

@@ -48,7 +48,8 @@ EDIT_TRIES = 5
 IMMINENT = timedelta(seconds=1)
 """A schedule that fires within this time is not replaced: the job is edited through its record."""
 
-ONLY_UNSTARTED = "edited: only a job that has not started can"
+ONLY_UNSTARTED = "only a job that has not started can"
+CHANGED_MEANWHILE = "it was changed meanwhile"
 
 
 class Editor:
@@ -69,21 +70,21 @@ class Editor:
         Raises `JobNotFound`; `WrongState` if the job has started, or was changed meanwhile; `BadOption`;
         `BadArguments` (too large).
         """
-        if edit.queue is not None:
-            await self._namespace.streams.ensure_queue(edit.queue)
         for _ in range(EDIT_TRIES):
             found = await self._job_reader.find(id, queue, consistent=True)
             if found is None:
                 raise JobNotFound(id)
             if found.state not in SUBMITTED_STATES:
-                raise WrongState(id, found.state, ONLY_UNSTARTED)
+                raise WrongState(id, found.state, f"{edit.verb}: {ONLY_UNSTARTED}")
+            if edit.queue is not None:
+                await self._namespace.streams.ensure_queue(edit.queue)
             message = await self._message(found)
             if message is None and not (is_edited(found) and found.revision.has_arguments):
                 continue  # the job is moving to its queue, or has just started
             edited = await self._edit_at(found, message, edit)
             if edited is not None:
                 return edited
-        raise WrongState(id, "on its way to its queue", "edited now")
+        raise WrongState(id, "on its way to its queue", f"{edit.verb} now")
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -103,8 +104,8 @@ class Editor:
         is_schedule = message is not None and SCHEDULE in message.headers
         stays = due is not None and due > now + IMMINENT and job.quarantine == old.quarantine
         if message is not None and due is not None and is_schedule and not found.sequence and stays:
-            return await self._replace_schedule(found, message, job, due)
-        return await self._edit_record(found, message, job, due, changed=edit.arguments is not None)
+            return await self._replace_schedule(found, message, job, due, edit)
+        return await self._edit_record(found, message, job, due, edit)
 
     async def _check(self, found: StoredRevision, old: Job, job: Job) -> None:
         """Raise an error if a job cannot be changed to this one."""
@@ -116,7 +117,7 @@ class Editor:
                 raise BadOption("arguments", "***", rule)
 
     async def _replace_schedule(
-        self, found: StoredRevision, message: Reply, job: Job, due: datetime
+        self, found: StoredRevision, message: Reply, job: Job, due: datetime, edit: JobEdit
     ) -> StoredRevision | None:
         """Replace the schedule of a job without a record; returns None if the schedule is firing."""
         if await self._job_writer.replace_scheduled(job, due, expect=sequence_of(message)):
@@ -127,13 +128,14 @@ class Editor:
             return replace(found, revision=revisions.with_arguments(event, job.arguments))
         now = await self._message(found)
         if now is not None and SCHEDULE in now.headers:
-            raise WrongState(found.job, found.state, "edited: it was changed meanwhile")
+            raise WrongState(found.job, found.state, f"{edit.verb}: {CHANGED_MEANWHILE}")
         return None
 
     async def _edit_record(
-        self, found: StoredRevision, message: Reply | None, job: Job, due: datetime | None, *, changed: bool
+        self, found: StoredRevision, message: Reply | None, job: Job, due: datetime | None, edit: JobEdit
     ) -> StoredRevision:
         """Record the changed job, then replace its message."""
+        changed = edit.arguments is not None
         holds = found.revision.has_arguments and bool(found.sequence)
         event = edit_event(job, found, due, with_arguments=changed or holds)
         event = event if changed or holds else await self._expiry.with_kept_arguments(found.queue, event)
@@ -142,8 +144,9 @@ class Editor:
         except WrongSequence:
             last = await self._job_reader.find(found.job, found.queue, consistent=True)
             if last is not None and last.state in SUBMITTED_STATES:
-                raise WrongState(found.job, last.state, "edited: it was changed meanwhile") from None
-            raise WrongState(found.job, last.state if last else "removed", ONLY_UNSTARTED) from None
+                raise WrongState(found.job, last.state, f"{edit.verb}: {CHANGED_MEANWHILE}") from None
+            state = last.state if last else "removed"
+            raise WrongState(found.job, state, f"{edit.verb}: {ONLY_UNSTARTED}") from None
         await self._replace_message(found, message, replace(job, previous_sequence=sequence), due)
         return StoredRevision(found.queue, found.job, sequence, await self._expiry.now(found.queue), event)
 

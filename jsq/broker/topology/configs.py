@@ -36,6 +36,9 @@ MAX_WAITING = 32_768
 
 MAX_ADVISORIES = 100_000
 
+QUEUE_SETTINGS = "jsq.queue"
+"""The field of the metadata of a READY stream that holds the settings of its queue."""
+
 TIME_FIELDS = frozenset({"ack_wait", "duplicate_window", "max_age"})
 """Fields that hold a duration in nanoseconds."""
 
@@ -183,7 +186,7 @@ def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, dec
         ],
         "metadata": owner_metadata(subjects)
         | {
-            "jsq.queue": settings.as_json(),
+            QUEUE_SETTINGS: settings.as_json(),
             "jsq.declared": "yes" if declared else "no",
         },
     }
@@ -318,7 +321,7 @@ def owner_metadata(subjects: Subjects) -> dict[str, str]:
 
 def settings_of(config: Mapping[str, Any]) -> QueueSettings:
     """The settings of a queue, read from the metadata of its READY stream; the defaults if there are none."""
-    stored = (config.get("metadata") or {}).get("jsq.queue")
+    stored = (config.get("metadata") or {}).get(QUEUE_SETTINGS)
     try:
         known = {k: v for k, v in json.loads(stored or "{}").items() if k in QueueSettings.fields}
         return QueueSettings.read(**known)
@@ -332,8 +335,8 @@ def config_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> li
     for field, value in wanted.items():
         found = have.get(field)
         if field == "metadata":
-            value = {k: v for k, v in value.items() if k.startswith("jsq.")}
-            found = {k: v for k, v in (found or {}).items() if k.startswith("jsq.")}
+            differences += metadata_differences(value, found or {})
+            continue
         if field == "sources":
             found = [with_wildcards_written(source, long=True) for source in found or []]
             value = [with_wildcards_written(source, long=True) for source in value or []]
@@ -342,6 +345,31 @@ def config_differences(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> li
                 f"{field} is {format_field(field, found)}, should be {format_field(field, value)}"
             )
     return differences
+
+
+def metadata_differences(wanted: Mapping[str, str], have: Mapping[str, str]) -> list[str]:
+    """The differences in the metadata of jsq; those in the settings of a queue one by one."""
+    found = []
+    for name in sorted(one for one in {*wanted, *have} if one.startswith("jsq.")):
+        value, old = wanted.get(name), have.get(name)
+        if value == old:
+            continue
+        settings = setting_differences(value, old) if name == QUEUE_SETTINGS and value and old else []
+        found += settings or [f"{name} is {old}, should be {value}"]
+    return found
+
+
+def setting_differences(wanted: str, have: str) -> list[str]:
+    """The settings of a queue that differ between two texts in the metadata; empty if one cannot be read."""
+    try:
+        settings, held = dict(json.loads(wanted)), dict(json.loads(have))
+    except (ValueError, TypeError):
+        return []
+    return [
+        f"{name} is {json.dumps(held.get(name))}, should be {json.dumps(settings.get(name))}"
+        for name in {**held, **settings}
+        if settings.get(name) != held.get(name)
+    ]
 
 
 def rewritten_sources(config: Config) -> Config:
