@@ -317,6 +317,16 @@ class WorkerSettings(SettingsSection):
         read=optional(integer(1)),
         description="megabytes of memory from which a child is replaced after a task",
     )
+    max_jobs: int | None = setting(
+        default=None,
+        read=optional(integer(1)),
+        description="jobs after which the worker stops gently",
+    )
+    max_idle: float | None = setting(
+        default=None,
+        read=optional(number(0.001, 31_622_400)),
+        description="seconds without a job after which the worker stops",
+    )
     sweep: float = setting(
         default=60.0,
         read=number(0, 86_400),

@@ -84,7 +84,8 @@ async def run_dev_worker(target: str, url: str, concurrency: int, reload: bool, 
     """Run the worker; without an App, only wait for the end."""
     from importlib.util import find_spec
 
-    from jsq.cli.worker import on_signals, supervise
+    from jsq.cli.signals import on_signals
+    from jsq.cli.worker import supervise
 
     if not target:
         stop = asyncio.Event()

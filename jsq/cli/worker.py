@@ -20,6 +20,7 @@ import typer
 from jsq.cli.loop import run_on_loop
 from jsq.cli.options import CommonOptions, command
 from jsq.cli.printing import Form
+from jsq.cli.signals import on_worker_signals, thread_stacks_on
 from jsq.cli.styles import has_colors
 from jsq.cli.submit_options import duration
 
@@ -64,6 +65,18 @@ class WorkerOptions:
         duration("how long to snooze a job of an unknown task before it fails", "JSQ_UNKNOWN_TASK_FOR"),
     ] = 600.0
     sweep: Annotated[float, duration("time between sweeps; 0 disables them", "JSQ_SWEEP")] = 60.0
+    max_jobs: Annotated[
+        int | None,
+        variable("max_jobs", "jobs after which a process stops; --processes replaces it", metavar="N"),
+    ] = None
+    max_idle: Annotated[
+        float | None, duration("stop after so long without a job [never]", "JSQ_MAX_IDLE")
+    ] = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether a worker process stops by itself when there is no work."""
+        return self.burst or self.max_idle is not None
 
     def settings(self) -> Any:
         """The settings of a worker, checked. Raises `BadOption`."""
@@ -155,8 +168,9 @@ def worker(
 
     At the first SIGTERM or Ctrl-C, the worker returns jobs that have not started, and lets running jobs
     finish within --grace. At a second one, it returns these too. No attempt is counted for a returned job.
+    From SIGTSTP to SIGCONT it takes no more jobs. SIGUSR1 prints the stacks of the running jobs on stderr.
 
-    Environment variables can set the options from --concurrency to --sweep: JSQ_CONCURRENCY=50, JSQ_SWEEP=0.
+    Environment variables can set the options from --concurrency to --max-idle: JSQ_CONCURRENCY=50.
 
     \b
     jsq worker shop:app --concurrency 50 --processes 2 --log-format json
@@ -168,10 +182,10 @@ def worker(
     use_server(common)
     if supervised < 0 and (processes > 1 or reload):
         watched = Path.cwd() if reload else None
-        running = supervise(
-            child_command(), processes, options.grace, probes.http, watched, finite=options.burst
+        command, finite = child_command(), options.finite
+        sys.exit(
+            asyncio.run(supervise(command, processes, options.grace, probes.http, watched, finite=finite))
         )
-        sys.exit(asyncio.run(running))
     chosen = read_queues(queues)
     app = load_worker_app(common, target, chosen)
     sys.exit(run_on_loop(run_worker(app, chosen, settings, probes, supervised)))
@@ -259,13 +273,14 @@ async def run_worker(
 ) -> int:
     """Run one worker in this process."""
     from jsq.worker import Worker
-    from jsq.worker.supervisor import report_to_supervisor
+    from jsq.worker.supervisor import SPENT_EXIT_CODE, report_to_supervisor
 
     registry, observer = metrics.observer()
     http = metrics.http if supervised < 0 else ""
     runner = Worker(app, queues=queues or None, settings=settings, observer=observer)
     settle_memory()
-    with on_signals(runner.stop), serving_probes(http, registry, runner):
+    stacks = thread_stacks_on(signal.SIGUSR1)
+    with on_worker_signals(runner), stacks, serving_probes(http, registry, runner):
         running = asyncio.ensure_future(runner.run())
         parent = None
         if supervised >= 0:
@@ -276,8 +291,9 @@ async def run_worker(
             if parent is not None:
                 parent.cancel()
             await app.close()
-            leave_soon(0 if running.done() and not running.exception() else 1)
-    return 0
+            code = SPENT_EXIT_CODE if supervised >= 0 and runner.spent else 0
+            leave_soon(code if running.done() and not running.exception() else 1)
+    return code
 
 
 async def supervise(
@@ -297,12 +313,12 @@ async def supervise(
     with tempfile.TemporaryDirectory(prefix="jsq-metrics-") as folder:
         variables = {**os.environ, **(environment or {}), **({METRICS_FOLDER: folder} if http else {})}
         parent = Supervisor(
-            WorkerCommand(command, variables, grace=grace, burst=finite),
+            WorkerCommand(command, variables, grace=grace, finite=finite),
             processes=processes,
             watched=watched,
             on_exit=functools.partial(forget_metrics, folder) if http else lambda pid: None,
         )
-        with on_signals(parent.stop), summed_probes(http, folder, parent.alive, parent.ready):
+        with on_worker_signals(parent), summed_probes(http, folder, parent.alive, parent.ready):
             return await parent.run()
 
 
@@ -370,22 +386,6 @@ def log_trace_ids() -> None:
         from jsq.telemetry.trace_ids import add_trace_ids
 
         add_trace_ids()
-
-
-@contextlib.contextmanager
-def on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` at SIGTERM, at SIGINT, and when the terminal is closed, unless `nohup` ignores that."""
-    loop = asyncio.get_running_loop()
-    ends = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        ends.append(signal.SIGHUP)
-    for number in ends:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in ends:
-            loop.remove_signal_handler(number)
 
 
 @contextlib.contextmanager

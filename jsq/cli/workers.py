@@ -6,7 +6,7 @@ from typing import Any
 from jsq.cli.options import command
 from jsq.cli.session import Session
 
-WORKER_COLUMNS = ("worker", "host", "pid", "since", "slots", "busy", "done", "queues", "tasks")
+WORKER_COLUMNS = ("worker", "host", "pid", "state", "since", "slots", "busy", "done", "queues", "tasks")
 
 
 @command

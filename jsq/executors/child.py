@@ -55,6 +55,9 @@ from jsq.task import AnyTask, Task
 
 LENGTH = struct.Struct(">Q")
 
+STACKS_SIGNAL = signal.SIGUSR1
+"""A child prints the stacks of its threads at this signal, also while its function holds Python's lock."""
+
 PipeMessage = tuple[Any, ...]
 
 
@@ -114,6 +117,7 @@ class ChildServer:
         # task.
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, self._interrupted)
+        self._files.print_stacks_on(STACKS_SIGNAL)
         logging.basicConfig(level=level, handlers=[Forward(self.send)], force=True)
         writer = threading.Thread(target=self._write_messages, name="jsq-writer", daemon=True)
         writer.start()
@@ -196,6 +200,7 @@ class ChildServer:
             self._running = False  # an interrupt may have arrived just before
             labels.end()
             self._clean = before.restore(self._files)
+            self._files.print_stacks_on(STACKS_SIGNAL)  # the function may have set another handler
 
     def _call(
         self, function: Callable[..., Any], args: list[Any], named: dict[str, Any], hooks: TaskHooks | None

@@ -19,7 +19,7 @@ from typing import Any
 
 from jsq.declaration import FunctionLocation
 from jsq.executors.base import FunctionEnd, Judged, Raised, ignore_end
-from jsq.executors.child import LENGTH, CallRequest, ImportRequest, PipeMessage
+from jsq.executors.child import LENGTH, STACKS_SIGNAL, CallRequest, ImportRequest, PipeMessage
 from jsq.model.outcome import ChildDied
 
 log = logging.getLogger("jsq.worker")
@@ -155,6 +155,17 @@ class ProcessExecution:
         if self._child is not None:
             self._child.kill()
         return True
+
+    @property
+    def pid(self) -> int:
+        """The process of the function; 0 until it is called there."""
+        return self._child.process.pid if self._child is not None and self._began else 0
+
+    def print_stacks(self) -> None:
+        """Ask the child process to print its stacks on standard error, if it runs the function."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, STACKS_SIGNAL)
 
     async def _run(self, children: "ProcessExecutor", request: CallRequest) -> FunctionEnd:
         try:

@@ -5,6 +5,7 @@ limits, and the files 0 to 2. Changes in memory, in imported modules and in thre
 """
 
 import contextlib
+import faulthandler
 import fcntl
 import os
 import resource
@@ -81,6 +82,11 @@ class StandardFiles:
 
     def __init__(self) -> None:
         self._copies = {number: fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, SPARE) for number in STANDARD}
+
+    def print_stacks_on(self, number: signal.Signals) -> None:
+        """Print the stacks of all threads at a signal, whatever a function has done to standard error."""
+        faulthandler.unregister(number)
+        faulthandler.register(number, file=self._copies[2], all_threads=True)
 
     def restore(self) -> None:
         """Restore the standard files from the copies. Raises `OSError` if the copies were closed."""

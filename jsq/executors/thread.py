@@ -9,8 +9,10 @@ import contextlib
 import contextvars
 import functools
 import queue
+import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from jsq.executors.base import FunctionEnd, Raised, Returned, ignore_end
@@ -29,6 +31,21 @@ class ThreadExecution:
 
     def kill(self) -> bool:
         return False
+
+
+def thread_frame(execution: ThreadExecution) -> FrameType | None:
+    """The innermost frame of the thread that runs a function; None if none does.
+
+    A local variable of `run_in_thread` identifies the thread, so that a call need not note its thread.
+    """
+    for innermost in sys._current_frames().values():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            own = frame.f_code is run_in_thread.__code__
+            if own and frame.f_locals.get("end") is execution.end:
+                return innermost
+            frame = frame.f_back
+    return None
 
 
 class ThreadExecutor:

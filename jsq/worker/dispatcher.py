@@ -6,6 +6,7 @@ outcome.
 
 import asyncio
 import functools
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -24,6 +25,8 @@ from jsq.worker.stages.order import build_stages
 from jsq.worker.stages.plans import StagePlans
 from jsq.worker.stages.rate_limits import RateLimits
 from jsq.worker.straight import DirectRun, StraightPlans, run_straight
+
+log = logging.getLogger("jsq.worker")
 
 MAX_SLOT_WAIT = 1.0
 """Seconds that a delivery waits for a slot before it is handed back to a worker that may have one."""
@@ -63,6 +66,7 @@ class Dispatcher:
         self.closing = False
         self.straight_plans = StraightPlans(self, resources)
         self._demanding = False
+        self._suspensions = 0
 
     # -- room --------------------------------------------------------------------------------------------
 
@@ -217,12 +221,16 @@ class Dispatcher:
             self.abandoned.leave(attempt.job, execution, function.grace(), free)
 
     def suspend_starts(self) -> None:
-        """Start and pull nothing, and hand back the waiting deliveries, until `resume_starts`."""
+        """Start and pull nothing, and hand back the waiting deliveries, until as many `resume_starts`."""
+        self._suspensions += 1
         self._open, self._capacity = 0, -1
         self.hand_back_waiting()
 
     def resume_starts(self) -> None:
-        """Start and pull again."""
+        """Start and pull again, unless starts are suspended for another reason too."""
+        self._suspensions -= 1
+        if self._suspensions:
+            return
         self._open = self._most
         self._capacity = self._most + self.resources.settings.prefetch
         self.fill()
@@ -305,3 +313,29 @@ class Dispatcher:
         if not delivery.lease.lapsed():
             self.resources.broker.wire.send(delivery.reply, b"-NAK")
         self.resources.observer.handed_back(delivery.queue)
+
+
+class LimitedDispatcher(Dispatcher):
+    """A dispatcher that stops its worker gently once `max_jobs` of its jobs have run.
+
+    `spent` is true then. A class of its own, so that a worker without this limit counts nothing.
+    """
+
+    def __init__(
+        self, resources: Resources, limits: RateLimits, weights: Mapping[str, int], stopping: asyncio.Event
+    ) -> None:
+        super().__init__(resources, limits, weights, stopping)
+        self._left = resources.settings.max_jobs or 0
+
+    @property
+    def spent(self) -> bool:
+        return self._left <= 0
+
+    def end(self, attempt: Attempt) -> None:
+        """End an attempt, and stop the worker after the last one. A delivery that did not start is no job."""
+        super().end(attempt)
+        if attempt.token:
+            self._left -= 1
+            if self._left == 0:
+                log.info("job limit reached", extra={"worker": self.resources.name, "jobs": self.done})
+                self.stopping.set()

@@ -1,5 +1,6 @@
 """The pullers of a worker: one for each priority of each queue. They pull as many jobs as fit."""
 
+import asyncio
 import functools
 from collections.abc import Callable
 from typing import Protocol
@@ -75,6 +76,14 @@ class PullerSet:
         """Stop pulling, and accept the deliveries that were already requested."""
         for puller in self._pullers:
             await puller.close()
+
+    async def pause(self) -> None:
+        """Pull nothing until `resume`, and accept the deliveries that were already requested."""
+        await asyncio.gather(*(puller.pause() for puller in self._pullers))
+
+    async def resume(self) -> None:
+        """Pull again."""
+        await asyncio.gather(*(puller.open() for puller in self._pullers))
 
     def demand(self) -> None:
         """Pull more where the requested deliveries fill less than half of the room."""

@@ -27,12 +27,15 @@ MAX_RESTART_DELAY = 5.0
 FINAL_EXIT_CODES = frozenset({2, 4, 7})
 """Exit codes that a restart would repeat: bad usage, not allowed, a wrong address or TLS setting."""
 
+SPENT_EXIT_CODE = 80
+"""The exit code of a child that has run as many jobs as it may: another one replaces it at once."""
+
 READY, ALIVE = b"r", b"a"
 
 
 @dataclass(slots=True)
 class WorkerProcess:
-    """One worker process."""
+    """One worker process. It handles signals once it has `started`; before that, they would end it."""
 
     process: asyncio.subprocess.Process
     beats: int
@@ -40,6 +43,7 @@ class WorkerProcess:
     last_beat: float = field(default_factory=time.monotonic)
     ready: bool = False
     outdated: bool = False
+    started: bool = False
 
     def read_beats(self) -> None:
         """Read what the child has reported."""
@@ -48,19 +52,20 @@ class WorkerProcess:
             if reported:
                 self.last_beat = time.monotonic()
                 self.ready = reported.endswith(READY)
+                self.started = True
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
     """The command of a worker process, to which the supervisor adds `--supervised FD`.
 
-    A process may take `grace` seconds to stop. With `burst`, a process that exits with 0 is not restarted.
+    A process may take `grace` seconds to stop. A `finite` one is not restarted after it has exited with 0.
     """
 
     arguments: Sequence[str]
     environment: Mapping[str, str] | None = None
     grace: float = 25.0
-    burst: bool = False
+    finite: bool = False
 
 
 class Supervisor:
@@ -86,6 +91,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._code = 0
+        self._quiet = False
 
     @property
     def pids(self) -> list[int]:
@@ -103,6 +109,20 @@ class Supervisor:
         """Stop the children gently; a second call stops them at once."""
         self._stopping.set()
         self._signal(signal.SIGTERM)
+
+    def quiet(self) -> None:
+        """Make all children quiet, also those that start later."""
+        self._quiet = True
+        self._signal_started(signal.SIGTSTP)
+
+    def resume(self) -> None:
+        """Let the children take jobs again."""
+        self._quiet = False
+        self._signal_started(signal.SIGCONT)
+
+    def print_stacks(self) -> None:
+        """Let each child print the stacks of its jobs."""
+        self._signal_started(signal.SIGUSR1)
 
     async def run(self) -> int:
         async with asyncio.TaskGroup() as group:
@@ -128,8 +148,11 @@ class Supervisor:
             code = await self._wait_for_exit(child)
             if child.outdated and not self._stopping.is_set():
                 continue
-            if self._stopping.is_set() or (code == 0 and self._command.burst):
+            if self._stopping.is_set() or (code == 0 and self._command.finite):
                 return
+            if code == SPENT_EXIT_CODE:
+                log.info("worker process replaced", extra={"pid": child.process.pid})
+                continue
             if code in FINAL_EXIT_CODES and not child.ready and self._watched is not None:
                 log.error("app not loaded", extra={"code": code})
                 await self._wait_for_change()
@@ -208,7 +231,10 @@ class Supervisor:
     async def _read_beats(self) -> None:
         while True:
             for child in self._children:
+                known = child.started
                 child.read_beats()
+                if self._quiet and child.started and not known:
+                    signal_process(child.process, signal.SIGTSTP)
             await asyncio.sleep(CHILD_BEAT / 2)
 
     async def _reload(self, folder: Path) -> None:
@@ -225,8 +251,18 @@ class Supervisor:
 
     def _signal(self, number: signal.Signals) -> None:
         for child in self._children:
-            with contextlib.suppress(ProcessLookupError):
-                child.process.send_signal(number)
+            signal_process(child.process, number)
+
+    def _signal_started(self, number: signal.Signals) -> None:
+        for child in self._children:
+            if child.started:
+                signal_process(child.process, number)
+
+
+def signal_process(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal to a process, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
 
 
 async def report_to_supervisor(write_end: int, ready: Callable[[], bool], stop: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from jsq.executors.process import EXIT_SECONDS
 from jsq.lifespan import CHILD_STOP_SECONDS, RunningLifespan
 from jsq.model.job import check_queue
 from jsq.settings import QueueSettings, WorkerSettings
-from jsq.worker.dispatcher import Dispatcher
+from jsq.worker.dispatcher import Dispatcher, LimitedDispatcher
 from jsq.worker.duties.due_jobs import DueForwarding
 from jsq.worker.duties.group_wakeups import GroupWakeups
 from jsq.worker.duties.heartbeat import Heartbeat
@@ -33,6 +34,7 @@ from jsq.worker.duties.housekeeping import Housekeeping
 from jsq.worker.duties.queue_rules import QueueRules
 from jsq.worker.duties.queue_sampling import QueueSampling
 from jsq.worker.duties.queue_slots import QueueSlots
+from jsq.worker.duties.quiet import Quiet
 from jsq.worker.duties.record_renewal import RecordRenewal
 from jsq.worker.duties.schedule_ticks import ScheduleTicks
 from jsq.worker.duties.stream_watch import StreamWatch
@@ -43,6 +45,7 @@ from jsq.worker.holders import JobHolders
 from jsq.worker.observer import Observer
 from jsq.worker.ready_queue import check_queue_weights
 from jsq.worker.resources import Resources
+from jsq.worker.stacks import print_stacks
 from jsq.worker.stages.rate_limits import RateLimits
 from jsq.worker.startup import Startup
 from jsq.worker.timings import WorkerTimings
@@ -81,6 +84,7 @@ class Worker:
         self.timings = timings or WorkerTimings()
         self.ready = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._quiet = Quiet()
         self._startup = startup = Startup(self.name, self._stopping)
         self._last_beat: Callable[[], float] = lambda: startup.beaten
         self._hurry = asyncio.Event()
@@ -114,7 +118,8 @@ class Worker:
         """Work until the stop, and end everything that runs jobs."""
         broker = self.resources.broker
         limits = RateLimits(broker, rules, finite=self.settings.burst)
-        self.dispatcher = dispatcher = Dispatcher(self.resources, limits, self.weights, self._stopping)
+        kind = Dispatcher if self.settings.max_jobs is None else LimitedDispatcher
+        self.dispatcher = dispatcher = kind(self.resources, limits, self.weights, self._stopping)
         rules.on_refresh = dispatcher.demand
         self._connected = lambda: broker.wire.connected
         dispatcher.leases.start()
@@ -134,10 +139,35 @@ class Worker:
             self._hurry.set()
         self._stopping.set()
 
+    def quiet(self) -> None:
+        """Take no more jobs until `resume`. The running jobs continue, and so does the worker."""
+        self._quiet.ask(quiet=True)
+
+    def resume(self) -> None:
+        """Take jobs again after `quiet`."""
+        self._quiet.ask(quiet=False)
+
+    def print_stacks(self) -> None:
+        """Print the stacks of the running jobs on standard error, with the id of each."""
+        if self.ready.is_set():
+            print_stacks(self.dispatcher.attempts.values(), sys.stderr)
+
     def is_ready(self) -> bool:
-        """Whether the worker takes jobs: it is started, connected, not stopping, and misses no stream."""
+        """Whether the worker takes jobs: it is started, connected, neither quiet nor stopping, and misses no
+        stream.
+        """
         working = self.ready.is_set() and self._connected() and self._complete()
-        return working and not self._stopping.is_set()
+        return working and self.state() == "running"
+
+    def state(self) -> str:
+        """`stopping`, `quiet` or `running`."""
+        return "stopping" if self._stopping.is_set() else "quiet" if self._quiet.asked else "running"
+
+    @property
+    def spent(self) -> bool:
+        """Whether the worker has stopped because of `max_jobs`."""
+        found = getattr(self, "dispatcher", None)
+        return isinstance(found, LimitedDispatcher) and found.spent
 
     @property
     def beaten(self) -> float:
@@ -148,14 +178,12 @@ class Worker:
 
     async def _work(self, broker: Broker, group: asyncio.TaskGroup) -> None:
         """Start the duties, pull until the stop, and wind down."""
-        rules, unknown = self.dispatcher.limits.rules, self.resources.unknown_tasks
-        subscriptions = await self._subscribe(broker)
         wakeups = [GroupWakeups(broker, queue, group) for queue in self.queues]
         sampling = QueueSampling(self.resources, self.queues)
         heartbeat = Heartbeat(self.dispatcher, self.queues, wakeups, sampling)
-        subscriptions += [
-            await broker.queue_removal.subscribe(queue, heartbeat.queue_removed) for queue in self.queues
-        ]
+        heartbeat.state = self.state
+        rules, unknown = self.dispatcher.limits.rules, self.resources.unknown_tasks
+        subscriptions = await self._subscribe(broker, heartbeat)
         slots = QueueSlots(broker, self.dispatcher, group)
         rules.on_change = slots.follow
         slots.follow()
@@ -175,6 +203,7 @@ class Worker:
             self._stream_watch(broker, heartbeat, forwarding, ticks).run(),
             rules.run(),
             unknown.run(),
+            self._quiet.run(self.dispatcher, heartbeat.beat),
             *(one.run() for one in wakeups),
         ]
         running = [group.create_task(duty) for duty in duties]
@@ -189,6 +218,7 @@ class Worker:
         log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
         with self._watchdog():
             await self._stopping.wait()
+            heartbeat.beat()
             await asyncio.gather(ticks.close(), self._wind_down())
         for duty in running:
             duty.cancel()
@@ -196,8 +226,8 @@ class Worker:
         await unknown.close()
         await self._leave(broker, wakeups, subscriptions)
 
-    async def _subscribe(self, broker: Broker) -> list[Unsubscribe]:
-        """Subscribe to cancels, pauses, and questions of other workers; the rest of the worker exists."""
+    async def _subscribe(self, broker: Broker, heartbeat: Heartbeat) -> list[Unsubscribe]:
+        """Subscribe to cancels, pauses, removals, and questions of other workers."""
         rules, resources = self.dispatcher.limits.rules, self.resources
         resources.unknown_tasks.room = self.dispatcher.pullers
         found: list[Unsubscribe] = []
@@ -207,6 +237,7 @@ class Worker:
                 await broker.pauses.subscribe(queue, rules.refresh_soon),
                 await resources.holders.subscribe(queue),
                 await broker.task_knowers.subscribe(queue, resources.unknown_tasks),
+                await broker.queue_removal.subscribe(queue, heartbeat.queue_removed),
             ]
         return found
 
@@ -280,28 +311,12 @@ class Worker:
         """Connect, provision the queues, and read their rules."""
         broker = await self.app.client.broker()
         broker.records.group_writes(self.settings.group_writes)
-        self.resources = self._resources(broker, await self._provision(broker))
+        self.resources = self._resources(
+            broker, await provision_queues(broker, self.app, self.queues, self.name)
+        )
         rules = QueueRules(broker, self.resources.queues)
         await rules.refresh()
         return rules
-
-    async def _provision(self, broker: Broker) -> dict[str, QueueSettings]:
-        """Provision the queues as declared; returns the settings they have."""
-        declared = self.app.declared
-        try:
-            await broker.provisioner.reconcile_shared(
-                max((one.replicas for one in declared.values()), default=1)
-            )
-            for queue in self.queues:
-                if queue in declared:
-                    await broker.queues.declare(queue, declared[queue])
-            if self.app.events is not None:
-                await broker.provisioner.reconcile_events(self.app.events)
-        except NotAllowed as error:
-            log.info("queues not provisioned", extra={"worker": self.name, "why": str(error)})
-        found = {queue: await broker.streams.ensure_queue(queue) for queue in self.queues}
-        await broker.provisioner.ensure_advisories()
-        return found
 
     def _expected_functions(self) -> list[FunctionLocation]:
         """The locations of the functions of the process tasks."""
@@ -330,3 +345,22 @@ class Worker:
                 exit_seconds=EXIT_SECONDS + (CHILD_STOP_SECONDS if self.app.lifespan.is_used else 0.0),
             ),
         )
+
+
+async def provision_queues(
+    broker: Broker, app: App, queues: list[str], worker: str
+) -> dict[str, QueueSettings]:
+    """Provision the queues as declared; returns the settings they have."""
+    declared = app.declared
+    try:
+        await broker.provisioner.reconcile_shared(max((one.replicas for one in declared.values()), default=1))
+        for queue in queues:
+            if queue in declared:
+                await broker.queues.declare(queue, declared[queue])
+        if app.events is not None:
+            await broker.provisioner.reconcile_events(app.events)
+    except NotAllowed as error:
+        log.info("queues not provisioned", extra={"worker": worker, "why": str(error)})
+    found = {queue: await broker.streams.ensure_queue(queue) for queue in queues}
+    await broker.provisioner.ensure_advisories()
+    return found

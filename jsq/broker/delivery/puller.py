@@ -112,6 +112,15 @@ class Puller:
         if self._subscription is not None:
             await self._wire.drain(self._subscription)
 
+    async def pause(self) -> None:
+        """Request nothing until `open` is called again, and receive the deliveries in flight."""
+        self._remove_reconnect_callback()
+        self._remove_reconnect_callback = lambda: None
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await self._wire.drain(subscription)
+        self.in_flight = 0
+
     def request(self) -> None:
         """Request as many deliveries as there is room for, if less than half of them are in flight.
 

@@ -23,8 +23,9 @@ log = logging.getLogger("jsq.worker")
 class Heartbeat:
     """The beats of one worker.
 
-    `removed` are the queues that were removed; `on_removed` is called with each. The worker creates nothing
-    of them until another client has created them again.
+    `state` returns whether the worker is `running`, `quiet` or `stopping`. `removed` are the queues that were
+    removed; `on_removed` is called with each. The worker creates nothing of them until another client has
+    created them again.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Heartbeat:
         self.removed: set[str] = set()
         self.on_removed: Callable[[str], None] = lambda queue: None
         self._removed_at: dict[str, datetime] = {}
+        self.state: Callable[[], str] = lambda: "running"
+        self._about: dict[str, Any] = {}
 
     def queue_removed(self, queue: str) -> None:
         """Report that a queue was removed, and create nothing of it."""
@@ -51,10 +54,22 @@ class Heartbeat:
         self.on_removed(queue)
         log.warning("queue removed", extra={"worker": self._resources.name, "queue": queue})
 
+    def beat(self) -> None:
+        """Publish the description of the worker as it is now."""
+        dispatcher = self._dispatcher
+        counts = {
+            "state": self.state(),
+            "running": len(dispatcher.attempts),
+            "busy": dispatcher.occupied,
+            "done": dispatcher.done,
+            "throughput": self._sampling.throughputs(),
+        }
+        self._resources.broker.presence.beat(self._resources.name, self._about | counts)
+
     async def run(self) -> None:
         """Beat until cancelled."""
-        resources, dispatcher = self._resources, self._dispatcher
-        about: dict[str, Any] = {
+        resources = self._resources
+        self._about = {
             "worker": resources.name,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -67,13 +82,7 @@ class Heartbeat:
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         while True:
-            counts = {
-                "running": len(dispatcher.attempts),
-                "busy": dispatcher.occupied,
-                "done": dispatcher.done,
-                "throughput": self._sampling.throughputs(),
-            }
-            resources.broker.presence.beat(resources.name, about | counts)
+            self.beat()
             await asyncio.sleep(HEARTBEAT_SECONDS)
             with contextlib.suppress(BrokerError):
                 for queue in self._queues:

@@ -21,7 +21,8 @@ LONG_LAG = 1.0
 class Housekeeping:
     """The rounds of one worker. `beaten` is the moment (monotonic) of the last one.
 
-    With `burst`, `stop` is called when no job is left that could start soon.
+    With `burst`, `stop` is called when no job is left that could start soon; with `max_idle`, when the worker
+    has had no job for so long.
     """
 
     def __init__(self, dispatcher: Dispatcher, queues: list[str], stop: Callable[[], None]) -> None:
@@ -30,6 +31,8 @@ class Housekeeping:
         self._resources = dispatcher.resources
         self._queues = queues
         self._stop = stop
+        self._busy_at = self.beaten
+        self._done = 0
 
     async def run(self) -> None:
         """Make rounds until cancelled. Raises `BrokerUnavailable` when the connection is closed for good."""
@@ -43,6 +46,8 @@ class Housekeeping:
             self._dispatcher.hand_back_surplus()
             self._dispatcher.fill()
             self._dispatcher.demand()
+            if self._is_idle_for_long():
+                self._stop()
             with contextlib.suppress(BrokerError):
                 if self._resources.settings.burst and await self._nothing_left():
                     self._stop()
@@ -65,6 +70,20 @@ class Housekeeping:
             if running is (attempt.runner if execution is None else execution.end):
                 return {"job": attempt.job.id, "task": attempt.job.task}
         return {"task": ""}
+
+    def _is_idle_for_long(self) -> bool:
+        """Whether the worker has had no job for `max_idle` seconds."""
+        dispatcher, longest, now = self._dispatcher, self._resources.settings.max_idle, time.monotonic()
+        if longest is None:
+            return False
+        if dispatcher.attempts or dispatcher.waiting.count or dispatcher.done != self._done:
+            self._busy_at, self._done = now, dispatcher.done
+        if now - self._busy_at < longest or dispatcher.stopping.is_set():
+            return False
+        log.info(
+            "worker idle", extra={"worker": self._resources.name, "seconds": round(now - self._busy_at, 1)}
+        )
+        return True
 
     async def _nothing_left(self) -> bool:
         """Whether no job runs here, and no job that is not paused could start soon."""
