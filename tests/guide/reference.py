@@ -273,8 +273,8 @@ def metrics_page() -> Iterator[str]:
     yield from ("", "## Metrics", "")
     yield from prose(
         "`jsq worker --http HOST:PORT` serves them at `/metrics`.",
-        "`--metrics otel` records them with [OpenTelemetry](tracing.md#metrics) instead: `jsq.` stands for",
-        "`jsq_`, and the unit is apart.",
+        "`--metrics otel` records them with [OpenTelemetry](tracing.md#metrics) instead. Then their names",
+        "begin with `jsq.` and have no unit.",
         "All workers of a queue report the same `jsq_queue_` numbers, so take their maximum.",
     )
     yield ""

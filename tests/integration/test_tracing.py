@@ -16,6 +16,7 @@ from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, get_cu
 from jsq import App, Client, Context, QueueFull, Retry, Snooze
 from jsq.server import EmbeddedServer
 from jsq.telemetry.tracing import ATTEMPT_HEADER, Tracing
+from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
 
@@ -246,3 +247,22 @@ async def test_the_spans_of_failed_submits_end_and_do_not_accumulate(
     ended = traced.named("send tiny")
     assert len(ended) == 2
     assert [about(span).get("error.type") for span in ended] == [None, "QueueFull"]
+
+
+async def test_a_callback_is_in_the_trace_of_its_job_and_links_to_the_failed_attempt(
+    app: App, working: Working, traced: Traced, until: Until
+) -> None:
+    @app.task
+    async def report(failure: Any) -> None: ...
+
+    @app.task(retries=0, on_dead="report")
+    async def fails() -> None:
+        raise ValueError("no")
+
+    async with working():
+        await fails.submit()
+        await until(lambda: traced.named("process report"))
+
+    reported = traced.one("process report")
+    assert parent_of(reported) == id_of(traced.one("send default"))
+    assert links_of(reported) == [id_of(traced.one("process fails"))]
