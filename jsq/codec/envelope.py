@@ -12,6 +12,7 @@
     Jsq-Unique: 5f0c...                               the key for which another may wait for its end.
     Jsq-Interruptions: 1                              how many stopping workers handed it back.
     Jsq-Submitted: 1795609959772                      when, if this message is not the first of the job.
+    Jsq-First-Started: 1795609960103                  when its first attempt started, for a later one.
 
 The id, the queue and the priority are in the subject. A reader ignores unknown fields and refuses a higher
 version, so workers of two releases can run side by side.
@@ -38,7 +39,7 @@ from jsq.model.job import DEFAULT_QUEUE, PRIORITIES, Job, Priority, check_id, ch
 from jsq.model.key_group import SLOT_KINDS, SlotKind, check_key
 from jsq.model.options import ENVELOPE_OPTIONS, Options
 from jsq.model.retry import Backoff
-from jsq.model.revision import StoredRevision
+from jsq.model.revision import Revision, StoredRevision
 
 ENVELOPE_VERSION = 1
 JOB = "Jsq-Job"
@@ -53,6 +54,7 @@ CALLBACK_OF = "Jsq-Callback-Of"
 UNIQUE = "Jsq-Unique"
 INTERRUPTIONS = "Jsq-Interruptions"
 SUBMITTED = "Jsq-Submitted"
+FIRST_STARTED = "Jsq-First-Started"
 
 ORDER_OPTIONS = ENVELOPE_OPTIONS[2:]
 """The options besides headers and tags: each is written under its own name."""
@@ -73,6 +75,7 @@ _RARE = frozenset(
         UNIQUE,
         INTERRUPTIONS,
         SUBMITTED,
+        FIRST_STARTED,
     }
 )
 """Headers that most jobs do not have."""
@@ -103,7 +106,8 @@ def encode(job: Job) -> dict[str, str]:
     if job.retry_until is not None:
         headers[RETRY_UNTIL] = format_time(job.retry_until)
     origin = encode_token(job.callback_of) if job.callback_of else ""
-    for name, value in ((CALLBACK_OF, origin), (UNIQUE, job.unique), (SUBMITTED, job.submitted)):
+    rare = (CALLBACK_OF, origin), (UNIQUE, job.unique), (SUBMITTED, job.submitted)
+    for name, value in (*rare, (FIRST_STARTED, job.first_started)):
         if value:
             headers[name] = str(value)
     return headers
@@ -169,10 +173,17 @@ def recorded_job(found: StoredRevision) -> Job:
         key=event.key,
         per_key=per_key,
         submitted=milliseconds(event.submitted.timestamp()) if event.submitted else 0,
+        first_started=first_start(event),
         headers=dict(event.headers),
         tags=event.tags,
         **checked.job_fields,
     )
+
+
+def first_start(event: Revision) -> int:
+    """When the first attempt of a job started, in milliseconds since the epoch, by a revision; else 0."""
+    first = event.first_started or event.started
+    return milliseconds(first.timestamp()) if first is not None else 0
 
 
 def edited_order(found: StoredRevision) -> Job:
@@ -267,6 +278,7 @@ def rare_fields(headers: Mapping[str, str], queue: str, priority: Priority) -> d
         "unique": parse_unique_hash(headers.get(UNIQUE, "")),
         "interruptions": parse_count(headers.get(INTERRUPTIONS, "0")),
         "submitted": parse_count(headers.get(SUBMITTED, "0")),
+        "first_started": parse_count(headers.get(FIRST_STARTED, "0")),
     }
 
 

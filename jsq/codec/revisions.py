@@ -25,6 +25,7 @@ _plain = (
     *("separate_result", "result_dropped"),
 )
 _values = operator.attrgetter(*_plain)
+_stamps = ("submitted", "started", "first_started")
 _moments = ("due", "expires", "retry_until")
 _held: tuple[tuple[str, Callable[..., object]], ...] = (("tags", list), ("headers", dict), ("options", dict))
 
@@ -34,7 +35,7 @@ def encode(event: Revision) -> bytes:
     written: dict[str, Any] = {
         name: value for name, value in zip(_plain, _values(event), strict=True) if value
     }
-    for name in ("submitted", "started"):
+    for name in _stamps:
         moment = getattr(event, name)
         if moment is not None:
             written[name] = milliseconds(moment.timestamp())
@@ -69,6 +70,8 @@ def encode_running(job: Job, current: DeliveryInfo, submitted: int, started: int
         f'"message":{current.message},"delivery":{current.delivery},'
         f'"submitted":{submitted},"started":{started}'
     ).encode()
+    if job.first_started:
+        body += f',"first_started":{job.first_started}'.encode()
     if job.priority != "normal":
         body += f',"priority":"{job.priority}"'.encode()
     if job.quarantine:
@@ -190,7 +193,7 @@ def decode(payload: bytes) -> Revision:
     try:
         found = from_json(payload)
         moments: dict[str, Any] = {name: parse_time(found[name]) for name in _moments if name in found}
-        moments |= {name: moment_of(found[name]) for name in ("submitted", "started") if found.get(name)}
+        moments |= {name: moment_of(found[name]) for name in _stamps if found.get(name)}
         return Revision(
             **{name: found[name] for name in _plain if name in found},
             progress=found.get("progress"),

@@ -43,8 +43,9 @@ class Job:
     window in seconds from the first start, `retry_until` its end, once that is known. `callback_of` is the
     job that this one is a callback of. `unique` is the hash of a key for which another job may wait for the
     end of this one. `slots` is how many slots of its worker it takes. `submitted` is when it was submitted,
-    in milliseconds since the epoch, if its message is not the first one; else 0. `keep_arguments` is False
-    for a job whose record must not hold its arguments.
+    in milliseconds since the epoch, if its message is not the first one; else 0. `first_started` is when its
+    first attempt started, if this is a later one; else 0. `keep_arguments` is False for a job whose record
+    must not hold its arguments.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Job:
     interruptions: int = 0
     submitted: int = 0
     keep_arguments: bool | None = None
+    first_started: int = 0
 
     @property
     def waits_for_key(self) -> bool:
@@ -110,12 +112,12 @@ class JobRecord:
     the job runs after it crashed too many workers of its own. `expires` is the time by which it must start,
     as long as it has not; `headers` are those of the submit, as far as a record has room. `fallback` is the
     job that was submitted instead of a failed one. `progress` and `text` are what the job reported last; a
-    job that succeeded after a report has the progress 1. `submitted` and `started` (of the last attempt) are
-    times of the server's clock. A job that has ended has its `arguments`, a JSON value: an object of named
-    arguments, or a list `[positional, named]`; instead of more than 8 KiB, their size in bytes and their
-    SHA-256. `has_arguments` distinguishes null from none. `options` are those options of the submit that
-    change how the job runs (retries, timeout and so on), by their names, if the job waits for its first
-    attempt or has ended.
+    job that succeeded after a report has the progress 1. `submitted`, `first_started` (if other attempts
+    followed) and `started` (of the last attempt) are times of the server's clock. A job that has ended has
+    its `arguments`, a JSON value: an object of named arguments, or a list `[positional, named]`; instead of
+    more than 8 KiB, their size in bytes and their SHA-256. `has_arguments` distinguishes null from none.
+    `options` are those options of the submit that change how the job runs (retries, timeout and so on), by
+    their names, if the job waits for its first attempt or has ended.
     """
 
     id: str
@@ -151,6 +153,7 @@ class JobRecord:
     arguments_hash: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     result_dropped: str = ""
+    first_started: datetime | None = None
 
     @property
     def ended(self) -> datetime | None:
@@ -159,14 +162,14 @@ class JobRecord:
 
     @property
     def waited(self) -> float | None:
-        """Seconds from when the job was due, or else submitted, to the start of its last attempt.
+        """Seconds from the submit to the start of the first attempt; a delay counts. None before that.
 
-        None before the first start, and while a retry or snooze waits: `due` is then its next attempt's.
+        What came later is in none of `waited` and `ran`: other attempts, and the waits between them.
         """
-        since = self.due or self.submitted
-        if self.started is None or since is None or self.state in ("retrying", "snoozed"):
+        first = self.first_started or self.started
+        if first is None or self.submitted is None:
             return None
-        return (self.started - since).total_seconds()
+        return (first - self.submitted).total_seconds()
 
     @property
     def ran(self) -> float | None:

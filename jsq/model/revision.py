@@ -78,7 +78,8 @@ class Revision:
     `headers` are the submitter's. `retry_until` is when the retry window closes. `callbacks_pending` is true
     if callbacks are submitted after this revision, and before the delivery is settled; `fallback` is the job
     that runs instead of a failed one. `priority` is empty for normal. `submitted` is when the server stored
-    the first message, `started` when the attempt started. A final revision has the job's arguments as a JSON
+    the first message, `started` when the attempt started, `first_started` when the first one did, if that was
+    another one. A final revision has the job's arguments as a JSON
     value, or the size and SHA-256 of larger ones. `separate_result` is true if the result has its own key.
     `result_dropped` is why the result of a job that succeeded could not be stored.
     `options` are those options of the submit that change how the job runs, by their names, if the job has
@@ -122,6 +123,7 @@ class Revision:
     separate_result: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     result_dropped: str = ""
+    first_started: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,5 +260,5 @@ _RECORD_FIELDS = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
     *("due", "progress", "text", "tags", "has_result", "result", "quarantine", "key", "expires", "headers"),
     *("fallback", "interruptions", "submitted", "started", "arguments", "arguments_size", "arguments_hash"),
-    *("has_arguments", "options", "result_dropped"),
+    *("has_arguments", "options", "result_dropped", "first_started"),
 )

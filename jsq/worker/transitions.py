@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jsq.broker.jobs.records import RECORD_SECONDS
+from jsq.codec.envelope import first_start
 from jsq.codec.revisions import milliseconds, moment_of
 from jsq.declaration import Declaration
 from jsq.errors import shorten
@@ -70,6 +71,7 @@ def running_revision(job: Job, info: DeliveryInfo, submitted: int, started: int 
         interruptions=job.interruptions,
         priority="" if job.priority == "normal" else job.priority,
         submitted=moment_of(submitted) if submitted else None,
+        first_started=moment_of(job.first_started) if job.first_started else None,
         started=moment_of(started) if started else None,
     )
 
@@ -164,6 +166,7 @@ def with_log_counts(job: Job, last: StoredRevision) -> Job:
         failures=event.failures,
         crashes=event.crashes,
         interruptions=event.interruptions,
+        first_started=job.first_started or first_start(event),
         retry_until=event.retry_until or job.retry_until,
         expires=job.expires if has_not_started(last) else None,
     )
@@ -186,6 +189,7 @@ def next_attempt_of(job: Job, last: Revision, token: int) -> Job:
         group_slot=job.group_slot if job.group_slot == "job" and not last.quarantine else None,
         retry_until=last.retry_until,
         submitted=milliseconds(last.submitted.timestamp()) if last.submitted else job.submitted,
+        first_started=job.first_started or first_start(last),
     )
 
 

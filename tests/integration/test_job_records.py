@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from jsq import App, BadOption, Client, Context, JobFailed, JobNotFound, JobRecord, Retry
+from jsq import App, BadOption, Client, Context, JobFailed, JobNotFound, JobRecord, Retry, Snooze
 from jsq.model.revision import MAX_RECORD_ARGUMENTS
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
@@ -44,6 +44,35 @@ async def test_the_record_of_a_finished_job_holds_arguments_times_and_options(
     assert found.waited >= 0
     assert found.ran is not None
     assert found.ran >= 0
+
+
+@pytest.mark.parametrize(
+    "end", [Retry("again", delay=0.1), Snooze(0.1), None], ids=["retry", "snooze", "run again"]
+)
+async def test_a_job_with_several_attempts_waited_until_its_first_start(
+    app: App, working: Working, end: Exception | None
+) -> None:
+    starts: list[datetime] = []
+
+    @app.task(backoff=[0.1])
+    async def twice(ctx: Context) -> None:
+        starts.append(datetime.now(UTC))
+        if len(starts) == 1 and end is not None:
+            raise end
+
+    async with working():
+        job = await twice.submit()
+        await job.result(60)
+        if end is None:
+            await job.retry(again=True)
+            await job.result(60)
+    found = await job.status()
+    assert found.submitted is not None
+    assert found.started is not None
+    assert found.first_started is not None
+    assert len(starts) == 2
+    assert found.submitted <= found.first_started < found.started
+    assert found.waited == (found.first_started - found.submitted).total_seconds()
 
 
 async def test_the_record_of_a_plain_job_has_no_options(app: App, client: Client, working: Working) -> None:

@@ -57,6 +57,7 @@ jobs = st.builds(
     retry_until=st.none() | moments,
     callback_of=st.just("") | names,
     interruptions=counts,
+    first_started=counts,
 )
 
 

@@ -86,6 +86,7 @@ plain_events = st.builds(
     interruptions=counts,
     priority=st.sampled_from(["", "high", "low"]),
     submitted=st.none() | stamps.map(moment_of),
+    first_started=st.none() | stamps.map(moment_of),
     started=st.none() | stamps.map(moment_of),
 )
 events = st.builds(
@@ -124,6 +125,7 @@ jobs = st.builds(
     expires=st.none() | moments,
     retry_until=st.none() | moments,
     interruptions=st.integers(0, 100),
+    first_started=st.just(0) | stamps,
 ) | st.builds(Job, id=names, task=names, quarantine=names, forgiven_crashes=st.integers(0, 100))
 deliveries = st.builds(
     DeliveryInfo, worker=names, message=st.integers(1, 2**53), delivery=st.integers(1, 1000)

@@ -372,14 +372,25 @@ def test_a_year_and_a_day_is_the_longest_delay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "due", "waited"),
-    [("succeeded", None, 2.0), ("succeeded", 1.0, 1.0), ("retrying", 60.0, None), ("snoozed", 60.0, None)],
+    ("state", "due", "first", "waited"),
+    [
+        ("succeeded", None, None, 9.0),
+        ("succeeded", None, 2.0, 2.0),
+        ("running", None, 2.0, 2.0),
+        ("retrying", 60.0, None, 9.0),
+    ],
 )
-def test_a_record_shows_how_long_a_job_waited_unless_its_next_attempt_is_not_due_yet(
-    state: str, due: float | None, waited: float | None
+def test_a_record_shows_how_long_a_job_waited_for_its_first_start(
+    state: str, due: float | None, first: float | None, waited: float
 ) -> None:
     submitted = datetime(2026, 11, 30, tzinfo=UTC)
-    later = None if due is None else submitted + timedelta(seconds=due)
-    started = submitted + timedelta(seconds=2)
+    started = submitted + timedelta(seconds=9)
 
-    assert JobRecord("a", "mail", state, due=later, submitted=submitted, started=started).waited == waited
+    def after(seconds: float | None) -> datetime | None:
+        return None if seconds is None else submitted + timedelta(seconds=seconds)
+
+    record = JobRecord(
+        "a", "mail", state, due=after(due), submitted=submitted, started=started, first_started=after(first)
+    )
+    assert record.waited == waited
+    assert JobRecord("a", "mail", "scheduled", due=after(due), submitted=submitted).waited is None

@@ -139,7 +139,14 @@ class DeadLetterStore:
             revisions.milliseconds(failed.submitted.timestamp()) if failed.submitted else job.submitted
         )
         headers = envelope.encode(
-            replace(job, quarantine="", forgiven_crashes=0, group_slot=None, submitted=submitted)
+            replace(
+                job,
+                quarantine="",
+                forgiven_crashes=0,
+                group_slot=None,
+                submitted=submitted,
+                first_started=job.first_started or envelope.first_start(failed),
+            )
         )
         headers[CAUSE] = encode_cause(
             why, self._wire.max_payload - len(job.arguments) - size_of(headers) - HEADER_MARGIN_BYTES
