@@ -1,9 +1,11 @@
 """A model of the life of one job: a record, a queue, and workers that die, stall and lose replies.
 
 The decisions are those of jsq: `judge_start`, the table of transitions, and the events of outcomes. The
-server and the order of steps belong to the model. Hypothesis searches for an order in which a job is lost,
-ends twice, or starts after a confirmed cancel. The same search detects faulty models: a log that accepts
-every write, or a wrong verdict.
+server and the order of steps belong to the model, which has one queue: no job moves to another one.
+
+Hypothesis searches for an order in which a job is lost, ends twice, starts after a confirmed cancel, or
+starts as it was before an edit. The same search detects faulty models: a log that accepts every write, or a
+wrong verdict.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +28,7 @@ from hypothesis.stateful import (
 from jsq.model.job import Job
 from jsq.model.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
 from jsq.model.revision import (
+    EDITED,
     FINAL_STATES,
     TRANSITIONS,
     DeliveryInfo,
@@ -127,6 +130,14 @@ class Server:
         return self.sequence
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What an editor has read of a job that has not started: the revision, and the message on the queue."""
+
+    revision: int
+    message: int | None
+
+
 class Life(RuleBasedStateMachine):
     """Everything that can happen to a job, one step at a time."""
 
@@ -142,6 +153,7 @@ class Life(RuleBasedStateMachine):
         self.replaying: StoredRevision | None = None
         self.cancelling: StoredRevision | None = None
         self.cancel_read = False
+        self.editing: Reading | None = None
         self.server.put_ready(Job("j1", "mail", "default"))
 
     # -- the server ----------------------------------------------------------------------------------------
@@ -195,7 +207,9 @@ class Life(RuleBasedStateMachine):
         if delivery is None:
             return
         event = unstarted_revision(delivery.job, delivery.info) if late else started(delivery)
+        edited = self.server.at if self.edited() else 0
         token = self.server.write(event, delivery.expect)
+        assert not (token and edited) or late or delivery.job.previous_sequence == edited, "an edit is lost"
         if token and answered and late:
             delivery.outcome, delivery.phase = PAST_DEADLINE, "done"
         elif token and answered:
@@ -344,6 +358,42 @@ class Life(RuleBasedStateMachine):
         self.server.put_later(Job("j1", "mail", "default", previous_sequence=self.replaying.sequence))
         self.replaying = None
 
+    @precondition(lambda self: self.server.ended and self.server.last.state != "failed")
+    @rule()
+    def begin_second_run(self) -> None:
+        """An operator runs a job again that has ended, as its record has it."""
+        ended = self.server.at
+        if self.server.write(Revision("retrying", "mail", due=NOON, reason="replayed", token=ended), ended):
+            self.replaying = self.server.last
+
+    @precondition(lambda self: not self.server.log or self.edited())
+    @rule()
+    def begin_edit(self) -> None:
+        message = next((sequence for sequence in reversed(self.server.ready)), None)
+        self.editing = Reading(self.server.at, message)
+
+    @precondition(lambda self: self.editing is not None)
+    @rule(dies=st.booleans())
+    def edit(self, dies: bool) -> None:
+        """Record the edited job, then store its message and delete the old one, or die in between."""
+        read, self.editing = self.editing, None
+        assert read is not None
+        event = Revision("queued", "mail", reason=EDITED, token=read.revision)
+        if not self.server.write(event, read.revision) or dies:
+            return
+        job = Job("j1", "mail", "default", previous_sequence=self.server.at)
+        if self.server.later is not None:
+            self.server.later = Message(job)
+        elif read.message in self.server.ready:
+            self.server.put_ready(job)
+            del self.server.ready[read.message]
+        else:
+            self.server.put_later(job)
+
+    def edited(self) -> bool:
+        """Whether the last revision of the record is an edit."""
+        return self.server.last is not None and self.server.last.revision.reason == EDITED
+
     @precondition(lambda self: self.server.later is not None and self.next_attempt_pending())
     @rule(dies=st.booleans())
     def reschedule(self, dies: bool) -> None:
@@ -436,7 +486,7 @@ def started(delivery: HeldDelivery) -> Revision:
 
 
 def is_replay(event: Revision) -> bool:
-    """Whether a dead letter was retried, so that all counts restart at 0."""
+    """Whether an operator ran the job again, so that all counts restart at 0."""
     return event.reason == "replayed"
 
 
@@ -480,6 +530,10 @@ class DropsCrashedJobs(Life):
     swapped: ClassVar = {StartVerdict.RECLAIM: StartVerdict.DROP}
 
 
+class StartsOldMessages(Life):
+    swapped: ClassVar = {StartVerdict.ENSURE_NEXT_ATTEMPT: StartVerdict.START}
+
+
 FAULTY = [
     AcceptsEveryWrite,
     SeparateDeadLetter,
@@ -487,6 +541,7 @@ FAULTY = [
     StartsEndedJobs,
     DropsJobsOfOthers,
     DropsCrashedJobs,
+    StartsOldMessages,
 ]
 
 THOROUGH = settings(
@@ -539,6 +594,15 @@ def cancel(life: Life) -> None:
     life.cancel(dies=False)
 
 
+def edit(life: Life, *, dies: bool = False) -> None:
+    life.begin_edit()
+    life.edit(dies)
+
+
+def edit_halfway(life: Life) -> None:
+    edit(life, dies=True)
+
+
 CANCELLED_THEN_SUBMITTED_AGAIN = [cancel, Life.submit_again, deliver("w1")]
 STARTED_THEN_LAPSED = [deliver("w1"), start("w1"), lapse("w1")]
 
@@ -554,6 +618,7 @@ COUNTEREXAMPLES: dict[type[Life], list[Step]] = {
     ],
     DropsJobsOfOthers: [deliver("w2"), lapse("w2"), deliver("w1"), start("w1"), start("w2")],
     DropsCrashedJobs: STARTED_THEN_LAPSED,
+    StartsOldMessages: [deliver("w1"), edit_halfway, start("w1"), start("w1")],
 }
 """For each faulty model, a counterexample that its search has found.
 
@@ -587,6 +652,17 @@ def test_a_job_that_expires_after_its_only_attempt_was_interrupted_keeps_the_cou
 
     states = [(event.state, event.revision.interruptions) for event in life.server.log]
     assert states == [("running", 0), ("interrupted", 1), ("expired", 1)]
+
+
+def test_an_edited_job_runs_once_and_runs_again_after_its_end() -> None:
+    life = Life()
+    succeeds = [start("w1"), run("w1", Succeeded(b"1")), record("w1"), settle("w1")]
+    again = [Life.begin_second_run, Life.end_dead_letter_retry, Life.fire, deliver("w1")]
+
+    play(life, [edit, edit, deliver("w1"), *succeeds, *again, *succeeds])
+
+    states = [event.state for event in life.server.log]
+    assert states == ["queued", "queued", "running", "succeeded", "retrying", "running", "succeeded"]
 
 
 @pytest.mark.parametrize("faulty", FAULTY)
