@@ -231,15 +231,15 @@ def check_circle(task: AnyTask, known: Callable[[str], AnyTask | None]) -> None:
 def check_reach(task: AnyTask) -> None:
     """Raises `BadOption` if a child process would not find what it needs besides the function of a task."""
     needed = reached_options(task)
-    if task.place is None or not needed:
+    if task.location is None or not needed:
         return
     found: Any = sys.modules.get(task.function.__module__)
-    for part in task.place.name.split("."):
+    for part in task.location.name.split("."):
         found = getattr(found, part, None)
     if found is not task:
         rule = "must be found by a child process, but the name of the task does not lead to the task"
         raise BadOption(
-            f"{needed[0]} of {task.name}", task.place.name, f"{rule}; declare the task with @app.task"
+            f"{needed[0]} of {task.name}", task.location.name, f"{rule}; declare the task with @app.task"
         )
 
 

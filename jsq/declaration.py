@@ -362,7 +362,7 @@ def check_runs(function: Callable[..., object], executor: ExecutorKind | None) -
         raise BadOption("executor", executor, "must be async or process for a coroutine function (async def)")
 
 
-def place_of(function: Callable[..., object]) -> FunctionLocation:
+def location_of(function: Callable[..., object]) -> FunctionLocation:
     """Where a child process finds a function. Raises `BadOption` if the function has no name in a module."""
     name, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "")
     if not name or "<" in name:

@@ -13,7 +13,7 @@ from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle
 from jsq.client.submitter import SubmitTarget, Submitter
 from jsq.codec.signature import Signature, explain_refusal
-from jsq.declaration import Declaration, place_of, takes_context
+from jsq.declaration import Declaration, location_of, takes_context
 from jsq.dependencies import plan_dependencies
 from jsq.errors import BadArguments, BadOption
 from jsq.hooks import AppHooks, TaskHooks
@@ -109,7 +109,7 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.dependencies = None if self.items is not None else plan_dependencies(function)
         self._hooks: dict[str, TaskHooks | None] = {}
         self.is_async = inspect.iscoroutinefunction(function)
-        self.place = place_of(function) if declaration.executor == "process" else None
+        self.location = location_of(function) if declaration.executor == "process" else None
         called = function if self.items is None else self.items.function
         provided = self.dependencies.names if self.dependencies is not None else ()
         self.signature = Signature(called, skip=int(self.takes_context), omit=provided)

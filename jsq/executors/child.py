@@ -66,10 +66,10 @@ class CallRequest:
     """A request to run one attempt.
 
     `retry` is the policy of the task without its predicate, which cannot be pickled. With `uses_predicate`,
-    the child takes the predicate from the task at `place`.
+    the child takes the predicate from the task at `location`.
     """
 
-    place: FunctionLocation
+    location: FunctionLocation
     job: Job
     token: int
     worker: str
@@ -175,7 +175,7 @@ class ChildServer:
         """Run one function, and judge how it ended, whatever it raised."""
         policy = request.retry
         try:
-            found = function_at(request.place)
+            found = function_at(request.location)
             policy = replace(policy, retry_if=found.predicate if request.uses_predicate else None)
             args, named = found.signature.unpack(request.job.arguments)
         except BadArguments as error:
@@ -321,17 +321,17 @@ class ChildFunction:
 
 
 @functools.cache
-def function_at(place: FunctionLocation) -> ChildFunction:
+def function_at(location: FunctionLocation) -> ChildFunction:
     """The function at a location. Raises `UsageError`, and the exceptions of its module's import."""
-    found: Any = main_of(place.file) if place.file else importlib.import_module(place.module)
-    for part in place.name.split("."):
+    found: Any = main_of(location.file) if location.file else importlib.import_module(location.module)
+    for part in location.name.split("."):
         found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
     if isinstance(found, Task):
         return ChildFunction(found.function, found.signature, found.takes_context, found)
     if not callable(found):
-        where = place.file or place.module
+        where = location.file or location.module
         raise UsageError(
-            f"the child process finds no function {place.name} in {where}; define it under this name"
+            f"the child process finds no function {location.name} in {where}; define it under this name"
         )
     takes = takes_context(found)
     return ChildFunction(found, Signature(found, skip=int(takes)), takes)

@@ -42,10 +42,10 @@ class Job:
     has not started by `expires` never starts; it is None once the job has started. `retry_for` is the retry
     window in seconds from the first start, `retry_until` its end, once that is known. `callback_of` is the
     job that this one is a callback of. `unique` is the hash of a key for which another job may wait for the
-    end of this one. `slots` is how many slots of its worker it takes. `submitted` is when it was submitted,
-    in milliseconds since the epoch, if its message is not the first one; else 0. `first_started` is when its
-    first attempt started, if this is a later one; else 0. `keep_arguments` is False for a job whose record
-    must not hold its arguments.
+    end of this one. `slots` is how many slots of its worker it takes. `submitted` and `first_started` are in
+    milliseconds since the epoch, or 0. The message of a job has the first if it is not the job's first
+    message, and the second if another attempt started before. `keep_arguments` is False for a job whose
+    record must not hold its arguments.
     """
 
     id: str
@@ -164,7 +164,7 @@ class JobRecord:
     def waited(self) -> float | None:
         """Seconds from the submit to the start of the first attempt; a delay counts. None before that.
 
-        What came later is in none of `waited` and `ran`: other attempts, and the waits between them.
+        Neither `waited` nor `ran` includes other attempts, and the waits between them.
         """
         first = self.first_started or self.started
         if first is None or self.submitted is None:

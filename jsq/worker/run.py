@@ -148,11 +148,11 @@ class TaskRun:
             return stopped_with(self.stopping)
         limit = limit_of(options)
         left = seconds_left(resources, job)
-        if task.place is not None:
+        if task.location is not None:
             self._child_clock = ChildClock(limit, None if left is None else time.monotonic() + left)
             limit = CHILD_START_SECONDS
         last = left is not None and (limit is None or left < limit)
-        context = build_context(self, resources, job, token) if task.place is None else None
+        context = build_context(self, resources, job, token) if task.location is None else None
         start = functools.partial(self._start, resources, task, job, options, token, context)
         end = await self.watch(start, left if last else limit, options.hard_timeout, context)
         if end is None:
@@ -233,8 +233,8 @@ class TaskRun:
         token: int,
         context: Context | None,
     ) -> Execution:
-        if task.place is not None:
-            return self._start_child(resources, task.place, job, options, token)
+        if task.location is not None:
+            return self._start_child(resources, task.location, job, options, token)
         args, named = task.signature.unpack(job.arguments)
         if context is not None:
             if task.takes_context:
@@ -250,13 +250,13 @@ class TaskRun:
         return start_labelled(functools.partial(executor.start, call, self.wake), job_labels(job))
 
     def _start_child(
-        self, resources: Resources, place: FunctionLocation, job: Job, options: Declaration, token: int
+        self, resources: Resources, location: FunctionLocation, job: Job, options: Declaration, token: int
     ) -> Execution:
         memory = self.memory
         checkpoint = memory.checkpoint if memory is not None else b""
         retry, uses_predicate = replace(options.retry, retry_if=None), options.retry.retry_if is not None
         given = uses_predicate, checkpoint, self.waited
-        request = CallRequest(place, job, token, resources.name, retry, *given)
+        request = CallRequest(location, job, token, resources.name, retry, *given)
         progress = self.progress or ignore_progress
         keep = memory.act if memory is not None else None
         callbacks = ChildCallbacks(progress, self._function_began, self.wake, keep)

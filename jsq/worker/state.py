@@ -67,7 +67,7 @@ class AttemptState:
     def goes_on(self) -> bool:
         """Whether the task has started in a thread, which cannot be ended."""
         task = self.task
-        in_thread = task is not None and not task.is_async and task.place is None
+        in_thread = task is not None and not task.is_async and task.location is None
         return in_thread and self.token > 0 and self.function.execution is not None
 
     def has_lease(self) -> bool:

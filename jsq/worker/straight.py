@@ -71,7 +71,9 @@ class StraightPlan:
         apart = 0 < options.keep_result < RECORD_SECONDS
         self.largest = 0 if apart else min(MAX_RECORD_RESULT, broker.wire.max_payload - EVENT_OVERHEAD)
         self.limit, self.hard_timeout = limit_of(options), options.hard_timeout
-        self.function: Callable[..., Any] | None = task.function if task.is_async and not task.place else None
+        self.function: Callable[..., Any] | None = (
+            task.function if task.is_async and not task.location else None
+        )
         self.unpack, self.pack_result = task.signature.unpack, task.signature.pack_result
         self.unwind = resources.timings.unwind
         self.reports = resources.observer.observes_jobs or log.isEnabledFor(logging.INFO)

@@ -321,7 +321,7 @@ class Worker:
     def _expected_functions(self) -> list[FunctionLocation]:
         """The locations of the functions of the process tasks."""
         tasks = (task for task in self.app.tasks.values() if task.declaration.queue in self.queues)
-        return [task.place for task in tasks if task.place is not None]
+        return [task.location for task in tasks if task.location is not None]
 
     def _resources(self, broker: Broker, queues: dict[str, QueueSettings]) -> Resources:
         settings = self.settings

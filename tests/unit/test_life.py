@@ -132,7 +132,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an editor has read of a job that has not started: the revision, and the message on the queue."""
+    """A job that has not started, as an editor has read it: its revision, and its message on the queue."""
 
     revision: int
     message: int | None
