@@ -123,5 +123,5 @@ def is_exception(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
-def name_of(function: Callable[..., object]) -> str:
+def name_of(function: object) -> str:
     return str(getattr(function, "__qualname__", repr(function)))

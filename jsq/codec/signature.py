@@ -2,19 +2,22 @@
 
 A value either comes back from JSON unchanged, or it is refused by name: no value is changed silently. There
 are two documented exceptions: without an annotation a tuple comes back as a list, and values that pydantic
-coerces (a numeric string for an `int`) are coerced before they are sent.
+coerces (a numeric string for an `int`, a generator for an `Iterable`) are coerced before they are sent.
 """
 
+import asyncio
+import functools
 import inspect
 import re
 import typing
-from collections import abc
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NewType, NotRequired
+from typing import Any
 
 from pydantic_core import ValidationError, from_json, to_json
-from typing_extensions import TypedDict
 
+from jsq.codec.comparison import first_difference, same_value
+from jsq.codec.json_fields import JsonFields, ValueChanged, explain_schema
+from jsq.codec.parameter_types import field_type, result_type, unstorable_part
 from jsq.errors import BadArguments, BadOption, BadResult, shorten
 from jsq.model.options import misplaced_option_hint
 from jsq.model.outcome import describe_error
@@ -44,42 +47,49 @@ class Signature:
         self.shape = signature.replace(parameters=taken)
         hints = resolve_hints(function)
         fields = {field_name(p): hints.get(p.name, Any) for p in self.shape.parameters.values()}
-        self._arguments = self._compile(
-            "arguments", {k: field_type(self.shape, k, t) for k, t in fields.items()}
-        )
-        self._result = self._compile("result", {"result": self._checked_result(hints.get("return", Any))})
+        types = {k: field_type(self.shape, k, self._sendable(f"argument {k}", t)) for k, t in fields.items()}
+        self._arguments = self._compile("arguments", types)
+        returned = result_type(hints.get("return", Any))
+        self._result = self._compile("result", {"result": self._sendable("the result", returned)})
         self._plain = positional_names(self.shape)
         self._names = set(self._plain or ())
         self._exact = all(is_exact(kind) for kind in fields.values())
+        self._exact_results = _exact if returned is Any or is_exact(returned) else ()
 
-    def _checked_result(self, kind: Any) -> Any:
-        """The annotation of the result. Raises `BadOption` for a type of which no value can be stored."""
+    def _sendable(self, what: str, kind: Any) -> Any:
+        """An annotation. Raises `BadOption` for a type of which no value comes back from JSON."""
         found = unstorable_part(kind)
         if found is not None:
             raise BadOption(
                 "annotation",
                 self.name,
-                f"the result of {self.name} cannot be sent as JSON: no {found.__name__} comes back from JSON "
-                "as it was; return another value, such as a list",
+                f"{what} of {self.name} cannot be sent as JSON: no {found.__name__} comes back from JSON as "
+                "it was; use another type, such as a list",
             )
         return kind
 
     def pack(self, args: Sequence[object], named: Mapping[str, object]) -> bytes:
         """Check arguments and encode them as JSON. Raises `BadArguments`."""
         try:
-            values = self._values(args, named)
-            checked = self._arguments.validate_python(values)
-            packed: bytes = self._arguments.dump_json(checked)
+            checked = self._arguments.check(self._values(args, named))
+            packed = self._arguments.encode(checked)
             surely = self._exact and len(packed) < _surely
-            if surely or same_value(checked, self._arguments.validate_json(packed)):
-                return packed
+            return packed if surely else self._arguments.proven(checked, packed)
+        except ValueChanged as changed:
+            raise BadArguments(
+                f"{self.name}: {changed} would not come back from JSON as it is; {self._advice(str(changed))}"
+            ) from None
         except _refusals as error:
             hint = misplaced_option_hint(self._unknown_names(named))
             raise BadArguments(f"{self.name}: {explain_refusal(error)}{hint}") from error
-        raise BadArguments(
-            f"{self.name}: {first_difference(checked, from_json(packed))} would not come back from JSON "
-            "as it is; annotate the parameter with its type"
-        )
+
+    def _advice(self, changed: str) -> str:
+        """How to send an argument that would be changed."""
+        name = re.split(r"[.\[ ]", changed.lstrip("*"), maxsplit=1)[0]
+        parameter = self.shape.parameters.get(name)
+        if parameter is None or parameter.annotation in (Any, inspect.Parameter.empty):
+            return "annotate the parameter with its type"
+        return "the JSON of its annotated type does not hold all of it"
 
     def _unknown_names(self, named: Mapping[str, object]) -> list[str]:
         """The names of a call that no parameter takes."""
@@ -109,7 +119,7 @@ class Signature:
         try:
             if packed[:1] == b"[":
                 packed = self._name(packed)
-            values = self._arguments.validate_json(packed)
+            values = self._arguments.decode(packed)
         except _refusals as error:
             raise BadArguments(f"{self.name}: {explain_refusal(error)}") from error
         return self._call(values)
@@ -117,45 +127,40 @@ class Signature:
     def pack_result(self, value: object) -> bytes:
         """Check a result and encode it as `{"result": ...}`. Raises `BadResult`."""
         try:
-            checked = self._result.validate_python({"result": value})
-            packed: bytes = self._result.dump_json(checked)
-            surely = type(value) in _exact and len(packed) < _surely
-            if surely or same_value(checked, self._result.validate_json(packed)):
-                return packed
+            checked = self._result.check({"result": value})
+            packed: bytes = self._result.encode(checked)
+            surely = type(value) in self._exact_results and len(packed) < _surely
+            return packed if surely else self._result.proven(checked, packed)
+        except ValueChanged as changed:
+            why = f"{self.name} returned {shorten(type(value).__name__)}, which would not come back from JSON"
+            more = "annotate the function with the type it returns"
+            if self.shape.return_annotation not in (Any, inspect.Signature.empty):
+                more = f"the JSON of its annotated type does not hold all of {changed}"
+            raise BadResult(f"{why} as it is; {more}") from None
         except Exception as error:  # the validators and serializers of a user's type may raise anything
             why = explain_refusal(error) if isinstance(error, _refusals) else describe_error(error).error
             raise BadResult(f"the result of {self.name} cannot be stored: {why}") from error
-        raise BadResult(
-            f"{self.name} returned {shorten(type(value).__name__)}, which would not come back from JSON as "
-            "it is; annotate the function with the type it returns"
-        )
 
     def unpack_result(self, value: object) -> Any:
         """A result of its annotated type, from the JSON value. Raises `BadResult`."""
         try:
-            return self._result.validate_json(to_json({"result": value}, inf_nan_mode="constants"))["result"]
+            return self._result.decode(to_json({"result": value}, inf_nan_mode="constants"))["result"]
         except _refusals as error:
             raise BadResult(
                 f"the result of {self.name} does not fit its annotation: {explain_refusal(error)}"
             ) from error
 
-    def _compile(self, what: str, fields: Mapping[str, Any]) -> Any:
-        """A pydantic adapter, imported late: a client without the code of a task does not need it."""
-        from pydantic import ConfigDict, TypeAdapter
-        from pydantic.errors import PydanticUserError
+    def _compile(self, what: str, fields: Mapping[str, Any]) -> JsonFields:
+        """Raises `BadOption` for types of which pydantic cannot check values."""
+        from pydantic.errors import PydanticUserError  # late: a client without tasks does not need it
 
-        config = ConfigDict(
-            extra="forbid", ser_json_inf_nan="constants", ser_json_bytes="base64", val_json_bytes="base64"
-        )
         try:
-            shape = TypedDict(what, dict(fields))  # type: ignore[misc]  # noqa: UP013 -- built at run time
-            shape.__pydantic_config__ = config  # type: ignore[attr-defined]  # pydantic's own name for it
-            # A TypedDict's config does not reach its serializer; an adapter's does, but takes no TypedDict.
-            return TypeAdapter(NewType("Fields", shape), config=config)  # type: ignore[arg-type]  # run time
+            return JsonFields(what, fields)
         except (PydanticUserError, NameError, TypeError) as error:
-            reason = str(error).splitlines()[0]
             raise BadOption(
-                "annotation", self.name, f"the {what} of {self.name} cannot be sent as JSON: {reason}"
+                "annotation",
+                self.name,
+                f"the {what} of {self.name} cannot be sent as JSON: {explain_schema(error)}",
             ) from error
 
     def _name(self, packed: bytes) -> bytes:
@@ -230,51 +235,43 @@ def named_arguments(args: Sequence[object], named: Mapping[str, object]) -> dict
     return {f"argument {n}": value for n, value in enumerate(args, 1)} | dict(named)
 
 
-_UNSTORABLE = frozenset(
-    {
-        *(abc.Callable, abc.Iterable, abc.Iterator, abc.Generator, type),
-        *(abc.AsyncIterable, abc.AsyncIterator, abc.AsyncGenerator, abc.Awaitable, abc.Coroutine),
-    }
-)
-"""Types of which no value comes back from JSON."""
-
-_CONTAINERS = frozenset({list, tuple, set, frozenset, dict, abc.Sequence, abc.Mapping})
+def underlying_function(function: Any) -> Any:
+    """The function that has the annotations: below a `functools.partial`, or the `__call__` of an object."""
+    if isinstance(function, functools.partial):
+        return underlying_function(function.func)
+    is_function = inspect.isroutine(function) or inspect.isclass(function) or hasattr(function, "__wrapped__")
+    return function if is_function else function.__call__
 
 
-def unstorable_part(kind: Any) -> type | None:
-    """The type in an annotation, or in its containers, that no result can have; None if there is none.
+def is_coroutine_function(function: Callable[..., object]) -> bool:
+    """Whether a call returns a coroutine: `async def`, an object with such a `__call__`, or a marked one."""
+    mark = getattr(asyncio.coroutines, "_is_coroutine", None)
+    return (
+        inspect.iscoroutinefunction(function)
+        or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 -- the method itself
+        or (mark is not None and getattr(function, "_is_coroutine", None) is mark)
+    )
 
-    A member of a union is not examined, because a function may return another one.
-    """
-    origin = typing.get_origin(kind) or kind
-    if isinstance(origin, type) and origin in _UNSTORABLE:
-        return origin
-    if isinstance(origin, type) and origin in _CONTAINERS:
-        return next(filter(None, map(unstorable_part, typing.get_args(kind))), None)
-    return None
+
+def hides_coroutine_function(function: Callable[..., object]) -> bool:
+    """Whether a plain function wraps a coroutine function, and so may return an awaitable."""
+    return not is_coroutine_function(function) and is_coroutine_function(inspect.unwrap(function))
 
 
 def resolve_hints(function: Callable[..., object]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(underlying_function(function), include_extras=True)
     except (NameError, TypeError, AttributeError) as error:
         name = getattr(function, "__qualname__", repr(function))
-        raise BadOption(
-            "annotation", name, f"the annotations of {name} cannot be resolved: {error}"
-        ) from error
+        why = f"the annotations of {name} cannot be resolved: {error}"
+        if isinstance(error, NameError):
+            why += "; define or import it at the top of the module, where it also exists at run time"
+        raise BadOption("annotation", name, why) from error
 
 
 def field_name(parameter: inspect.Parameter) -> str:
     stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
     return stars.get(parameter.kind, "") + parameter.name
-
-
-def field_type(shape: inspect.Signature, key: str, kind: Any) -> Any:
-    if key.startswith("**"):
-        return NotRequired[dict[str, kind]]
-    if key.startswith("*"):
-        return NotRequired[list[kind]]
-    return kind if shape.parameters[key].default is inspect.Parameter.empty else NotRequired[kind]
 
 
 def positional_names(shape: inspect.Signature) -> tuple[str, ...] | None:
@@ -288,30 +285,6 @@ def is_exact(kind: Any) -> bool:
     return kind in _exact or (
         typing.get_origin(kind) is list and all(is_exact(inner) for inner in typing.get_args(kind))
     )
-
-
-def same_value(sent: object, back: object) -> bool:
-    """Whether a value came back unchanged; a tuple may come back as a list, and NaN equals NaN."""
-    if type(sent) is not type(back) and not (type(sent) is tuple and type(back) is list):
-        return False
-    if isinstance(sent, list | tuple) and isinstance(back, list | tuple):
-        return len(sent) == len(back) and all(map(same_value, sent, back))
-    if isinstance(sent, dict) and isinstance(back, dict):
-        return len(sent) == len(back) and all(map(same_value, sent.items(), back.items()))
-    return bool(sent == back or (sent != sent and back != back))
-
-
-def first_difference(sent: Any, back: Any, path: str = "") -> str:
-    """The path of the first difference between `sent` and `back`, for the message."""
-    pairs: list[tuple[str, Any, Any]] = []
-    if isinstance(sent, dict) and isinstance(back, dict) and sent.keys() == back.keys():
-        pairs = [(f"{path}.{key}" if path else str(key), sent[key], back[key]) for key in sent]
-    elif isinstance(sent, list | tuple) and isinstance(back, list | tuple) and len(sent) == len(back):
-        pairs = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(sent, back, strict=True))]
-    for place, a, b in pairs:
-        if not same_value(a, b):
-            return first_difference(a, b, place)
-    return f"{shorten(path) or 'the value'} ({type(sent).__name__})"
 
 
 def explain_refusal(error: BaseException) -> str:
