@@ -1,12 +1,12 @@
 """The outcomes of attempts, and how an exception becomes an outcome."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TypeAlias
 
-from jsq.errors import BadOption, JsqError, StepUnknown, shorten
+from jsq.errors import BadOption, JsqError, StepUnknown, UsageError, shorten
 from jsq.model.durations import seconds
 from jsq.model.retry import Predicate, RetryPolicy
 from jsq.model.signals import RateLimited, Reject, Retry, Snooze
@@ -19,6 +19,7 @@ RATE_LIMITED = "rate_limited"
 
 MAX_ERROR_LENGTH = 2_000
 MAX_TRACEBACK_LENGTH = 12_000
+MAX_NAMED_LEAVES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,9 @@ class ChildDied(Exception):
     """The child process of an attempt ended: by `os._exit`, a signal, or lack of memory."""
 
 
+OUTCOME_SIGNALS = (Snooze, Reject, Retry, StepUnknown)
+"""Exceptions that state the outcome themselves."""
+
 REASON_OF: dict[type[BaseException], str] = {TaskTimeout: "timeout", ChildDied: "child_died"}
 """Why a job failed for good, by its last exception; any other is an `error`."""
 
@@ -128,24 +132,42 @@ def judge_outcome(
 ) -> Outcome:
     """The outcome of an exception that a task raised.
 
+    The exceptions of a group are judged one by one, and the worst outcome counts. If the policy names the
+    type of the group, the group is judged as one exception, with the signals in it.
+
     `failures` counts the failures before this one, `attempt` is the number of the attempt. `pick` chooses the
     wait within the jitter of the backoff, as `random.uniform` does.
     """
+    fault = describe_error(error)
+    if isinstance(error, BaseExceptionGroup):
+        parts = list(leaves_of(error))
+        if policy.names_group(error):
+            parts = [error, *(part for part in parts if isinstance(part, OUTCOME_SIGNALS))]
+        return worst_outcome([judge_part(part, fault, failures, policy, pick, attempt) for part in parts])
+    return judge_part(error, fault, failures, policy, pick, attempt)
+
+
+def judge_part(
+    error: BaseException,
+    fault: Fault,
+    failures: int,
+    policy: RetryPolicy,
+    pick: Callable[[float, float], float],
+    attempt: int | None,
+) -> Outcome:
+    """The outcome of an exception that is described by `fault`, which may be that of its group."""
     match error:
         case RateLimited():
             return TryAgain(
-                requested_delay(error) or 0.0,
-                describe_error(error),
-                counts_as_failure=False,
-                reason=RATE_LIMITED,
+                requested_delay(error) or 0.0, fault, counts_as_failure=False, reason=RATE_LIMITED
             )
         case Snooze():
-            return TryAgain(requested_delay(error) or 0.0, describe_error(error), counts_as_failure=False)
+            return TryAgain(requested_delay(error) or 0.0, fault, counts_as_failure=False)
         case Reject():
-            return Failed("rejected", describe_error(error))
+            return Failed("rejected", fault)
         case StepUnknown():  # no other attempt could know more
-            return Failed("step_unknown", describe_error(error))
-    last, fault, retry = REASON_OF.get(type(error), "error"), describe_error(error), failures + 1
+            return Failed("step_unknown", fault)
+    last, retry = REASON_OF.get(type(error), "error"), failures + 1
     own = policy.policy_for(error)
     if own is None or not own.allows(retry):
         return Failed(last, fault)
@@ -157,6 +179,42 @@ def judge_outcome(
     if wait is None:
         wait = own.backoff.delay(retry, pick)
     return TryAgain(wait, fault, final_reason=last)
+
+
+def leaves_of(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The exceptions of a group and of the groups in it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves_of(error)
+        else:
+            yield error
+
+
+def worst_outcome(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome of several exceptions: a final one before a retry, and a retry before a snooze.
+
+    Of those that wait, the longest delay counts.
+    """
+    worst = min(outcomes, key=severity)
+    if isinstance(worst, TryAgain):
+        return replace(worst, delay=max(one.delay for one in outcomes if isinstance(one, TryAgain)))
+    return worst
+
+
+def severity(outcome: Outcome) -> int:
+    """The rank of an outcome among those of a group, the most severe first."""
+    match outcome:
+        case Failed(reason="rejected"):
+            return 0
+        case Failed(reason="step_unknown"):
+            return 1
+        case Failed():
+            return 2
+        case TryAgain(counts_as_failure=True):
+            return 3
+        case TryAgain(reason=reason):
+            return 4 if reason else 5
+    return 6
 
 
 def ask_predicate(when: Predicate, error: BaseException, attempt: int, fault: Fault) -> tuple[bool, Fault]:
@@ -193,28 +251,88 @@ def requested_delay(signal: Retry | Snooze) -> float | None:
 
 
 def describe_error(error: BaseException) -> Fault:
-    """An exception as text, shortened. If its message raises, the text has the name of its type.
+    """An exception as text, shortened. The text of a group names the exceptions in it.
 
     The exception loses the frames of the callers that its traceback begins with.
     """
+    text = error_line(error)
+    if isinstance(error, BaseExceptionGroup):
+        leaves = list(leaves_of(error))
+        named = "; ".join(error_line(leaf) for leaf in leaves[:MAX_NAMED_LEAVES])
+        more = len(leaves) - MAX_NAMED_LEAVES
+        text = f"{text}: {named}; and {more} more" if more > 0 else f"{text}: {named}"
+    frames = replace_surrogates(format_traceback(error))
+    drop_caller_frames(error)
+    return Fault(replace_surrogates(shorten(text, MAX_ERROR_LENGTH)), frames, error)
+
+
+def error_line(error: BaseException) -> str:
+    """The type and the message of an exception; if its message raises, the type of that exception."""
     name = type(error).__name__
     try:
         text = str(error)
     except BaseException as second:  # a user's __str__ may raise anything
         text = f"<its message raised {type(second).__name__}>"
-    full = f"{name}: {text}" if text else name
-    frames = replace_surrogates(format_traceback(error))
-    drop_caller_frames(error)
-    return Fault(replace_surrogates(shorten(full, MAX_ERROR_LENGTH)), frames, error)
+    return f"{name}: {text}" if text else name
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback; if it is too long, its innermost frames."""
+    """The frames of an exception; with its causes, notes and group, as Python prints them.
+
+    If the frames are too long, these are the innermost. A chain of causes that is too long loses its middle,
+    because it begins with the first cause.
+    """
     try:
+        if has_more_than_frames(error):
+            return cut_middle(format_chain(error))
         text = "".join(traceback.format_tb(user_frames(error.__traceback__)))
     except Exception:  # a missing traceback must not fail the job
         return ""
     return text if len(text) <= MAX_TRACEBACK_LENGTH else "...\n" + text[-MAX_TRACEBACK_LENGTH:]
+
+
+def cut_middle(text: str) -> str:
+    """The first and the last half of a traceback that is too long."""
+    half = MAX_TRACEBACK_LENGTH // 2
+    return text if len(text) <= 2 * half else f"{text[:half]}\n...\n{text[-half:]}"
+
+
+def has_more_than_frames(error: BaseException) -> bool:
+    """Whether an exception has a cause, notes, or exceptions in it.
+
+    The causes of a `UsageError` are left out: its message is complete, and theirs may show a user's values.
+    """
+    chained = error.__cause__ is not None or (
+        error.__context__ is not None and not error.__suppress_context__
+    )
+    return (
+        (chained and not isinstance(error, UsageError))
+        or bool(getattr(error, "__notes__", None))
+        or isinstance(error, BaseExceptionGroup)
+    )
+
+
+def format_chain(error: BaseException) -> str:
+    """An exception as Python prints it, each traceback without the frames of callers at its start."""
+    found = traceback.TracebackException.from_exception(error, compact=True)
+    drop_callers(found, error)
+    return "".join(found.format())
+
+
+def drop_callers(found: traceback.TracebackException, error: BaseException) -> None:
+    """Remove the frames of callers from a formatted exception and those that it is linked to."""
+    trace = error.__traceback__
+    leading = len(list(traceback.walk_tb(trace))) - len(list(traceback.walk_tb(user_frames(trace))))
+    del found.stack[:leading]
+    if isinstance(error, UsageError):
+        found.__cause__ = found.__context__ = None
+    if found.__cause__ is not None and error.__cause__ is not None:
+        drop_callers(found.__cause__, error.__cause__)
+    if found.__context__ is not None and error.__context__ is not None:
+        drop_callers(found.__context__, error.__context__)
+    if isinstance(error, BaseExceptionGroup):
+        for part, one in zip(found.exceptions or (), error.exceptions, strict=False):
+            drop_callers(part, one)
 
 
 def user_frames(trace: TracebackType | None) -> TracebackType | None:

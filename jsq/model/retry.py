@@ -157,6 +157,12 @@ class RetryPolicy:
                 return self
         return self if not self.retry_on or asked_for else None
 
+    def names_group(self, error: BaseException) -> bool:
+        """Whether an option names the type of an exception group, so that its exceptions are not examined."""
+        named = {*self.retry_on, *self.no_retry_on, *dict(self.by_type)}
+        groups = (kind for kind in type(error).__mro__ if issubclass(kind, BaseExceptionGroup))
+        return any(type_name(kind) in named for kind in groups)
+
     def with_submit_options(
         self, retries: int | None, backoff: Backoff | None, retry_for: float | None
     ) -> "RetryPolicy":

@@ -1,5 +1,6 @@
 """The outcome of an exception, and its description."""
 
+import asyncio
 import pickle
 import sys
 import traceback
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jsq.codec.signature import Signature
-from jsq.errors import BadArguments, BadResult, UnknownTask
+from jsq.errors import BadArguments, BadResult, StepUnknown, UnknownTask
 from jsq.model.job import Job
 from jsq.model.outcome import (
     MAX_ERROR_LENGTH,
     MAX_TRACEBACK_LENGTH,
+    RATE_LIMITED,
     Expired,
     Failed,
     Fault,
@@ -31,7 +33,7 @@ from jsq.model.outcome import (
 )
 from jsq.model.retry import Backoff, Retries, RetryPolicy, build_policy
 from jsq.model.revision import REASONS
-from jsq.model.signals import Reject, Retry, Snooze
+from jsq.model.signals import RateLimited, Reject, Retry, Snooze
 from jsq.worker.transitions import with_deadline
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
@@ -317,6 +319,95 @@ def test_the_earlier_of_retry_window_and_deadline_ends_the_job(
         assert isinstance(outcome, Expired if late else TryAgain)
 
 
+# -- groups --------------------------------------------------------------------------------------------------
+
+
+def group(*errors: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("unhandled errors in a TaskGroup", list(errors))
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ([Reject("never")], "rejected"),
+        ([ValueError(), group(Snooze(60), Reject("never"))], "rejected"),
+        ([ValueError(), StepUnknown("j1", "pay", 1, "")], "step_unknown"),
+    ],
+    ids=str,
+)
+def test_a_final_signal_in_a_group_ends_the_job(errors: list[Exception], reason: str) -> None:
+    outcome = judged(group(*errors))
+
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("errors", "delay", "counts"),
+    [
+        ([Snooze(60)], 60.0, False),
+        ([Snooze(60), Snooze(90)], 90.0, False),
+        ([Snooze(60), ValueError()], 60.0, True),
+        ([Retry("busy", delay=7)], 7.0, True),
+        ([Retry("busy", delay=7), ValueError()], 7.0, True),
+        ([ValueError(), KeyError()], 1.0, True),
+        ([group(ConnectionError())], 1.0, True),
+    ],
+    ids=str,
+)
+def test_an_error_in_a_group_outranks_a_snooze_and_the_longest_delay_counts(
+    errors: list[Exception], delay: float, counts: bool
+) -> None:
+    outcome = judged(group(*errors))
+
+    assert isinstance(outcome, TryAgain)
+    assert (outcome.delay, outcome.counts_as_failure) == (delay, counts)
+
+
+def test_a_rate_limit_in_a_group_keeps_its_reason() -> None:
+    outcome = judged(group(Snooze(60), RateLimited(30)))
+
+    assert isinstance(outcome, TryAgain)
+    assert (outcome.delay, outcome.reason) == (60.0, RATE_LIMITED)
+
+
+def test_the_retry_rules_examine_the_exceptions_of_a_group() -> None:
+    only = build_policy(2, Backoff("none"), retry_on=ConnectionError)
+    never = build_policy(2, Backoff("none"), no_retry_on=KeyError)
+    own = build_policy(0, Backoff("none"), retry={ConnectionError: Retries(5, backoff=[9])})
+
+    assert isinstance(judged(group(ConnectionResetError()), policy=only), TryAgain)
+    assert isinstance(judged(group(ConnectionResetError(), ValueError()), policy=only), Failed)
+    assert isinstance(judged(group(ValueError(), KeyError()), policy=never), Failed)
+    retried = judged(group(ConnectionResetError()), policy=own)
+    assert isinstance(retried, TryAgain)
+    assert retried.delay == 9.0
+
+
+def test_a_predicate_is_asked_about_each_exception_of_a_group() -> None:
+    asked: list[BaseException] = []
+    first, second = ValueError("a"), KeyError("b")
+
+    def when(error: BaseException, attempt: int) -> bool:
+        asked.append(error)
+        return error is not second
+
+    policy = build_policy(2, Backoff("none"), retry_if=when)
+
+    assert isinstance(judged(group(first, group(second)), policy=policy), Failed)
+    assert asked == [first, second]
+
+
+def test_a_rule_that_names_the_group_applies_to_the_group_but_not_to_its_signals() -> None:
+    policy = build_policy(2, Backoff("none"), no_retry_on=ExceptionGroup)
+
+    assert isinstance(judged(group(ConnectionError()), policy=policy), Failed)
+    assert isinstance(judged(ValueError(), policy=policy), TryAgain)
+    rejected = judged(group(Reject("never")), policy=policy)
+    assert isinstance(rejected, Failed)
+    assert rejected.reason == "rejected"
+
+
 # -- describe ------------------------------------------------------------------------------------------------
 
 
@@ -445,3 +536,88 @@ def test_a_deadline_in_seconds_counts_from_when_the_server_stored_the_job() -> N
     assert (
         with_deadline(Job("j1", "mail", previous_sequence=7), 5.0, 0.0).deadline is None
     )  # a retried dead letter has none
+
+
+def test_a_group_is_described_with_the_exceptions_in_it() -> None:
+    inner = group(caught(KeyError("b")), *map(ValueError, range(3)))  # type: ignore[arg-type]  # no BaseException
+    fault = describe_error(caught(group(ValueError("order 17"), inner)))
+
+    assert fault.error == (
+        "ExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions): ValueError: order 17; "
+        "KeyError: 'b'; ValueError: 0; and 2 more"
+    )
+    assert "KeyError: 'b'" in fault.traceback
+    assert fault.traceback.count("in caught") == 2
+
+
+def test_causes_contexts_and_notes_are_in_the_traceback() -> None:
+    def fail(how: str) -> None:
+        try:
+            raise KeyError("order 17")
+        except KeyError as error:
+            match how:
+                case "cause":
+                    raise RuntimeError("import failed") from error
+                case "context":
+                    raise RuntimeError("import failed")  # noqa: B904 -- that is what is tested
+                case "hidden":
+                    raise RuntimeError("import failed") from None
+                case _:
+                    error.add_note("in the night")
+                    raise
+
+    described: dict[str, Fault] = {}
+    for how in ("cause", "context", "hidden", "note"):
+        with pytest.raises((RuntimeError, KeyError)) as raised:
+            fail(how)
+        described[how] = describe_error(raised.value)
+
+    assert "KeyError: 'order 17'\n\nThe above exception was the direct cause" in described["cause"].traceback
+    assert "KeyError: 'order 17'\n\nDuring handling" in described["context"].traceback
+    assert described["cause"].error == "RuntimeError: import failed"
+    assert "KeyError" not in described["hidden"].traceback.replace('raise KeyError("order 17")', "")
+    assert described["note"].traceback.endswith("KeyError: 'order 17'\nin the night\n")
+
+
+def test_a_long_chain_of_causes_keeps_both_of_its_ends() -> None:
+    error: Exception = ValueError("the first")
+    for number in range(200):
+        try:
+            raise RuntimeError(f"number {number}") from error
+        except RuntimeError as raised:
+            error = raised
+    fault = describe_error(error)
+
+    assert len(fault.traceback) <= MAX_TRACEBACK_LENGTH + len("\n...\n")
+    assert fault.traceback.startswith("ValueError: the first")
+    assert fault.traceback.endswith("RuntimeError: number 199\n")
+
+
+def test_the_cause_of_an_error_of_use_is_not_described() -> None:
+    def count(number: int) -> None: ...
+
+    try:
+        Signature(count).pack(["s3cret"], {})
+    except BadArguments as error:
+        fault = describe_error(error)
+
+    assert "s3cret" not in fault.error + fault.traceback.replace('["s3cret"]', "")
+    assert "ValidationError" not in fault.traceback
+
+
+def test_leading_frames_of_callers_are_removed_from_each_exception_of_a_group() -> None:
+    async def fail() -> None:
+        raise ValueError("order 17")
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+
+    try:
+        asyncio.run(main())
+    except ExceptionGroup as error:
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this function
+        lines = describe_error(error).traceback.splitlines()
+
+    frames = [line.rpartition(" in ")[2] for line in lines if " File " in line]
+    assert frames == ["main", "__aexit__", "fail"]
