@@ -9,10 +9,11 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, Unpack
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Protocol, TypedDict, Unpack
 
-from jsq.batch import BatchLimits
-from jsq.codec.signature import resolve_hints
+from jsq.batch import BatchLimits, name_of
+from jsq.codec.signature import is_coroutine_function, resolve_hints
 from jsq.context import Context
 from jsq.errors import BadOption
 from jsq.middleware import Middleware, read_middleware
@@ -314,18 +315,29 @@ def takes_context(function: Callable[..., object]) -> bool:
         return False
     hints = resolve_hints(function)
     first, *others = (is_context(hints.get(one.name)) for one in parameters)
-    if any(others):
-        name = getattr(function, "__qualname__", repr(function))
-        raise BadOption("task", name, "must take the Context as its first parameter")
+    if any(others) or (first and parameters[0].kind not in POSITIONAL):
+        raise BadOption("task", name_of(function), "must take the Context as its first parameter")
     return first
 
 
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
 def is_context(kind: object) -> bool:
+    """Whether an annotation is a `Context`, or `Context | None`, with or without `Annotated`."""
+    inner = [one for one in typing.get_args(kind) if one is not NoneType]
+    if typing.get_origin(kind) is Annotated:
+        return is_context(inner[0])
+    if typing.get_origin(kind) in (typing.Union, UnionType):
+        return len(inner) == 1 and is_context(inner[0])
     return isinstance(kind, type) and issubclass(kind, Context)
 
 
 def check_function(function: Callable[..., object]) -> None:
     """Raises `BadOption` for anything that cannot run as a job."""
+    if isinstance(function, classmethod) or is_unbound_method(function):
+        rule = "must be a function, not a method; nothing would be passed as its self or cls, so write a "
+        raise BadOption("task", name_of(function), rule + "function that creates the object")
     if not callable(function):
         raise BadOption("task", function, "must be a function")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
@@ -338,6 +350,15 @@ def check_function(function: Callable[..., object]) -> None:
         raise BadOption(
             "task", function, "must be a function with known parameters; wrap it in a function"
         ) from error
+
+
+def is_unbound_method(function: object) -> bool:
+    """Whether a function was defined in a class, and needs an instance or the class as its first argument."""
+    if not inspect.isfunction(function):
+        return False
+    *outer, _ = function.__qualname__.split(".")
+    first = next(iter(inspect.signature(function).parameters), "")
+    return bool(outer) and outer[-1] != "<locals>" and first in ("self", "cls")
 
 
 def check_executor(executor: ExecutorKind | None) -> None:
@@ -354,11 +375,11 @@ def check_quarantine(quarantine: str | None, queue: str) -> None:
 
 def check_runs(function: Callable[..., object], executor: ExecutorKind | None) -> None:
     """Raises `BadOption` for an executor that cannot run the function."""
-    if executor == "async" and not inspect.iscoroutinefunction(function):
+    if executor == "async" and not is_coroutine_function(inspect.unwrap(function)):
         raise BadOption(
             "executor", executor, "must be thread or process for a function that is not async def"
         )
-    if executor == "thread" and inspect.iscoroutinefunction(function):
+    if executor == "thread" and is_coroutine_function(function):
         raise BadOption("executor", executor, "must be async or process for a coroutine function (async def)")
 
 
@@ -372,6 +393,9 @@ def location_of(function: Callable[..., object]) -> FunctionLocation:
             f"must be async or thread: {name or function!r} has no name in a module by which a child process "
             "finds it; define it at the top of a module",
         )
+    if inspect.ismethod(function) and not isinstance(function.__self__, type):
+        rule = f"must be async or thread: a child process has no object for the method {name}"
+        raise BadOption("executor", "process", rule)
     if module != "__main__":
         return FunctionLocation(module, "", name)
     main = sys.modules["__main__"]

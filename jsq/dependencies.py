@@ -224,7 +224,7 @@ def kind_of(provider: Provider) -> ProviderKind:
     if inner is not called and (inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)):
         rule = "must be a generator function itself; remove its decorator, such as @contextmanager"
         raise BadOption("Depends", name_provider(provider), rule)
-    return "coroutine" if inspect.iscoroutinefunction(called) else "function"
+    return "coroutine" if any(map(inspect.iscoroutinefunction, (called, inner))) else "function"
 
 
 def called_function(provider: Provider) -> Callable[..., Any]:
@@ -270,7 +270,8 @@ class Injection:
                 continue
             match one.kind:
                 case "coroutine":
-                    self._values[place] = await self._call(one)
+                    found = self._call(one)  # a plain function around a coroutine function may return a value
+                    self._values[place] = await found if inspect.isawaitable(found) else found
                 case "async generator":
                     generator = self._call(one)
                     try:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict, TypeVar
 
+from jsq.codec.signature import hides_coroutine_function
 from jsq.context import Context
 from jsq.dependencies import DependencyPlan, Injection, Provider, plan_dependencies
 from jsq.errors import BadOption
@@ -133,11 +134,16 @@ class HookedCall:
                 return await self._function(*args, **named)
             return await self._run_plain(functools.partial(self._function, *args, **named))
         injection = Injection(plan, context)
+        # What a plain function returns may be awaited after its thread, with the dependencies still open.
+        late = self._run_plain is not None and not hides_coroutine_function(self._function)
         try:
-            await injection.enter(early_only=self._run_plain is not None)
+            await injection.enter(early_only=late)
             if self._run_plain is None:
                 args, named = self._complete(injection)
                 result = await self._function(*args, **named)
+            elif not late:
+                args, named = self._complete(injection)
+                result = await self._run_plain(functools.partial(self._function, *args, **named))
             else:
                 result = await self._run_plain(functools.partial(self._call_late, injection))
         except BaseException as error:

@@ -1,10 +1,9 @@
 """A task: a declared function, which can be called directly or submitted as a job."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeAlias, TypeVar
 
 from pydantic_core import from_json, to_json
 
@@ -12,7 +11,13 @@ from jsq.batch import items_of
 from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle
 from jsq.client.submitter import SubmitTarget, Submitter
-from jsq.codec.signature import Signature, explain_refusal
+from jsq.codec.signature import (
+    Signature,
+    explain_refusal,
+    hides_coroutine_function,
+    is_coroutine_function,
+    underlying_function,
+)
 from jsq.declaration import Declaration, location_of, takes_context
 from jsq.dependencies import plan_dependencies
 from jsq.errors import BadArguments, BadOption
@@ -108,7 +113,8 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.takes_context = self.items is None and takes_context(function)
         self.dependencies = None if self.items is not None else plan_dependencies(function)
         self._hooks: dict[str, TaskHooks | None] = {}
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async = declaration.executor == "async" or is_coroutine_function(function)
+        self.hides_coroutine = not self.is_async and hides_coroutine_function(function)
         self.location = location_of(function) if declaration.executor == "process" else None
         called = function if self.items is None else self.items.function
         provided = self.dependencies.names if self.dependencies is not None else ()
@@ -118,12 +124,17 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.__qualname__ = getattr(function, "__qualname__", self.__name__)
         self.__module__ = getattr(function, "__module__", __name__)
         self.__wrapped__ = function
+        vars(self).update(code_attributes(function))
         target = DeclaredTarget(declaration, self.signature)
         self._declared_target = target
         super().__init__(connection, target, target.read_options({}))
 
     def __call__(self, *args: C.args, **kwargs: C.kwargs) -> V:
         return self.function(*args, **kwargs)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Self:
+        """The task itself, also as an attribute of a class. `help` describes a descriptor as a function."""
+        return self
 
     def redeclare(self, declaration: Declaration, connection: Connection) -> None:
         """Use another declaration and another connection, before the first submit.
@@ -158,6 +169,13 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
     def delay(self, *args: P.args, **kwargs: P.kwargs) -> BlockingJobHandle[R]:
         """The same as `blocking.submit`, under the name that Celery uses."""
         return self.blocking.submit(*args, **kwargs)
+
+
+def code_attributes(function: Any) -> dict[str, Any]:
+    """The attributes by which `inspect` recognises a function, and whether it is a coroutine function."""
+    found = underlying_function(function)
+    names = ("__code__", "__defaults__", "__kwdefaults__", "__annotations__")
+    return {name: getattr(found, name) for name in names if hasattr(found, name)}
 
 
 AnyTask: TypeAlias = Task[Any, Any, Any, Any]

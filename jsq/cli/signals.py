@@ -34,6 +34,9 @@ def on_signals(stop: Callable[[], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def on_worker_signals(worker: SignalledWorker) -> Iterator[None]:
     """Stop a worker as `on_signals` does. SIGTSTP makes it quiet until SIGCONT, SIGUSR1 prints its stacks."""
+    from jsq.executors.forks import reset_signals_in_forks
+
+    reset_signals_in_forks()
     calls = {
         signal.SIGTSTP: worker.quiet,
         signal.SIGCONT: worker.resume,

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import importlib
-import inspect
 import itertools
 import logging
 import os
@@ -33,11 +32,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jsq.codec.signature import Signature
+from jsq.codec.signature import Signature, hides_coroutine_function, is_coroutine_function
 from jsq.context import Context, ContextLink
-from jsq.declaration import FunctionLocation, takes_context
+from jsq.declaration import (
+    FunctionLocation,
+    takes_context,
+)
 from jsq.errors import BadArguments, BadResult, LifespanFailed, UsageError
+from jsq.executors.awaitables import awaited, call_with_loop, end_without_result, is_awaitable
 from jsq.executors.child_loop import ChildLoop
+from jsq.executors.forks import reset_signals_in_forks
 from jsq.executors.labels import LABEL_SOURCE, CallLabels, current_labels, job_labels
 from jsq.executors.process_state import ProcessState, StandardFiles
 from jsq.hooks import HookedCall, RunPlain, TaskHooks
@@ -48,7 +52,6 @@ from jsq.model.outcome import (
     Succeeded,
     describe_error,
     judge_outcome,
-    success_without_result,
 )
 from jsq.model.retry import CHILD_MAIN, Predicate, RetryPolicy
 from jsq.task import AnyTask, Task
@@ -110,11 +113,14 @@ class ChildServer:
         self._received = self._served = 0  # the reader counts the one, the main thread the other
         self._clean = True
         self._loop: ChildLoop | None = None
+        self._forked = False
         self._files = StandardFiles()
 
     def serve(self, level: int) -> None:
-        # Only the worker ends this process. Unlike SIG_IGN, a handler is not inherited by processes of a
-        # task.
+        # Only the worker ends this process. Unlike SIG_IGN, a handler is not inherited by a program that a
+        # task starts; a process that it forks gets the default handler.
+        reset_signals_in_forks()
+        os.register_at_fork(after_in_child=functools.partial(self._leave_worker, level))
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, self._interrupted)
         self._files.print_stacks_on(STACKS_SIGNAL)
@@ -160,6 +166,8 @@ class ChildServer:
             raise
 
     def send(self, *message: object) -> None:
+        if self._forked:
+            return
         body = pickle.dumps(message)
         self._outbox.put(LENGTH.pack(len(body)) + body)
 
@@ -207,15 +215,16 @@ class ChildServer:
     ) -> Any:
         """Call a function: on a new event loop, or on that of this child, or in the main thread."""
         loop, context = self._loop, self._context
-        is_async = inspect.iscoroutinefunction(function)
-        if loop is None or not (is_async or hooks is not None):
+        is_async, hides = is_coroutine_function(function), hides_coroutine_function(function)
+        if loop is None or not (is_async or hides or hooks is not None):
             return self._call_plain(functools.partial(call_function, function, args, named))
-        if hooks is None or context is None:
-            return loop.run(lambda _: function(*args, **named), self._call_plain)
 
         def begin(run_plain: RunPlain) -> Coroutine[Any, Any, Any]:
-            call = HookedCall(hooks, function, (args, named), None if is_async else run_plain)
-            return call.run(context)
+            run_all = functools.partial(run_and_await, run_plain, hides)
+            if hooks is None or context is None:
+                call = functools.partial(function, *args, **named)
+                return awaited(call()) if is_async else run_all(call)
+            return HookedCall(hooks, function, (args, named), None if is_async else run_all).run(context)
 
         return loop.run(begin, self._call_plain)
 
@@ -232,10 +241,17 @@ class ChildServer:
 
     def _request(self, what: str, place: str, body: bytes) -> Future[bytes]:
         """Send a request of the task to the worker; the future gets the reply."""
+        if self._forked:
+            raise UsageError("the context cannot be used in a process that the task has forked")
         number, future = next(self._request_numbers), Future[bytes]()
         self._pending_requests[number] = future
         self.send("request", number, what, place, body)
         return future
+
+    def _leave_worker(self, level: int) -> None:
+        """In a process that the task has forked: no thread of it writes messages, so log to stderr."""
+        self._forked = True
+        logging.basicConfig(level=level, force=True)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self._running:
@@ -258,7 +274,7 @@ class ChildServer:
                         self._context.cancelled = True
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if self._received != self._served:
-            os._exit(1)  # the worker has gone and its lease will lapse: another worker gets the job
+            end_process_group()  # the worker has gone and its lease will lapse: another worker gets the job
         self._requests.put(None)
 
     def _write_messages(self) -> None:
@@ -290,12 +306,12 @@ def sendable(value: object) -> object:
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
 
 
-def packed_success(signature: Signature, value: object) -> Succeeded:
+def packed_success(signature: Signature, value: object) -> Outcome:
     """The success of a function that returned a value; without the value, if it cannot be stored."""
     try:
         return Succeeded(signature.pack_result(value))
     except BadResult as error:
-        return success_without_result(error)
+        return end_without_result(signature.name, value, error)
 
 
 def judge_error(error: BaseException, request: CallRequest, policy: RetryPolicy) -> Outcome:
@@ -345,10 +361,25 @@ def main_of(file: str) -> dict[str, Any]:
 
 
 def call_function(function: Callable[..., Any], args: list[Any], named: dict[str, Any]) -> Any:
-    """Call a function; a coroutine function runs on a new event loop."""
-    if asyncio.iscoroutinefunction(function):
-        return asyncio.run(function(*args, **named))
-    return function(*args, **named)
+    """Call a function; what it returns is awaited on a new event loop, if it is awaitable."""
+    call = functools.partial(function, *args, **named)
+    if is_coroutine_function(function):
+        return asyncio.run(call())
+    value = call_with_loop(call) if hides_coroutine_function(function) else call()
+    return asyncio.run(awaited(value)) if is_awaitable(value) else value
+
+
+async def run_and_await(run_plain: RunPlain, hides: bool, call: Callable[[], Any]) -> Any:
+    """Run a plain function, which `hides` a coroutine function or not, and await what it returns."""
+    value = await run_plain(functools.partial(call_with_loop, call) if hides else call)
+    return await value if is_awaitable(value) else value
+
+
+def end_process_group() -> None:
+    """End this process and those that its task has started, which are in its process group."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 def receive_message(wire: socket.socket) -> PipeMessage | None:

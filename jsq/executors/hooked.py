@@ -5,9 +5,11 @@ in a thread if it is no coroutine function.
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from jsq.executors.awaitables import call_with_loop
 from jsq.executors.base import value_of
 from jsq.executors.loop import LoopExecution
 from jsq.executors.thread import ThreadExecutor
@@ -20,12 +22,15 @@ class ThreadCall:
     takes effect when the function has ended: what it uses must stay open until then.
     """
 
-    def __init__(self, threads: ThreadExecutor) -> None:
+    def __init__(self, threads: ThreadExecutor, *, hides_coroutine: bool = False) -> None:
         self.running = False
         self._threads = threads
+        self._hides_coroutine = hides_coroutine
 
     async def __call__(self, function: Callable[[], Any]) -> Any:
         self.running = True
+        if self._hides_coroutine:
+            function = functools.partial(call_with_loop, function)
         thread = self._threads.start(function)
         cancelled: asyncio.CancelledError | None = None
         try:

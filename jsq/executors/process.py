@@ -95,11 +95,13 @@ class ChildProcess:
         return message
 
     def kill(self) -> None:
+        """Kill the process, and the processes that its task has started in its process group."""
         self._killed = True
         # `process.kill()` polls for the exit code, and so takes it from the event loop, which waits for it.
         if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(self.process.pid, signal.SIGKILL)
 
     async def reap(self) -> int:
         """Wait for the exit of the child, and kill it if it does not exit in time.

@@ -15,22 +15,50 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from jsq.executors.awaitables import close_awaitable, end_of, is_awaitable
 from jsq.executors.base import FunctionEnd, Raised, Returned, ignore_end
 
 IDLE_SECONDS = 30.0
 
 
 class ThreadExecution:
-    """A function that runs in a thread."""
+    """A function that runs in a thread. If it returns an awaitable, the event loop awaits that."""
 
-    def __init__(self, end: asyncio.Future[FunctionEnd]) -> None:
-        self.end = end
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self.end: asyncio.Future[FunctionEnd] = asyncio.get_running_loop().create_future()
+        self._ended = ended
+        self._interrupted = False
+        self._waiting: asyncio.Task[FunctionEnd] | None = None
 
     def interrupt(self) -> bool:
-        return False
+        self._interrupted = True
+        return self._waiting is not None and self._waiting.cancel()
 
     def kill(self) -> bool:
         return False
+
+    def leave_thread(self, found: FunctionEnd, context: contextvars.Context) -> None:
+        """Note on the event loop how the function ended in its thread."""
+        if not isinstance(found, Returned) or not is_awaitable(found.value):
+            self._finish(found)
+        elif self._interrupted:
+            close_awaitable(found.value)
+            self._finish(Raised(asyncio.CancelledError()))
+        else:
+            self._waiting = asyncio.get_running_loop().create_task(end_of(found.value), context=context)
+            self._waiting.add_done_callback(functools.partial(self._leave_loop, found.value))
+
+    def _leave_loop(self, value: object, waiting: asyncio.Task[FunctionEnd]) -> None:
+        """Note how the awaitable ended. Its task is cancelled only if it never began."""
+        self._waiting = None
+        close_awaitable(value)
+        self._finish(Raised(asyncio.CancelledError()) if waiting.cancelled() else waiting.result())
+
+    def _finish(self, found: FunctionEnd) -> None:
+        ended, self._ended = self._ended, ignore_end  # so that no reference cycle remains
+        ended()
+        if not self.end.done():
+            self.end.set_result(found)
 
 
 def thread_frame(execution: ThreadExecution) -> FrameType | None:
@@ -62,13 +90,12 @@ class ThreadExecutor:
 
     def start(self, function: Callable[[], Any], ended: Callable[[], None] = ignore_end) -> ThreadExecution:
         loop = asyncio.get_running_loop()
-        end: asyncio.Future[FunctionEnd] = loop.create_future()
-        call = functools.partial(contextvars.copy_context().run, function)
+        execution, context = ThreadExecution(ended), contextvars.copy_context()
         # The thread is started first: if that fails, no other thread may do the work later.
         if not self._idle.acquire(blocking=False):
             threading.Thread(target=self._serve, name="jsq-task", daemon=True).start()
-        self._work.put(functools.partial(run_in_thread, loop, call, end, ended))
-        return ThreadExecution(end)
+        self._work.put(functools.partial(run_in_thread, loop, function, execution, context))
+        return execution
 
     def _serve(self) -> None:
         while True:
@@ -87,20 +114,14 @@ class ThreadExecutor:
 def run_in_thread(
     loop: asyncio.AbstractEventLoop,
     function: Callable[[], Any],
-    end: asyncio.Future[FunctionEnd],
-    ended: Callable[[], None],
+    execution: ThreadExecution,
+    context: contextvars.Context,
 ) -> None:
     """Call a function in this thread, and report its end to the event loop."""
     try:
-        found: FunctionEnd = Returned(function())
+        found: FunctionEnd = Returned(context.run(function))
     except BaseException as error:  # a user's function may raise anything
         found = Raised(error)
     with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
-        loop.call_soon_threadsafe(finish_thread, end, found, ended)
-    del function, end, ended, found  # the frames of the function, and so its exception, refer to this frame
-
-
-def finish_thread(end: asyncio.Future[FunctionEnd], found: FunctionEnd, ended: Callable[[], None]) -> None:
-    ended()
-    if not end.done():
-        end.set_result(found)
+        loop.call_soon_threadsafe(execution.leave_thread, found, context)
+    del function, execution, found  # the frames of the function, and so its exception, refer to this frame

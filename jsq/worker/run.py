@@ -18,6 +18,7 @@ from jsq.context import Context, ContextLink
 from jsq.declaration import Declaration, FunctionLocation
 from jsq.errors import BadResult, LeaseLost
 from jsq.executors import Execution, HookedExecution, Judged, Raised, Returned, ThreadCall
+from jsq.executors.awaitables import call_with_loop, end_without_result
 from jsq.executors.base import FunctionEnd
 from jsq.executors.child import CallRequest
 from jsq.executors.labels import job_labels, start_labelled
@@ -33,7 +34,6 @@ from jsq.model.outcome import (
     Succeeded,
     TaskTimeout,
     judge_outcome,
-    success_without_result,
 )
 from jsq.task import AnyTask
 from jsq.worker.resources import Resources
@@ -245,6 +245,8 @@ class TaskRun:
                 return start_labelled(start, job_labels(job))
         executor = resources.loop if task.is_async else resources.threads
         call: Callable[[], Any] = functools.partial(task.function, *args, **named)
+        if task.hides_coroutine:
+            call = functools.partial(call_with_loop, call)
         if self.may_start is not None:
             call = gated_call(call, self.may_start, is_async=task.is_async)
         return start_labelled(functools.partial(executor.start, call, self.wake), job_labels(job))
@@ -314,7 +316,8 @@ class HookedRun:
         self, arguments: tuple[list[Any], dict[str, Any]], ended: Callable[[], None]
     ) -> HookedExecution:
         """Start the function. `may_start` is called before everything that runs around it."""
-        in_thread = None if self.task.is_async else ThreadCall(self.resources.threads)
+        threads, hides = self.resources.threads, self.task.hides_coroutine
+        in_thread = None if self.task.is_async else ThreadCall(threads, hides_coroutine=hides)
         hooked = HookedCall(self.hooks, self.task.function, arguments, in_thread)
         call: Callable[[], Any] = functools.partial(hooked.run, self.context)
         if self.may_start is not None:
@@ -394,7 +397,7 @@ def outcome_of(
             try:
                 return checked_result(task.signature.pack_result(value), resources, task)
             except BadResult as error:
-                return success_without_result(error)
+                return end_without_result(task.signature.name, value, error)
 
 
 def checked_result(result: bytes, resources: Resources, task: AnyTask) -> Outcome:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jsq.executors import Executor, LoopExecutor, Raised, Returned, ThreadExecutor, thread
+from jsq.executors.awaitables import call_with_loop
 from jsq.executors.base import FunctionEnd
 
 WAIT = 10.0
@@ -409,3 +410,84 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")
+
+
+# -- awaitables that plain functions return ------------------------------------------------------------------
+
+
+async def double(n: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * n
+
+
+def future_of(n: int) -> asyncio.Future[int]:
+    """A future that needs an event loop when it is made."""
+    return asyncio.ensure_future(double(n))
+
+
+@pytest.mark.parametrize("make", [lambda: double(4), lambda: call_with_loop(lambda: future_of(4))])
+async def test_what_a_function_in_a_thread_returns_is_awaited(make: Callable[[], Any]) -> None:
+    assert await ended(ThreadExecutor(), make) == Returned(8)
+
+
+async def test_the_coroutine_of_a_function_in_a_thread_runs_on_the_loop_in_its_context() -> None:
+    async def place() -> Any:
+        return asyncio.get_running_loop(), colour.get()
+
+    def paint() -> Any:
+        colour.set("red")
+        return place()
+
+    assert await ended(ThreadExecutor(), paint) == Returned((asyncio.get_running_loop(), "red"))
+
+
+async def test_an_exception_of_a_returned_coroutine_is_the_end() -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    end = await ended(ThreadExecutor(), lambda: leave())
+
+    assert isinstance(end, Raised)
+    assert isinstance(end.error, SystemExit)
+
+
+async def test_a_returned_coroutine_is_interrupted() -> None:
+    waits = asyncio.Event()
+
+    async def wait() -> None:
+        waits.set()
+        await asyncio.Event().wait()
+
+    execution = ThreadExecutor().start(lambda: wait())
+    async with asyncio.timeout(WAIT):
+        await waits.wait()
+        assert execution.interrupt()
+        end = await execution.end
+
+    assert isinstance(end, Raised)
+    assert isinstance(end.error, asyncio.CancelledError)
+
+
+async def test_a_coroutine_that_is_returned_after_the_interruption_never_starts() -> None:
+    release, started = threading.Event(), []
+
+    async def wait() -> None:
+        started.append(1)
+
+    def block() -> Any:
+        release.wait(WAIT)
+        return wait()
+
+    execution = ThreadExecutor().start(block)
+    assert not execution.interrupt()
+    release.set()
+    async with asyncio.timeout(WAIT):
+        end = await execution.end
+
+    assert isinstance(end, Raised)
+    assert started == []
+
+
+def test_a_function_with_a_loop_of_its_own_may_block_on_it() -> None:
+    assert call_with_loop(lambda: asyncio.run(double(4))) == 8
+    assert call_with_loop(lambda: 5) == 5

@@ -1,10 +1,13 @@
 """Declaring tasks, and the checks before a submit."""
 
 import functools
+import inspect
+import pydoc
+import typing
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -67,6 +70,128 @@ def test_a_context_that_is_not_the_first_parameter_is_refused(app: App) -> None:
 
     with pytest.raises(BadOption, match="must take the Context as its first parameter, got"):
         app.task(late)
+
+
+@pytest.mark.parametrize(
+    "kind", [Context | None, Annotated[Context, "injected"], Annotated[Context, 1] | None]
+)
+def test_a_context_may_be_optional_or_annotated(app: App, kind: Any) -> None:
+    def task(ctx: Any, n: int) -> None: ...
+
+    task.__annotations__["ctx"] = kind
+
+    assert app.task(task).takes_context
+    assert list(app.tasks["task"].signature.shape.parameters) == ["n"]
+
+
+def test_a_context_that_cannot_be_passed_by_position_is_refused(app: App) -> None:
+    def named(*, ctx: Context) -> None: ...
+    def several(*ctx: Context) -> None: ...
+    def late(n: int, ctx: Context | None = None) -> None: ...
+
+    for function in (named, several, late):
+        with pytest.raises(BadOption, match="must take the Context as its first parameter, got"):
+            app.task(function)
+
+
+class Shop:
+    def sell(self, item: str) -> str:
+        return item
+
+    @classmethod
+    def open(cls, day: str) -> str:
+        return f"{cls.__name__} {day}"
+
+    @staticmethod
+    def price(item: str) -> int:
+        return len(item)
+
+
+def test_a_method_without_its_object_is_refused(app: App) -> None:
+    for method in (Shop.sell, vars(Shop)["open"], vars(Shop)["open"].__func__):
+        with pytest.raises(BadOption, match=r"must be a function, not a method, got .*Shop\."):
+            app.task(method)
+
+
+def test_a_method_of_an_object_and_a_static_method_are_tasks(app: App) -> None:
+    assert app.task(Shop().sell)("tea") == "tea"
+    assert app.task(Shop.open)("monday") == "Shop monday"
+    assert app.task(vars(Shop)["price"])("tea") == 3
+    assert list(app.tasks["sell"].signature.shape.parameters) == ["item"]
+
+
+def test_a_method_of_an_object_is_refused_for_a_child_process(app: App) -> None:
+    with pytest.raises(BadOption, match=r"a child process has no object for the method Shop\.sell"):
+        app.task(executor="process")(Shop().sell)
+
+
+# -- a task as a function ------------------------------------------------------------------------------------
+
+
+async def work(n: int, *, by: int = 2) -> int:
+    """Work for a while."""
+    return n * by
+
+
+class Worker:
+    async def __call__(self, n: int) -> int:
+        return n
+
+
+def hidden(function: Any) -> Any:
+    """A plain decorator, as many libraries have it."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        return function(*args, **named)
+
+    return call
+
+
+def test_inspect_sees_the_function_of_a_task(app: App) -> None:
+    task, plain = app.task(work), app.task(add)
+
+    assert inspect.signature(task) == inspect.signature(work)
+    assert inspect.iscoroutinefunction(task)
+    assert not inspect.iscoroutinefunction(plain)
+    assert inspect.unwrap(task) is work
+    assert typing.get_type_hints(task) == {"n": int, "by": int, "return": int}
+
+
+def test_help_shows_the_signature_and_the_docstring_of_a_task(app: App) -> None:
+    shown = pydoc.plain(pydoc.render_doc(app.task(name="work.hard")(work)))
+
+    assert "async work(n: int, *, by: int = 2) -> int" in shown
+    assert "Work for a while." in shown
+    assert "submit_many" not in shown
+
+
+def test_a_task_in_a_class_stays_the_task(app: App) -> None:
+    class Jobs:
+        work = app.task(work)
+
+    assert Jobs.work is Jobs().work is app.tasks["work"]
+
+
+def test_functions_that_return_coroutines_run_on_the_loop(app: App) -> None:
+    functions: dict[str, Any] = {
+        "partial": functools.partial(work, by=3),
+        "object": Worker(),
+        "function": work,
+    }
+    tasks = [app.task(name=name)(function) for name, function in functions.items()]
+
+    assert all(task.is_async for task in tasks)
+    assert all(inspect.iscoroutinefunction(task) for task in tasks)
+
+
+def test_a_plain_wrapper_of_a_coroutine_function_runs_in_a_thread_or_where_it_is_asked_for(app: App) -> None:
+    task, asked = app.task(hidden(work)), app.task(name="asked", executor="async")(hidden(work))
+
+    assert (task.is_async, task.hides_coroutine) == (False, True)
+    assert (asked.is_async, asked.hides_coroutine) == (True, False)
+    with pytest.raises(BadOption, match="must be thread or process for a function that is not async def"):
+        app.task(name="plain", executor="async")(add)
 
 
 def test_a_task_above_its_schedule_is_refused_with_the_right_order(app: App) -> None:
@@ -194,14 +319,17 @@ def test_a_function_without_a_name_of_its_own_needs_one(app: App) -> None:
     assert app.task(name="nothing")(lambda: None)() is None
 
 
-def test_a_callable_that_hides_its_annotations_is_refused(app: App) -> None:
+def test_a_partial_function_and_an_object_have_the_annotations_of_their_function(app: App) -> None:
     class Adder:
-        def __call__(self, a: int) -> int:
-            return a
+        def __call__(self, b: int) -> int:
+            return b
 
-    for function in (functools.partial(add, 1), Adder()):
-        with pytest.raises(BadOption, match=r"cannot be resolved"):
-            app.task(name="add.one")(function)
+    functions: list[Any] = [functools.partial(add, 1), Adder()]
+    for number, function in enumerate(functions):
+        task = app.task(name=f"add.{number}")(function)
+        assert task.signature.pack(["5"], {}) == b'{"b":5}'
+        with pytest.raises(BadArguments, match="b: Input should be a valid integer"):
+            task.signature.pack(["five"], {})
 
 
 def test_a_type_without_a_json_form_is_refused_at_the_declaration(app: App) -> None:
