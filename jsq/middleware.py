@@ -242,7 +242,7 @@ def report_ended(
             log_failed(one, "submit_ended", jobs[0], failure)
 
 
-def log_failed(middleware: Middleware, method: str, job: Job, error: Exception) -> None:
+def log_failed(middleware: Middleware, method: str, job: Job, error: BaseException) -> None:
     """Log the exception of a middleware that changes nothing."""
     about: Mapping[str, object] = {
         "job": job.id,

@@ -17,7 +17,7 @@ from jsq.guide.glossary import GLOSSARY
 
 AREAS: dict[str, tuple[str, ...]] = {
     "First steps": ("start", "tutorial", "concepts"),
-    "Tasks": ("tasks", "executors", "checkpoints", "retries"),
+    "Tasks": ("tasks", "lifespan", "dependencies", "middleware", "executors", "checkpoints", "retries"),
     "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
     "Queues": ("queues", "limits"),
     "In production": (

@@ -1,11 +1,14 @@
 """Tasks with a lifespan, middleware and dependencies; some run in child processes."""
 
+import asyncio
 import contextlib
 import contextvars
 import os
 import signal
 import sqlite3
+import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +29,8 @@ def note(*words: object) -> None:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: App) -> AsyncIterator[dict[str, Any]]:
-    if os.environ.get("HOOKS_START") == "fails":
+    fails = os.environ.get("HOOKS_START")
+    if fails == "fails" or (fails == "fails in children" and sys.argv[0] == "-c"):
         raise RuntimeError("no database")
     note("enter", os.getpid())
     yield {"pool": f"pool of {app.name}", "pid": os.getpid()}
@@ -108,3 +112,27 @@ async def kill_worker(ctx: Context, broken: Annotated[None, Depends(break_at_the
     if ctx.attempt == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return ctx.attempt
+
+
+@app.task(executor="process", retries=0, timeout=0.2)
+async def hang_in_child_async(pool: Pool = INJECTED) -> None:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        note("cancelled", os.getpid())
+        raise
+
+
+@app.task(executor="process", retries=0, timeout=0.2)
+def hang_in_child(connection: Connection = INJECTED) -> None:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        note("interrupted", os.getpid())
+        raise
+
+
+@app.task(executor="process", retries=0)
+def fail_in_child(connection: Connection = INJECTED) -> None:
+    asyncio.run(asyncio.sleep(0))  # a plain function may have an event loop of its own
+    raise LookupError("not here")

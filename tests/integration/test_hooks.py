@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsq import App, ContextVars
+import pytest
+
+from jsq import App, ContextVars, JobFailed
 from jsq.server import EmbeddedServer
 from tests.apps.hooks import tenant
 from tests.helpers.repository import ROOT
@@ -82,6 +84,43 @@ async def test_a_lifespan_that_cannot_start_ends_the_worker_and_takes_no_job(
         assert "the lifespan of the App failed to start: RuntimeError: no database" in last
         assert "Traceback" not in printed
         assert (await job.status()).state == "queued"
+
+
+async def test_a_child_with_an_event_loop_can_be_interrupted_and_is_used_again(
+    server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    async with App(server.url, namespace=namespace) as app:
+        names = ["hang_in_child_async", "hang_in_child", "fail_in_child", "in_child"]
+        jobs = [await app.client.task(name).submit(*(["a"] * (name == "in_child"))) for name in names]
+
+        code, printed = await run_burst(server, namespace, notes, JSQ_CONCURRENCY="1")
+
+        assert code == 0, printed
+        for job, error in zip(jobs, ["TaskTimeout", "TaskTimeout", "LookupError: not here"], strict=False):
+            with pytest.raises(JobFailed, match=error):
+                await job.result(5)
+        found = await jobs[3].result(5)
+    lines = [line.split() for line in notes.read_text().splitlines()]
+    children = [int(pid) for word, pid in lines if word in ("cancelled", "interrupted")]
+    assert children == [found[6]] * 2
+
+
+async def test_a_lifespan_that_cannot_start_in_a_child_fails_the_attempt(
+    server: EmbeddedServer, namespace: str, tmp_path: Path
+) -> None:
+    async with App(server.url, namespace=namespace) as app:
+        names = ("in_child_async", "on_loop")
+        jobs = [await app.client.task(name).options(retries=0).submit("a") for name in names]
+
+        code, printed = await run_burst(
+            server, namespace, tmp_path / "notes", HOOKS_START="fails in children"
+        )
+
+        assert code == 0, printed
+        with pytest.raises(JobFailed, match=r"LifespanFailed: .* failed to start: RuntimeError: no database"):
+            await jobs[0].result(5)
+        assert (await jobs[1].result(5))[0] == "a"
 
 
 async def test_a_killed_worker_loses_no_job_whose_hooks_raise(

@@ -344,6 +344,8 @@ async def test_context_variables_travel_to_the_task_and_to_the_jobs_that_it_subm
         tenant.set({"id": 7, "name": "Zoë\n"})
         id = await (await outer.submit()).result(10)
         assert await inner.job(id).result(10) == [{"id": 7, "name": "Zoë\n"}, "nobody"]
+        blocking = await asyncio.to_thread(inner.delay)
+        assert await inner.job(blocking.id).result(10) == [{"id": 7, "name": "Zoë\n"}, "nobody"]
         tenant.set({7})
         with pytest.raises(BadOption, match="context variable tenant must have a JSON value"):
             await inner.submit()

@@ -77,7 +77,12 @@ async def call_method(middleware: Middleware, method: str, job: Job, *more: obje
             found = getattr(middleware, method)(job, *more)
             if inspect.isawaitable(found):
                 await found
-    except Exception as error:  # a user's middleware may raise anything
+    except asyncio.CancelledError as error:
+        running = asyncio.current_task()
+        if running is None or running.cancelling():
+            raise  # the worker ends this attempt
+        log_failed(middleware, method, job, error)
+    except (Exception, SystemExit) as error:  # a user's middleware may raise anything
         log_failed(middleware, method, job, error)
 
 
@@ -91,7 +96,7 @@ def job_result(attempt: AttemptState, outcome: Outcome | None) -> object:
         last = attempt.last
         if last is not None and last.revision.has_result and not last.revision.separate_result:
             return attempt.task.signature.unpack_result(last.revision.result)
-    except BadResult:  # a result of an earlier release of the task
+    except (BadResult, ValueError):  # it was dropped, or another release of the task returned it
         return None
     return None
 
