@@ -88,14 +88,16 @@ class App(Declarations, AppHooks):
         """
         router.join(self)
 
-    def load(self) -> Self:
+    def load(self, *modules: str) -> Self:
         """Import the modules of `include` and `allow_functions`, and include the Routers in them.
+
+        `modules` are more patterns, as in `include`.
 
         Workers and the commands that load an App do this. A program that only submits needs it if it uses
         tasks of these modules. Safe to call twice. Raises `UsageError` with the name of a module that cannot
         be imported.
         """
-        for module in import_matching(self._modules):
+        for module in import_matching((*self._modules, *read_modules(modules))):
             for value in list(vars(module).values()):
                 if isinstance(value, Router) and not value.is_included:
                     self.include(value)
@@ -151,9 +153,13 @@ class App(Declarations, AppHooks):
 
     @property
     def queues(self) -> list[str]:
-        """The queues that are declared or named by a task, without quarantines: other workers serve these."""
+        """The queues that are declared, named by a task, or those of allowed functions.
+
+        They do not include quarantines: other workers serve these.
+        """
         declared = [task.declaration for task in self.tasks.values()]
         named = {one.queue for one in declared} | {one.job.queue for one in self.schedules.values()}
+        named |= {self._routes.queue_of(one) or DEFAULT_QUEUE for one in self.functions.patterns}
         apart = {one.quarantine for one in declared}
         apart |= {settings.quarantine for settings in self.declared.values()}
         return sorted(named | (set(self.declared) - apart)) or [DEFAULT_QUEUE]

@@ -207,6 +207,15 @@ class Declaration:
         return {**said, "unique": True} if self.makes_keys else said
 
     @property
+    def published_options(self) -> dict[str, Any]:
+        """The options of a submit that a submit by name lacks, in values that JSON has."""
+        chosen = {name: getattr(self, name) for name in OF_SUBMIT if name in self.given}
+        if self.queue != DEFAULT_QUEUE:
+            chosen["queue"] = self.queue
+        plain = (str, int, float, bool, tuple)
+        return {name: value if isinstance(value, plain) else True for name, value in chosen.items()}
+
+    @property
     def makes_keys(self) -> bool:
         """Whether the unique key of each job is made from its arguments."""
         return isinstance(self.unique, tuple) or callable(self.unique)

@@ -65,6 +65,11 @@ class EmbeddedServer:
         assert self._process is not None, "the server is not started"
         return self._process.pid
 
+    @property
+    def has_died(self) -> bool:
+        """Whether the server was started and has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def start(self) -> Self:
         """Start, and wait until the server accepts connections. Raises `BrokerUnavailable`, `UsageError`."""
         self._folder = self._kept or Path(tempfile.mkdtemp(prefix="jsq-nats-"))

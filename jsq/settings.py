@@ -327,6 +327,11 @@ class WorkerSettings(SettingsSection):
         read=optional(number(0.001, 31_622_400)),
         description="seconds without a job after which the worker stops",
     )
+    strict: bool = setting(
+        default=False,
+        read=flag,
+        description="whether jobs of a later queue start only while the earlier queues have none",
+    )
     sweep: float = setting(
         default=60.0,
         read=number(0, 86_400),

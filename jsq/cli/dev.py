@@ -5,7 +5,8 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,18 @@ from jsq.cli.styles import has_colors
 from jsq.cli.worker import use_server
 
 PORT = 4222
+
+SERVER_CHECK_SECONDS = 1.0
+"""Seconds between two checks that the server still runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevServer:
+    """The server of `jsq dev`: its address, whether it has ended by itself, and its log."""
+
+    url: str
+    has_died: Callable[[], bool] = lambda: False
+    log: str = ""
 
 
 @command
@@ -54,34 +67,54 @@ def dev(
     jsq dev shop:app
     jsq dev --port 0
     """
-    from jsq.cli.loading import load_app
+    from jsq.cli.loading import check_has_tasks, load_app
     from jsq.telemetry.logging import log_to_stderr
 
     log_to_stderr("text", "debug" if common.verbose else "info", colors=has_colors(sys.stderr))
     use_server(common)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if target:
-        load_app(target)  # a wrong name ends the command before it starts a server
-    with dev_server(common, port, folder) as url, contextlib.suppress(KeyboardInterrupt):
-        sys.exit(asyncio.run(run_dev_worker(target, url, concurrency, reload, http)))
+        check_has_tasks(target, load_app(target))  # a wrong name ends the command before it starts a server
+    with dev_server(common, port, folder) as server, contextlib.suppress(KeyboardInterrupt):
+        sys.exit(asyncio.run(run_dev_worker(target, server, concurrency, reload, http)))
 
 
 @contextlib.contextmanager
-def dev_server(common: CommonOptions, port: int, folder: Path) -> Iterator[str]:
-    """The address of the server of the options, or of a server that runs until the block ends."""
+def dev_server(common: CommonOptions, port: int, folder: Path) -> Iterator[DevServer]:
+    """The server of the options, or a server that runs until the block ends."""
     from jsq.server import EmbeddedServer
 
     if common.server:
-        yield common.server
+        yield DevServer(common.server)
         return
     with EmbeddedServer(folder.resolve(), port=free_or_any(port), sync_interval="1s") as server:
         typer.echo(f"nats-server at {server.url}  (JSQ_URL={server.url})", err=True)
         typer.echo(f"monitoring at {server.monitor}, streams in {folder}/", err=True)
-        yield server.url
+        yield DevServer(server.url, lambda: server.has_died, str(folder / "nats.log"))
 
 
-async def run_dev_worker(target: str, url: str, concurrency: int, reload: bool, http: str) -> int:
-    """Run the worker; without an App, only wait for the end."""
+async def run_dev_worker(target: str, server: DevServer, concurrency: int, reload: bool, http: str) -> int:
+    """Run the worker; without an App, only wait for the end. The end of the server is an error."""
+    watching = asyncio.ensure_future(watch_server(server))
+    try:
+        code = await run_until_stopped(target, server.url, concurrency, reload, http)
+    finally:
+        watching.cancel()
+    return 1 if server.has_died() else code
+
+
+async def watch_server(server: DevServer) -> None:
+    """Report that the server has ended, and stop this command."""
+    while True:
+        await asyncio.sleep(SERVER_CHECK_SECONDS)
+        if server.has_died():
+            break
+    typer.echo(f"the nats-server has ended; its log is {server.log}", err=True)
+    signal.raise_signal(signal.SIGTERM)
+
+
+async def run_until_stopped(target: str, url: str, concurrency: int, reload: bool, http: str) -> int:
+    """Run the worker until a signal, or only wait for one."""
     from importlib.util import find_spec
 
     from jsq.cli.signals import on_signals

@@ -3,7 +3,7 @@
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,12 +14,12 @@ from jsq.errors import UsageError, shorten
 WRITE = "write module:app, like `mail.jobs:app`"
 
 
-def load_app(path: str) -> App:
+def load_app(path: str, include: Sequence[str] = ()) -> App:
     """The App at `module:app`, or the App that a factory there returns; `:app` is the default.
 
-    The modules that the App includes are imported too. Modules are searched in the working directory first.
-    Raises `UsageError`, and the errors that jsq itself raises while the module is imported. Call it without a
-    running event loop: a module may use one.
+    The modules that the App includes are imported too, and the modules of `include`. Modules are searched in
+    the working directory first. Raises `UsageError`, and the errors that jsq itself raises while the module
+    is imported. Call it without a running event loop: a module may use one.
     """
     name, _, attribute = path.partition(":")
     if name.endswith(".py") and Path(name).is_file():
@@ -37,7 +37,16 @@ def load_app(path: str) -> App:
         found = called(path, found)
     if not isinstance(found, App):
         raise UsageError(f"{shorten(path)} is {type(found).__name__}, not an App: {WRITE}")
-    return found.load()
+    return found.load(*include)
+
+
+def check_has_tasks(path: str, app: App) -> None:
+    """Raises `UsageError` for an App without tasks: no job could run."""
+    if not app.tasks and not app.functions.patterns:
+        raise UsageError(
+            f"{shorten(path)} declares no task: import the modules that declare tasks, or name them in "
+            'App(include=["shop.tasks"]) or with --include'
+        )
 
 
 def called(path: str, factory: Callable[[], object]) -> object:

@@ -26,9 +26,10 @@ from jsq.cli.submit_options import (
     UniqueOptions,
     duration,
 )
-from jsq.cli.waiting import waiting_shown
+from jsq.cli.waiting import report_submit_by_name, waiting_shown
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
+from jsq.declaration import OF_SUBMIT as DECLARABLE
 from jsq.errors import UsageError
 from jsq.model.options import Options, check_key_given, read_options
 
@@ -91,7 +92,7 @@ def submit(
     packed = submission.pack(arguments.call(args or (), raw=raw))
     if waiting.wait:
         return submit_and_wait(session, submission, packed, waiting.wait_timeout)
-    handle = session.run(lambda client: submission.submitter(client).submit_packed(packed), submission.app)
+    handle = session.run(lambda client: submit_one(client, submission, packed), submission.app)
     print_id(session, handle)
     return report_duplicate(handle, fail=uniqueness.raises)
 
@@ -119,9 +120,18 @@ def submit_options_of(
     return options
 
 
+async def submit_one(client: Client, submission: Submission, packed: bytes) -> JobHandle[Any]:
+    """Submit a job, and warn about a task that is known by its name only."""
+    handle = await submission.submitter(client).submit_packed(packed)
+    if submission.app is None:
+        given = {name for name in DECLARABLE if getattr(submission.options, name) not in (None, ())}
+        await report_submit_by_name(client, submission.target.name, handle.queue, given)
+    return handle
+
+
 def submit_and_wait(session: Session, submission: Submission, packed: bytes, timeout: float | None) -> None:
     async def work(client: Client) -> Any:
-        handle = await submission.submitter(client).submit_packed(packed)
+        handle = await submit_one(client, submission, packed)
         if session.verbose:
             print_message(f"job {handle.id}")
         report_duplicate(handle)

@@ -49,6 +49,9 @@ class WorkerOptions:
     ] = 10
     prefetch: Annotated[int, variable("prefetch", "jobs that each process fetches ahead", metavar="N")] = 0
     grace: Annotated[float, duration("how long running jobs may go on at a stop", "JSQ_GRACE")] = 25.0
+    strict: Annotated[
+        bool, variable("strict", "start jobs of a later queue only while the earlier have none", "--strict")
+    ] = False
     burst: Annotated[bool, variable("burst", "exit when no job can start", "--burst")] = False
     group_writes: Annotated[
         str, variable("group_writes", "write events in groups: auto, always or never", metavar="WHEN")
@@ -99,14 +102,20 @@ class LogOptions:
         ),
     ] = None
 
+    def shows_banner(self, common: CommonOptions) -> bool:
+        """Whether a worker prints its banner: with logs as text that show its start."""
+        return self._form(common) == "text" and (self.log_level or "info").lower() in ("debug", "info")
+
+    def _form(self, common: CommonOptions) -> str:
+        return self.log_format or ("json" if common.printer.form in (Form.JSON, Form.JSONL) else "text")
+
     def start(self, common: CommonOptions) -> None:
         """Log to stderr. Raises `BadOption`."""
         from jsq.telemetry.logging import log_to_stderr
 
-        form = "json" if common.printer.form in (Form.JSON, Form.JSONL) else "text"
         level = "debug" if common.verbose else "info"
         log_to_stderr(
-            log_format_of(self.log_format or form),
+            log_format_of(self._form(common)),
             log_level_of(self.log_level or level),
             colors=has_colors(sys.stderr),
         )
@@ -138,6 +147,34 @@ class MetricsOptions:
         return prometheus_metrics(served=bool(self.http) or METRICS_FOLDER in os.environ)
 
 
+@dataclass(frozen=True, slots=True)
+class JobSource:
+    """The queues that a worker serves, and the modules that it imports for their tasks."""
+
+    queues: Annotated[
+        str,
+        typer.Option(
+            "--queues",
+            "-q",
+            metavar="QUEUE,...",
+            help="queues to serve: mail,default, or with weights, mail=3,default=1; all and mail-* match the "
+            "queues on the server at the start [those of the App]",
+        ),
+    ] = ""
+    include: Annotated[
+        str,
+        typer.Option(metavar="MODULE,...", help="import these modules too: shop.tasks,shop.mail.*"),
+    ] = ""
+
+    def load(self, common: CommonOptions, target: str) -> tuple[Any, list[str] | dict[str, int]]:
+        """The App of the worker, and the chosen queues. Raises `UsageError`."""
+        from jsq.cli.worker_queues import read_queues
+        from jsq.settings import split_list
+
+        chosen = read_queues(self.queues)
+        return load_worker_app(common, target, chosen, split_list(self.include)), chosen
+
+
 @command
 def worker(
     common: CommonOptions,
@@ -145,16 +182,8 @@ def worker(
         str,
         typer.Argument(metavar="MODULE:APP", help="the App whose jobs to run, or a function that returns it"),
     ],
-    queues: Annotated[
-        str,
-        typer.Option(
-            "--queues",
-            "-q",
-            metavar="QUEUE,...",
-            help="queues to serve, as mail,default, or with weights: mail=3,default=1 [all]",
-        ),
-    ] = "",
     *,
+    source: JobSource,
     options: WorkerOptions,
     processes: Annotated[
         int, typer.Option(min=1, metavar="N", help="worker processes; one that dies is restarted")
@@ -186,9 +215,9 @@ def worker(
         sys.exit(
             asyncio.run(supervise(command, processes, options.grace, probes.http, watched, finite=finite))
         )
-    chosen = read_queues(queues)
-    app = load_worker_app(common, target, chosen)
-    sys.exit(run_on_loop(run_worker(app, chosen, settings, probes, supervised)))
+    app, chosen = source.load(common, target)
+    banner = log.shows_banner(common)
+    sys.exit(run_on_loop(run_worker(app, chosen, settings, probes, supervised, banner=banner)))
 
 
 def use_server(common: CommonOptions) -> None:
@@ -237,51 +266,46 @@ def log_level_of(text: str) -> str:
     return text
 
 
-def read_queues(text: str) -> list[str] | dict[str, int]:
-    """Names joined by commas, or names with weights; a name without one then has 1. Raises `BadOption`."""
-    from jsq.errors import BadOption
-    from jsq.settings import split_list
-
-    pairs = [part.partition("=")[::2] for part in split_list(text)]
-    names = [name for name, _ in pairs]
-    if "=" not in text:
-        return names
-    for name, weight in pairs:
-        if names.count(name) > 1:
-            raise BadOption("queues", text, f"must name {name} only once")
-        if weight and not weight.isdecimal():
-            raise BadOption(
-                "queues", f"{name}={weight}", "must have whole numbers as weights, such as mail=3,default=1"
-            )
-    return {name: int(weight or 1) for name, weight in pairs}
-
-
-def load_worker_app(common: CommonOptions, target: str, queues: list[str] | dict[str, int]) -> Any:
+def load_worker_app(
+    common: CommonOptions, target: str, queues: list[str] | dict[str, int], include: list[str]
+) -> Any:
     """The App of a worker, loaded without a running event loop: its module may use one of its own."""
-    from jsq.cli.loading import load_app
+    from jsq.cli.loading import check_has_tasks, load_app
+    from jsq.cli.worker_queues import is_queue_pattern
 
-    app = load_app(target)
+    app = load_app(target, include)
+    check_has_tasks(target, app)
     log_trace_ids()
     check_server_options(common, target, app)
     for queue in sorted(set(queues) - set(app.queues)):
-        typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
+        if not is_queue_pattern(queue):
+            typer.echo(f"warning: no task or declaration of {target} names queue {queue}", err=True)
     return app
 
 
 async def run_worker(
-    app: Any, queues: list[str] | dict[str, int], settings: Any, metrics: MetricsOptions, supervised: int
+    app: Any,
+    queues: list[str] | dict[str, int],
+    settings: Any,
+    metrics: MetricsOptions,
+    supervised: int,
+    *,
+    banner: bool = False,
 ) -> int:
     """Run one worker in this process."""
+    from jsq.cli.worker_queues import find_queues
     from jsq.worker import Worker
     from jsq.worker.supervisor import SPENT_EXIT_CODE, report_to_supervisor
 
     registry, observer = metrics.observer()
     http = metrics.http if supervised < 0 else ""
+    queues = await find_queues(app, queues, wait=not settings.burst)
     runner = Worker(app, queues=queues or None, settings=settings, observer=observer)
     settle_memory()
     stacks = thread_stacks_on(signal.SIGUSR1)
     with on_worker_signals(runner), stacks, serving_probes(http, registry, runner):
         running = asyncio.ensure_future(runner.run())
+        shown = asyncio.ensure_future(show_banner(runner) if banner else asyncio.sleep(0))
         parent = None
         if supervised >= 0:
             parent = asyncio.ensure_future(report_to_supervisor(supervised, runner.is_ready, runner.stop))
@@ -290,10 +314,20 @@ async def run_worker(
         finally:
             if parent is not None:
                 parent.cancel()
+            shown.cancel()
             await app.close()
             code = SPENT_EXIT_CODE if supervised >= 0 and runner.spent else 0
             leave_soon(code if running.done() and not running.exception() else 1)
     return code
+
+
+async def show_banner(runner: Any) -> None:
+    """Print the banner once the worker is ready; of several worker processes, one prints it."""
+    from jsq.cli.banner import claim_banner, print_banner
+
+    await runner.ready.wait()
+    if claim_banner():
+        print_banner(runner)
 
 
 async def supervise(
@@ -307,11 +341,14 @@ async def supervise(
     finite: bool = False,
 ) -> int:
     """Run worker processes, restart those that die, and serve the sum of their metrics."""
+    from jsq.cli.banner import BANNER_FILE
     from jsq.worker.supervisor import Supervisor, WorkerCommand
 
     check_watchfiles(watched)
     with tempfile.TemporaryDirectory(prefix="jsq-metrics-") as folder:
         variables = {**os.environ, **(environment or {}), **({METRICS_FOLDER: folder} if http else {})}
+        if processes > 1:
+            variables[BANNER_FILE] = str(Path(folder, "banner"))
         parent = Supervisor(
             WorkerCommand(command, variables, grace=grace, finite=finite),
             processes=processes,

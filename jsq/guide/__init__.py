@@ -17,7 +17,10 @@ from jsq.guide.glossary import GLOSSARY
 
 AREAS: dict[str, tuple[str, ...]] = {
     "First steps": ("start", "tutorial", "concepts"),
-    "Tasks": ("tasks", "lifespan", "dependencies", "middleware", "executors", "checkpoints", "retries"),
+    "Tasks": (
+        *("tasks", "layout", "lifespan", "dependencies", "middleware"),
+        *("executors", "checkpoints", "retries"),
+    ),
     "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
     "Queues": ("queues", "limits"),
     "In production": (

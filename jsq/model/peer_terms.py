@@ -158,7 +158,7 @@ CLIENT_TERMS: PeerTerms = {
 APP_TERMS: PeerTerms = {
     "conf": ("use the options of App, app.queue and app.task, and JSQ_ variables", "celery"),
     "config_from_object": ("use the options of App, app.queue and app.task", "celery"),
-    "autodiscover_tasks": ("import the modules that declare tasks", "celery"),
+    "autodiscover_tasks": ("use App(include=['shop.tasks', 'shop.mail.*'])", "celery"),
     "add_periodic_task": ("use app.schedule(...)", "celery"),
     "send_task": ("use app.client.task(name).submit(...)", "celery"),
     "signature": ("use app.client.task(name).submit(...): jsq has no workflows yet", "celery"),

@@ -51,8 +51,10 @@ class Dispatcher:
         self.idle = asyncio.Event()
         self.stopping = stopping
         self.abandoned = Abandoned(resources.observer)
-        self.waiting = ReadyQueue(weights, lambda: self.pullers.waiting())
-        self.pullers = PullerSet(limits, self, weighted=bool(weights))
+        strict = resources.settings.strict
+        order = tuple(resources.queues) if strict else ()
+        self.waiting = ReadyQueue(weights, lambda: self.pullers.waiting(), order=order)
+        self.pullers = PullerSet(limits, self, weighted=bool(weights), strict=strict)
         self._most = self._open = resources.settings.concurrency
         self._capacity = self._most + resources.settings.prefetch
         self._slots = JobSlots(resources.app, self._most)

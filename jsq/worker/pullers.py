@@ -28,14 +28,16 @@ class Room(Protocol):
 class PullerSet:
     """The pullers of one worker. A puller asks for nothing while a higher priority of its queue has jobs.
 
-    With `weighted` queues, each queue has its share of the room. A queue with a gate is pulled only as far as
+    With `weighted` queues, each queue has its share of the room. If `strict`, a puller also asks for nothing
+    while an earlier queue has jobs that may start. A queue with a gate is pulled only as far as
     the worker holds slots of that queue.
     """
 
-    def __init__(self, limits: RateLimits, room: Room, *, weighted: bool) -> None:
+    def __init__(self, limits: RateLimits, room: Room, *, weighted: bool, strict: bool = False) -> None:
         self._limits = limits
         self._room = room
         self._weighted = weighted
+        self._strict = strict
         self.gates: dict[str, QueueGate] = {}
         self._pullers: list[Puller] = []
 
@@ -47,7 +49,8 @@ class PullerSet:
         for queue, lease in leases.items():
             pullers = [await self._make(broker, queue, level, lease) for level in PRIORITIES]
             for rank, puller in enumerate(pullers):
-                puller.higher_pullers = pullers[:rank]
+                earlier = self._pullers if self._strict else []
+                puller.higher_pullers = [*earlier, *pullers[:rank]]
             self._pullers += pullers
         for puller in self._pullers:
             await puller.open()
@@ -101,7 +104,7 @@ class PullerSet:
     def waiting(self) -> set[str]:
         """The queues with jobs waiting on the server that may start."""
         found = {puller.queue for puller in self._pullers if puller.pending}
-        return {queue for queue in found if self._limits.capacity(queue, 1) and not self._is_shut(queue)}
+        return set(filter(self._may_start, found))
 
     def set_lease(self, queue: str, seconds: float) -> None:
         """Use a new lease for the next deliveries of a queue."""
@@ -138,6 +141,10 @@ class PullerSet:
         demand = functools.partial(self._gated_demand_of, gate)
         return PullHandlers(gate.take, demand, self._on_queue_idle)
 
+    def _may_start(self, queue: str) -> bool:
+        """Whether the pauses, limits and slots of a queue let a job start."""
+        return self._limits.capacity(queue, 1) > 0 and not self._is_shut(queue)
+
     def _is_shut(self, queue: str) -> bool:
         """Whether the worker has no slot left of a queue."""
         gate = self.gates.get(queue)
@@ -154,7 +161,7 @@ class PullerSet:
     def _demand_of(self, puller: Puller) -> int:
         """How many deliveries of a puller there is room for."""
         for other in puller.higher_pullers:
-            if other.pending:
+            if other.pending and (other.queue == puller.queue or self._may_start(other.queue)):
                 return 0
         queue = puller.queue
         room = self._room.share(queue) if self._weighted else self._room.room(queue)
@@ -162,6 +169,6 @@ class PullerSet:
 
     def _on_queue_idle(self) -> None:
         """Note that a queue is empty: the queues that waited for it may start."""
-        if self._weighted:
+        if self._weighted or self._strict:
             self._room.fill()
         self.demand()

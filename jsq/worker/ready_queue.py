@@ -1,13 +1,14 @@
 """The deliveries that a worker holds and has not started, and which of them is next.
 
-Higher priorities come first. If the worker's queues have weights, the queues with waiting jobs share the
-starts: each start advances its queue by the inverse of its weight, and the queue that has advanced least is
-next (weighted fair queueing). A queue without jobs accumulates no credit.
+Higher priorities come first. A strict worker starts no job of a queue while an earlier queue has one. If the
+worker's queues have weights, the queues with waiting jobs share the starts: each start advances its queue by
+the inverse of its weight, and the queue that has advanced least is next (weighted fair queueing). A queue
+without jobs accumulates no credit.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from jsq.broker import Delivery
 from jsq.errors import BadOption
@@ -66,16 +67,25 @@ class Shares:
 class ReadyQueue:
     """The deliveries that wait for a slot. `pending` returns the queues with jobs waiting on the server.
 
-    Without weights, there is one deque for each priority; with weights, each queue has its own deques.
+    Without weights, there is one deque for each priority. With weights, or a strict `order` of the queues,
+    each queue has its own deques.
     """
 
-    def __init__(self, weights: Mapping[str, int], pending: Callable[[], Iterable[str]] = lambda: ()) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, int],
+        pending: Callable[[], Iterable[str]] = lambda: (),
+        *,
+        order: Sequence[str] = (),
+    ) -> None:
         self.count = 0
         self.shares = Shares(weights) if len(weights) > 1 else None
         self._pending = pending
         self._waiting_since: float | None = None
+        apart = order or (tuple(weights) if self.shares else ())
+        self._are_apart = bool(apart)
         self._deques: dict[str, ByPriority] = {
-            name: {level: deque() for level in PRIORITIES} for name in (weights if self.shares else ("",))
+            name: {level: deque() for level in PRIORITIES} for name in apart or ("",)
         }
 
     def __iter__(self) -> Iterator[Delivery]:
@@ -99,7 +109,7 @@ class ReadyQueue:
     def next(self) -> Delivery | None:
         """The delivery to start next; None if there is none, or if a queue far behind has to be next."""
         if self.shares is None:
-            return first_in(self._deques[""])
+            return next(filter(None, map(first_in, self._deques.values())), None)
         held = [queue for queue, by_priority in self._deques.items() if any(by_priority.values())]
         waiting = {*held, *self._pending()}
         self.shares.note_waiting(waiting)
@@ -125,11 +135,11 @@ class ReadyQueue:
     def take_lowest(self, most: int, before: float, but: Delivery | None = None) -> list[Delivery]:
         """Remove up to `most` deliveries that were received `before` a moment, except `but`.
 
-        The lowest priority goes first, and of that the newest delivery.
+        The lowest priority goes first, and of that the last queue and its newest delivery.
         """
         found: list[Delivery] = []
         for level in reversed(PRIORITIES):
-            for by_priority in self._deques.values():
+            for by_priority in reversed(self._deques.values()):
                 for delivery in reversed(by_priority[level]):
                     if len(found) >= most or delivery.received >= before:
                         break
@@ -157,7 +167,7 @@ class ReadyQueue:
         return deliveries
 
     def _deque_of(self, delivery: Delivery) -> deque[Delivery]:
-        return self._deques[delivery.queue if self.shares else ""][delivery.priority]
+        return self._deques[delivery.queue if self._are_apart else ""][delivery.priority]
 
 
 def first_in(by_priority: ByPriority) -> Delivery | None:

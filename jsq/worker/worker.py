@@ -20,7 +20,7 @@ from jsq.broker import Broker
 from jsq.broker.topology.inventory import StreamInventory
 from jsq.codec.envelope import new_id
 from jsq.declaration import FunctionLocation
-from jsq.errors import BrokerUnavailable, NotAllowed
+from jsq.errors import BadOption, BrokerUnavailable, NotAllowed
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.executors.process import EXIT_SECONDS
 from jsq.lifespan import CHILD_STOP_SECONDS, RunningLifespan
@@ -75,11 +75,13 @@ class Worker:
         observer: Observer | None = None,
         timings: WorkerTimings | None = None,
     ) -> None:
-        self.app = app
+        self.app = app.load()
         self.name = re.sub("[^A-Za-z0-9]", "-", f"{socket.gethostname()}-{os.getpid()}-{new_id()[-6:]}")
         self.queues = [check_queue(queue) for queue in queues or app.queues]
         self.weights = check_queue_weights(queues) if isinstance(queues, Mapping) else {}
         self.settings = settings or WorkerSettings()
+        if self.settings.strict and self.weights:
+            raise BadOption("strict", True, "must not be combined with weights of queues")
         self.observer = observer or Observer()
         self.timings = timings or WorkerTimings()
         self.ready = asyncio.Event()

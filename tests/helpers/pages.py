@@ -99,7 +99,9 @@ class Reader:
 
     def write(self, files: dict[str, str]) -> None:
         for name, text in files.items():
-            (self.folder / name).write_text(text)
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
     def run(self, blocks: Sequence[Block]) -> None:
         """Run all blocks that are not only shown, in order, while the worker runs."""

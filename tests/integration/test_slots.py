@@ -151,6 +151,36 @@ async def test_queues_share_the_starts_by_their_weights(app: App, concurrency: i
     assert abs(counted - 75) <= concurrency + 4
 
 
+@pytest.mark.parametrize("concurrency", [1, 5])
+async def test_a_strict_worker_starts_a_later_queue_only_when_the_earlier_is_empty(
+    app: App, client: Client, concurrency: int
+) -> None:
+    started: list[str] = []
+
+    @app.task
+    async def note(queue: str) -> None:
+        started.append(queue)
+
+    jobs = [
+        job
+        for queue in ("later", "first", "paused")
+        for job in await note.options(queue=queue).submit_many([(queue,)] * 30)
+    ]
+    await client.queues.pause("paused")
+    settings = WorkerSettings(concurrency=concurrency, strict=True)
+    async with running_worker(Worker(app, queues=["paused", "first", "later"], settings=settings)):
+        await asyncio.gather(*(job.result(WAIT) for job in jobs[:60]))
+
+    # The first request for the later queue is sent before the earlier queue is known to have jobs.
+    assert started[concurrency:30].count("later") <= concurrency
+    assert collections.Counter(started) == {"first": 30, "later": 30}
+
+
+def test_a_strict_worker_has_no_weights(app: App) -> None:
+    with pytest.raises(BadOption, match="must not be combined with weights"):
+        Worker(app, queues={"mail": 1}, settings=WorkerSettings(strict=True))
+
+
 async def test_a_queue_with_weight_uses_all_slots_while_the_other_is_empty(app: App, until: Until) -> None:
     now = most = 0
 

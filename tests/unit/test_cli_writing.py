@@ -197,6 +197,7 @@ def test_pipes_dumb_terminals_and_users_without_colors_get_plain_text(
             "no live worker of queue mail has a task send; is sent meant?",
         ),
         ([{"queues": ["mail"], "tasks": ["send"]}], ""),
+        ([{"queues": ["mail"], "tasks": ["sent"], "aliases": ["send"]}], ""),
     ],
 )
 def test_a_wait_for_a_job_that_no_worker_can_run_has_a_reason(

@@ -47,6 +47,19 @@ def test_without_weights_the_highest_priority_of_all_queues_starts_first() -> No
     assert held.count == 0
 
 
+def test_with_a_strict_order_the_first_queue_starts_first() -> None:
+    held = ReadyQueue({}, order=("b", "a"))
+    for one in (delivery("a", "1", "high"), delivery("b", "2", "low"), delivery("b", "3")):
+        held.add(one)
+
+    started = []
+    while (following := held.next()) is not None:
+        held.remove_next(following)
+        started.append(following.id)
+
+    assert started == ["3", "2", "1"]
+
+
 @pytest.mark.parametrize("weights", [{"a": 3, "b": 1}, {"a": 1, "b": 1}, {"a": 5, "b": 2, "c": 1}])
 def test_starts_follow_the_weights_and_are_spread_evenly(weights: dict[str, int]) -> None:
     held = ReadyQueue(weights)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from jsq.app import App
 from jsq.broker.topology.presence import HEARTBEAT_SECONDS
 from jsq.codec.revisions import parse_time
 from jsq.errors import BrokerError
@@ -18,6 +19,9 @@ from jsq.worker.duties.group_wakeups import GroupWakeups
 from jsq.worker.duties.queue_sampling import QueueSampling
 
 log = logging.getLogger("jsq.worker")
+
+BUSY_CHECK_SECONDS = 1.0
+"""Seconds between two checks whether the worker has become busy or idle."""
 
 
 class Heartbeat:
@@ -77,18 +81,29 @@ class Heartbeat:
             "tasks": sorted(resources.app.tasks),
             "aliases": sorted(resources.app.aliases),
             "functions": [*resources.app.functions.patterns],
+            "declared": published_options(resources.app),
             "schedules": sorted(resources.app.schedules),
             "slots": resources.settings.concurrency,
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         while True:
             self.beat()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await self._until_next_beat()
             with contextlib.suppress(BrokerError):
                 for queue in self._queues:
                     await self._check_consumer(queue)
                 for wakeups in self._wakeups:
                     await wakeups.check(self.removed)
+
+    async def _until_next_beat(self) -> None:
+        """Wait for the next regular beat. When the worker becomes busy or idle, it beats within a second."""
+        was_busy = self._dispatcher.occupied > 0
+        for _ in range(round(HEARTBEAT_SECONDS / BUSY_CHECK_SECONDS)):
+            await asyncio.sleep(BUSY_CHECK_SECONDS)
+            is_busy = self._dispatcher.occupied > 0
+            if is_busy != was_busy:
+                self.beat()
+            was_busy = is_busy
 
     async def _check_consumer(self, queue: str) -> None:
         """Follow the lease of a queue, and create its consumers again if they were removed."""
@@ -107,3 +122,9 @@ class Heartbeat:
             await broker.streams.ensure_queue(queue)
         else:
             self._dispatcher.set_lease(queue, found["config"]["ack_wait"] / 1e9)
+
+
+def published_options(app: App) -> dict[str, dict[str, Any]]:
+    """The options of a submit that the tasks of an App declare, for clients that know only their names."""
+    found = ((name, task.declaration.published_options) for name, task in app.tasks.items())
+    return {name: options for name, options in found if options}
