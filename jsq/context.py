@@ -56,6 +56,7 @@ class ContextLink:
     checkpoint: bytes = b""
     state: Mapping[str, Any] = field(default_factory=dict)
     waited: float = 0.0
+    batch: tuple[Job, ...] = ()
 
 
 class Context:
@@ -64,7 +65,8 @@ class Context:
     `attempt` counts from 1. `token` rises with each attempt of the job. Pass it to a store that refuses
     writes with a lower token: then a worker that lost its lease cannot overwrite the work of its successor.
     `cancelled` becomes true when the attempt must end. A task in a thread cannot be interrupted and should
-    check it. `state` is what the `lifespan` of the App has opened in this process; empty without one.
+    check it. `state` is what the `lifespan` of the App has opened in this process; empty without one. `batch`
+    are the jobs of a batch task, for its middleware, and `job` is the first of them; else it is empty.
 
     Methods that wait for the server are awaited, `await ctx.checkpoint(...)`. A task that is not a coroutine
     function calls their blocking forms, `ctx.blocking.checkpoint(...)`.
@@ -76,6 +78,7 @@ class Context:
         "_running_steps",
         "_store",
         "_waited",
+        "batch",
         "blocking",
         "cancelled",
         "job",
@@ -103,6 +106,7 @@ class Context:
         self._store = link.store
         self._checkpoint = link.checkpoint
         self._waited = link.waited
+        self.batch = link.batch
         self._running_steps: set[str] = set()
         extra = {"job": job.id, "task": job.task, "attempt": job.attempt}
         self.log = JobLog(logging.getLogger("jsq.task"), extra)

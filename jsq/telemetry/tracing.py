@@ -35,9 +35,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 import jsq
 from jsq.context import Context
 from jsq.errors import BadName, BadOption, JobExpired, JsqError
-from jsq.middleware import CallNext, Middleware
+from jsq.middleware import CallNext, Middleware, log_failed
 from jsq.model.job import Job
 from jsq.model.options import check_headers
+from jsq.model.outcome import describe_error
 from jsq.model.signals import Snooze
 from jsq.telemetry.trace_ids import add_trace_ids, note_span
 
@@ -85,11 +86,16 @@ class Tracing(Middleware):
                 note_error(span, error)
             span.end()
 
-    def _start_submit(self, jobs: Sequence[Job], own: dict[str, Any]) -> list[Job]:
-        """Start a span, and give its context to the jobs.
+    def _start_submit(self, jobs: Sequence[Job], own: dict[str, Any]) -> Sequence[Job]:
+        """Start a span, and give its context to the jobs. Returns the jobs themselves if that fails."""
+        try:
+            return self._give_context(jobs, own)
+        except Exception as error:  # a propagator or a span processor of the user may raise anything
+            log_failed(self, "submitting", jobs[0], error)
+            return jobs
 
-        A submit outside of a span continues the trace of the job's headers, if they have one.
-        """
+    def _give_context(self, jobs: Sequence[Job], own: dict[str, Any]) -> list[Job]:
+        """Start a span for a submit. Outside of a span, it continues the trace of the job's headers."""
         first = jobs[0]
         active = get_current_span().get_span_context().is_valid
         parent = None if active else extract(first.headers, get_current())
@@ -104,18 +110,11 @@ class Tracing(Middleware):
 
     async def around(self, ctx: Context, call: CallNext) -> Any:
         """Run the function in a span whose parent is the span of the submit."""
-        parent: TraceContext = extract(ctx.headers)
-        earlier = read_span(ctx.headers.get(ATTEMPT_HEADER, ""))
-        own: dict[str, Any] = {"messaging.message.id": ctx.id, "messaging.client.id": ctx.worker}
-        own |= {"jsq.attempt": ctx.attempt, "jsq.waited": ctx.waited}
-        span = self._tracer.start_span(
-            f"process {ctx.job.task}",
-            parent,
-            SpanKind.CONSUMER,
-            attributes(ctx.job, "process") | own,
-            [Link(earlier)] if earlier is not None else None,
-        )
-        inside = set_span_in_context(span, parent)
+        try:
+            span, inside = self._start_attempt(ctx)
+        except Exception as error:  # as above: the job is worth more than its trace
+            log_failed(self, "around", ctx.job, error)
+            return await call()
         token = attach(inside)
         try:
             if span.is_recording():
@@ -128,6 +127,23 @@ class Tracing(Middleware):
             detach(token)
             span.end()
             remember(self._ends, ctx.id, time.time_ns())
+
+    def _start_attempt(self, ctx: Context) -> tuple[Span, TraceContext]:
+        """Start the span of an attempt, or of the call of a batch; returns it with its context."""
+        parent: TraceContext = extract(ctx.headers)
+        own: dict[str, Any] = {"messaging.client.id": ctx.worker, "jsq.waited": ctx.waited}
+        if ctx.batch:
+            own |= {"messaging.batch.message_count": len(ctx.batch)}
+        else:
+            own |= {"messaging.message.id": ctx.id, "jsq.attempt": ctx.attempt}
+        span = self._tracer.start_span(
+            f"process {ctx.job.task}",
+            parent,
+            SpanKind.CONSUMER,
+            attributes(ctx.job, "process") | own,
+            links_of(ctx),
+        )
+        return span, set_span_in_context(span, parent)
 
     # -- in the worker, after the outcome is recorded ----------------------------------------------------
 
@@ -176,9 +192,19 @@ def note_error(span: Span, error: BaseException) -> None:
     """Record the exception of an attempt. A snooze is no error."""
     if isinstance(error, Snooze):
         return
-    span.record_exception(error)
     span.set_attribute("error.type", type(error).__qualname__)
-    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+    span.set_status(Status(StatusCode.ERROR, describe_error(error).error))
+    with contextlib.suppress(Exception):  # the text of a user's exception may raise anything
+        span.record_exception(error)
+
+
+def links_of(ctx: Context) -> list[Link]:
+    """The links of an attempt: to the attempt before it, or to the submits of all jobs of a batch."""
+    if ctx.batch:
+        submits = [get_current_span(extract(job.headers)).get_span_context() for job in ctx.batch]
+        return [Link(span) for span in {span.span_id: span for span in submits if span.is_valid}.values()]
+    earlier = read_span(ctx.headers.get(ATTEMPT_HEADER, ""))
+    return [] if earlier is None else [Link(earlier)]
 
 
 async def announce(ctx: Context, inside: TraceContext) -> None:

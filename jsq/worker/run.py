@@ -294,11 +294,14 @@ class TaskRun:
             await asyncio.wait((execution.end,), timeout=self._unwind)
 
 
-def build_context(run: FunctionRun, resources: Resources, job: Job, token: int) -> Context | None:
+def build_context(
+    run: FunctionRun, resources: Resources, job: Job, token: int, batch: tuple[Job, ...] = ()
+) -> Context | None:
     """The `Context` of a task that takes one, or has hooks; a child process makes its own."""
     if run.progress is None or run.memory is None:
         return None
-    link = ContextLink(run.progress, run.memory.ask, run.memory.checkpoint, resources.state, run.waited)
+    memory, waited = run.memory, run.waited
+    link = ContextLink(run.progress, memory.ask, memory.checkpoint, resources.state, waited, batch)
     return Context(job, token=token, worker=resources.name, link=link)
 
 

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import attach, detach
+from opentelemetry.propagate import set_global_textmap
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import messaging_attributes
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from jsq import App, Client, Context, QueueFull, Retry, Snooze
 from jsq.server import EmbeddedServer
@@ -266,3 +270,66 @@ async def test_a_callback_is_in_the_trace_of_its_job_and_links_to_the_failed_att
     reported = traced.one("process report")
     assert parent_of(reported) == id_of(traced.one("send default"))
     assert links_of(reported) == [id_of(traced.one("process fails"))]
+
+
+async def test_a_batch_has_one_span_that_links_to_the_submits_of_its_jobs(
+    app: App, working: Working, traced: Traced
+) -> None:
+    @app.batch_task(size=3, wait=5)
+    async def index(numbers: list[int]) -> None: ...
+
+    async with working(concurrency=3):
+        jobs = [await index.submit(number) for number in range(2)] + [*await index.submit_many([(7,)])]
+        for job in jobs:
+            await job.result(10)
+
+    run, sent = traced.one("process index"), traced.named("send default")
+    assert about(run)["messaging.batch.message_count"] == 3
+    assert "messaging.message.id" not in about(run)
+    assert parent_of(run) == id_of(sent[0])
+    assert sorted(links_of(run)) == sorted(id_of(span) for span in sent)
+
+
+async def test_a_propagator_that_raises_fails_neither_a_submit_nor_a_job(
+    app: App,
+    working: Working,
+    traced: Traced,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(TraceContextTextMapPropagator):
+        def extract(self, *given: Any, **named: Any) -> Any:
+            raise RuntimeError("no context")
+
+        def inject(self, *given: Any, **named: Any) -> None:
+            raise RuntimeError("no context")
+
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    set_global_textmap(Broken())
+    try:
+        async with working():
+            assert await (await add.submit(1, 2)).result(10) == 3
+    finally:
+        set_global_textmap(CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()]))
+
+    lines = [record for record in caplog.records if record.getMessage() == "middleware failed"]
+    assert [vars(record)["method"] for record in lines] == ["submitting", "around"]
+
+
+async def test_an_exception_whose_text_raises_is_recorded_without_its_text(
+    app: App, working: Working, traced: Traced
+) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    @app.task(retries=0)
+    async def mute() -> None:
+        raise Mute
+
+    async with working():
+        assert (await (await mute.submit()).wait(10)).error.startswith("Mute")
+
+    assert about(traced.one("process mute"))["error.type"].endswith("Mute")

@@ -10,7 +10,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias
 
@@ -231,7 +231,7 @@ class Batch:
         values = [items.value(member.item) for member in members if member.item is not None]
         labels = {"task": self.task.name, "jobs": len(members)}
         start = functools.partial(
-            start_labelled, functools.partial(self._start, resources, members[0], values), labels
+            start_labelled, functools.partial(self._start, resources, members, values), labels
         )
         options = self.task.declaration
         try:
@@ -243,11 +243,12 @@ class Batch:
         for member, share in zip(members, split_result(end, len(members), self.task.name), strict=True):
             member.end(share)
 
-    def _start(self, resources: Resources, first: BatchMember, values: list[Any]) -> Execution:
-        """Start the function. Its middleware gets the context of the first job."""
-        context = None
+    def _start(self, resources: Resources, members: Sequence[BatchMember], values: list[Any]) -> Execution:
+        """Start the function. Its middleware gets the context of the first job, with the jobs of all."""
+        first, context = members[0], None
         if first.hooks is not None and first.item is not None:
-            context = build_context(first, resources, first.item.job, first.item.token)
+            jobs = tuple(member.item.job for member in members if member.item is not None)
+            context = build_context(first, resources, first.item.job, first.item.token, jobs)
         if context is not None and first.hooks is not None:
             run = HookedRun(resources, self.task, first.hooks, context)
             return run.start(([values], {}), self.run.wake)
