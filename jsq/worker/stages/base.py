@@ -49,12 +49,11 @@ RUN, HAND_BACK, DROP, LEAVE = Run(), HandBack(), Drop(), Leave()
 class Stage:
     """The part of one feature in an attempt. Every method is optional.
 
-    One object serves all attempts of a worker. Beside the five methods of the design (`applies`, `admit`,
-    `started`, `finish`, `close`) features needed six more places: `instead` (expiry, retry window), `perform`
-    (rate limits, deadlines, unknown tasks, progress), `amend` (callbacks, progress), `reclaimed` (crash
-    limit), `admit_again` (isolation, pauses) and `dropped` (key groups). `started` may return an outcome, for
-    a job that has started too late. `finish` may return a `Requeue`, if only another worker can finish the
-    event.
+    One object serves all attempts of a worker. The design has five methods: `applies`, `admit`, `started`,
+    `finish` and `close`. Features needed six more places: `instead` (expiry, retry window), `perform` (rate
+    limits, deadlines, unknown tasks, progress), `amend` (callbacks, progress), `reclaimed` (crash limit),
+    `admit_again` (isolation, pauses) and `dropped` (key groups). `started` may return an outcome, for a job
+    that has started too late. `finish` may return a `Requeue`, if only another worker can finish the event.
 
     An `exceptional` stage joins every job that leaves the straight path, because its record refuses the start
     or its outcome is not a success. So a plain job that succeeds has no stages. `wraps_run` and
