@@ -351,15 +351,16 @@ def drop_caller_frames(error: BaseException) -> None:
     """Remove the frames of callers from the start of an exception's traceback.
 
     An error of jsq that has no other frames loses all, because its message names the fault. Any other
-    exception keeps its frames then: they show a fault of jsq itself.
+    exception keeps its frames then: they show a fault of jsq itself. A `UsageError` loses its cause, which
+    may show values of the user.
     """
     found = first_user_frame(error.__traceback__)
     if found is not None:
         error.__traceback__ = found
     elif isinstance(error, JsqError):
         error.__traceback__ = None
-        if error.__cause__ is not None and first_user_frame(error.__cause__.__traceback__) is None:
-            error.__cause__ = None
+    if isinstance(error, UsageError):
+        error.__cause__ = None
 
 
 def is_caller_frame(trace: TracebackType) -> bool:

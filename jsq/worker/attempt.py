@@ -71,6 +71,7 @@ class Attempt(StagedAttempt):
         finally:
             for stage in reversed(self.stages):
                 await self.close(stage)
+            self.function.release()
 
     def note_lease_lost(self) -> None:
         """Note that the attempt has ended without an outcome, because its lease has lapsed."""

@@ -33,6 +33,7 @@ from jsq.model.outcome import (
     Outcome,
     Succeeded,
     TaskTimeout,
+    drop_caller_frames,
     judge_outcome,
 )
 from jsq.task import AnyTask
@@ -89,6 +90,8 @@ class FunctionRun(Protocol):
     def stop(self, why: Outcome | LeaseLost) -> None: ...
 
     def grace(self) -> float: ...
+
+    def release(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -193,6 +196,11 @@ class TaskRun:
         error: Exception = TaskTimeout(f"it ran longer than its {describe_limit(options)}")
         if self._child_clock is not None and self._child_clock.began is None:
             error = ChildDied(f"the child process did not call it within {CHILD_START_SECONDS:g} s")
+        elif self.execution is not None and self.execution.end.done():
+            end = self.execution.end.result()
+            if isinstance(end, Raised):  # its traceback shows where the function was interrupted
+                drop_caller_frames(end.error)
+                error.__cause__ = end.error
         return judge_outcome(
             error, failures=job.failures, policy=options.retry, pick=random.uniform, attempt=job.attempt
         )
@@ -216,6 +224,11 @@ class TaskRun:
     def grace(self) -> float:
         """Seconds for which an abandoned function keeps its slot; 0 if the run has waited for its end."""
         return 0.0 if self._was_interrupted else self.unwind_seconds()
+
+    def release(self) -> None:
+        """Forget a function that has ended: its exception refers to its frames. Call it after the attempt."""
+        if self.execution is not None and self.execution.end.done():
+            self.execution = None
 
     def unwind_seconds(self) -> float:
         """Seconds from now in which an interrupted function may clean up."""

@@ -257,6 +257,6 @@ def failure_fields(outcome: Outcome) -> dict[str, object]:
 
 def traceback_text(fault: Fault) -> str:
     """The traceback of a fault as `traceback.format_exception` writes it."""
-    if not fault.traceback.startswith("  File"):
-        return fault.traceback
+    if not fault.traceback.startswith(("  File", "...")):
+        return fault.traceback  # it has more than frames
     return f"Traceback (most recent call last):\n{fault.traceback}{fault.error}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jsq import App, Context, Snooze
+from jsq import App, Client, Context, CurrentJob, Snooze
 from jsq.server import EmbeddedServer
 from jsq.telemetry.logging import JobLabels, JsonLines, LineHandler, TextLines
 from tests.apps import log_lines
@@ -190,6 +190,23 @@ async def test_a_handler_of_the_user_gets_the_labels_by_a_filter(
     assert [record.__dict__["job"] for record in lines.of("said")] == [job.id]
 
 
+@pytest.mark.parametrize("deadline", [None, 60], ids=["straight", "general"])
+async def test_a_timeout_is_logged_with_the_place_that_it_interrupted(
+    app: App, client: Client, working: Working, lines: Lines, deadline: float | None
+) -> None:
+    @app.task(retries=0, timeout=0.05, deadline=deadline)
+    async def hang() -> None:
+        await asyncio.sleep(60)
+
+    async with working():
+        job = await hang.submit()
+        record = await job.wait(WAIT)
+    [line] = lines.json("job failed")
+    for text in (line["traceback"], record.traceback):
+        assert "await asyncio.sleep(60)" in text
+        assert "/jsq/" not in text
+
+
 async def test_a_snooze_is_logged_without_an_exception(app: App, working: Working, lines: Lines) -> None:
     @app.task(retries=0)
     async def later(ctx: Context) -> None:
@@ -202,7 +219,7 @@ async def test_a_snooze_is_logged_without_an_exception(app: App, working: Workin
     assert (snoozed.levelname, snoozed.exc_info, snoozed.exc_text) == ("INFO", None, None)
 
 
-@pytest.mark.parametrize("executor", ["straight", "loop", "thread"])
+@pytest.mark.parametrize("executor", ["straight", "loop", "thread", "hooked"])
 async def test_a_failed_attempt_keeps_no_frame_alive(
     app: App, working: Working, executor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +245,10 @@ async def test_a_failed_attempt_keeps_no_frame_alive(
 
     @app.task(name="thread", retries=0)
     def in_thread() -> None:
+        fail()
+
+    @app.task(name="hooked", retries=0, middleware=[CurrentJob()])
+    async def hooked() -> None:
         fail()
 
     async with working():

@@ -97,6 +97,9 @@ class BatchMember:
         """Seconds for which the function of the batch may continue after the attempt has ended."""
         return self.batch.run.grace()
 
+    def release(self) -> None:
+        """Nothing: the batch has the function."""
+
     async def wait_for_start(self) -> bool:
         """Wait until the batch starts. False if it does not: the worker stops, or has no free slot for too
         long.
