@@ -326,7 +326,7 @@ async def test_rates_hold_and_the_concurrency_of_a_queue_changes_live(
         async def squeeze(number: int) -> None:
             running["narrow"] += 1
             peaks["narrow"] = max(peaks["narrow"], running["narrow"])
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)  # long enough that four overlap while one client submits
             running["narrow"] -= 1
 
     await client.admin.provision({"narrow": QueueSettings(replicas=3, lease=LEASE, concurrency=1)})
