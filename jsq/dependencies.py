@@ -80,10 +80,14 @@ class Provision:
 
 @dataclass(frozen=True, slots=True)
 class DependencyPlan:
-    """The provisions of a function in the order of their calls, and the parameters that get their values."""
+    """The provisions of a function in the order of their calls, and the parameters that get their values.
+
+    `at_end` means that all positional arguments of the function come before these parameters.
+    """
 
     provisions: tuple[Provision, ...]
     parameters: tuple[tuple[str, int], ...]
+    at_end: bool = False
 
     @property
     def names(self) -> frozenset[str]:
@@ -108,7 +112,15 @@ def plan_dependencies(
         return None
     planner = Planner(overrides or {})
     parameters = tuple((name, planner.add(one)) for name, one in marked)
-    return DependencyPlan(planner.with_early(), parameters)
+    return DependencyPlan(planner.with_early(), parameters, are_at_end(function, dict(marked)))
+
+
+def are_at_end(function: Callable[..., Any], marked: Mapping[str, Depends]) -> bool:
+    """Whether no positional argument of a function comes after a marked parameter."""
+    parameters = inspect.signature(function).parameters.values()
+    positional = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]
+    names = [one.name in marked for one in positional if one.kind is not one.VAR_KEYWORD]
+    return names == sorted(names)
 
 
 class Planner:
@@ -258,14 +270,14 @@ class Injection:
     """
 
     def __init__(self, plan: DependencyPlan, context: Context) -> None:
-        self._plan = plan
+        self.plan = plan
         self._context = context
         self._values: dict[int, Any] = {CONTEXT: context}
         self._generators: list[tuple[Provision, Any]] = []
 
     async def enter(self, *, early_only: bool) -> None:
         """Provide the values on the event loop; with `early_only`, only those that must run there."""
-        for place, one in enumerate(self._plan.provisions):
+        for place, one in enumerate(self.plan.provisions):
             if early_only and not one.early:
                 continue
             match one.kind:
@@ -289,13 +301,13 @@ class Injection:
 
     def enter_late(self) -> None:
         """Provide the other values in the thread of the function."""
-        for place, one in enumerate(self._plan.provisions):
+        for place, one in enumerate(self.plan.provisions):
             if not one.early:
                 self._enter_plain(place, one)
 
     def arguments(self) -> dict[str, Any]:
         """The values by the parameters of the function."""
-        return {name: self._values[place] for name, place in self._plan.parameters}
+        return {name: self._values[place] for name, place in self.plan.parameters}
 
     async def clean_up(self, error: BaseException | None) -> None:
         """Run the clean-ups on the event loop, the last one first. `error` is what the function raised."""

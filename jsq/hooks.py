@@ -169,6 +169,8 @@ class HookedCall:
         """The arguments of the function with the values of its dependencies."""
         provided = injection.arguments()
         args, named = self._arguments
+        if injection.plan.at_end:
+            return args, named | provided
         shape = inspect.signature(self._function)
         others = [one for name, one in shape.parameters.items() if name not in provided]
         bound = shape.replace(parameters=others).bind(*args, **named)

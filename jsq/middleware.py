@@ -163,6 +163,7 @@ def header_of(variable: contextvars.ContextVar[Any]) -> str:
 
 def encode_value(name: str, value: object) -> str:
     """The value of a context variable as JSON in ASCII. Raises `BadOption`."""
+    text = ""
     try:
         text = json.dumps(value)
         unchanged = json.loads(text) == value

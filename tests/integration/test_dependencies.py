@@ -84,7 +84,7 @@ async def test_a_coroutine_function_gets_all_dependencies_on_the_loop(build: Bui
         return [db, config, word, other]
 
     async with app, running_worker(Worker(app)):
-        found = await (await work.submit(word="a")).result(10)
+        found = await (await app.client.task(work.name).submit(word="a")).result(10)
 
     assert found == ["session of pool of 3 for work", {"size": 3}, "a", "pool of 3 for work"]
     assert notes == [
@@ -95,6 +95,24 @@ async def test_a_coroutine_function_gets_all_dependencies_on_the_loop(build: Bui
         ("close session", "loop"),
         ("close pool", "loop"),
     ]
+
+
+async def test_a_dependency_may_be_anywhere_among_the_parameters(build: Build) -> None:
+    app = build()
+
+    @app.task
+    async def first(config: Settings, word: str, other: str = "b") -> list[Any]:
+        return [config, word, other]
+
+    @app.task
+    def many(ctx: Context, config: Settings, *words: str, sep: str = "-", **more: int) -> list[Any]:
+        return [config, sep.join(words), more, ctx.attempt]
+
+    async with app, running_worker(Worker(app)):
+        found = await (await app.client.task(first.name).submit("a")).result(10)
+        assert found == [{"size": 3}, "a", "b"]
+        found = await (await app.client.task(many.name).submit("a", "b", sep="+", x=1)).result(10)
+        assert found == [{"size": 3}, "a+b", {"x": 1}, 1]
 
 
 async def test_a_plain_function_gets_plain_dependencies_in_its_own_thread(build: Build) -> None:

@@ -27,12 +27,15 @@ def first(value: Annotated[int, Depends(lambda: second)]) -> int:
     return value
 
 
-def second(value: "Annotated[int, Depends(third)]") -> int:
+def second(value: int) -> int:
     return value
 
 
 def third(value: Annotated[int, Depends(second)]) -> int:
     return value
+
+
+second.__annotations__["value"] = Annotated[int, Depends(third)]
 
 
 @contextlib.contextmanager
@@ -112,6 +115,26 @@ def test_classes_callable_objects_and_partial_functions_are_providers() -> None:
         ("function", False),
     ]
     assert plan.parameters == (("a", 1), ("b", 2), ("c", 3))
+
+
+One = Annotated[int, Depends(number)]
+
+
+def last(a: int, one: One = INJECTED, **more: int) -> None: ...
+def only_by_name(a: int, *more: int, one: One = INJECTED) -> None: ...
+def before_others(one: One, a: int) -> None: ...
+def before_many(one: One, *more: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "at_end"),
+    [(last, True), (only_by_name, True), (before_others, False), (before_many, False)],
+)
+def test_a_plan_knows_whether_its_parameters_come_last(function: Callable[..., Any], at_end: bool) -> None:
+    plan = plan_dependencies(function)
+
+    assert plan is not None
+    assert plan.at_end is at_end
 
 
 def test_a_direct_call_gives_the_dependencies_itself() -> None:
