@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sentry_sdk
 
 from jsq import Client
+from jsq.contrib.sentry import Sentry
+from jsq.model.job import Job
+from jsq.model.options import check_headers
 from jsq.server import EmbeddedServer
 from tests.helpers.repository import ROOT
 
@@ -60,6 +64,16 @@ def receiver() -> Iterator[Receiver]:
     receiver.server.shutdown()
     receiver.server.server_close()
     thread.join()
+
+
+def test_a_job_continues_the_trace_of_the_span_that_submits_it() -> None:
+    middleware, job = Sentry(), Job("j1", "mail")
+
+    assert middleware.submitting(job) is job
+    with sentry_sdk.start_transaction(name="request"):
+        headers = middleware.submitting(job).headers
+        assert headers["sentry-trace"] == sentry_sdk.get_traceparent()
+    check_headers(headers)
 
 
 async def test_sentry_gets_each_final_failure_once_with_its_job(
