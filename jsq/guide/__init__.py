@@ -18,7 +18,7 @@ from jsq.guide.glossary import GLOSSARY
 AREAS: dict[str, tuple[str, ...]] = {
     "First steps": ("start", "tutorial", "concepts"),
     "Tasks": (
-        *("tasks", "layout", "lifespan", "dependencies", "middleware"),
+        *("tasks", "values", "layout", "lifespan", "dependencies", "middleware"),
         *("executors", "checkpoints", "retries"),
     ),
     "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
