@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 from jsq.app import App
-from jsq.discovery import import_named_module, is_missing
-from jsq.errors import UsageError, shorten
+from jsq.discovery import import_named_module, is_missing, place
+from jsq.errors import JsqError, UsageError, shorten
 
 WRITE = "write module:app, like `mail.jobs:app`"
 
@@ -50,7 +50,7 @@ def check_has_tasks(path: str, app: App) -> None:
 
 
 def called(path: str, factory: Callable[[], object]) -> object:
-    """The value that a factory returns. Raises `UsageError` if it cannot be called without arguments."""
+    """The value that a factory returns. Raises `UsageError` if it takes arguments, is async or raises."""
     try:
         inspect.signature(factory).bind()
     except (TypeError, ValueError):
@@ -58,7 +58,17 @@ def called(path: str, factory: Callable[[], object]) -> object:
         raise UsageError(
             f"{shorten(path)} is {kind}, neither an App nor a factory without arguments: {WRITE}"
         ) from None
-    return factory()
+    try:
+        found = factory()
+    except JsqError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}{place(error)}"
+        raise UsageError(f"the factory {shorten(path)} raised {reason}") from error
+    if inspect.iscoroutine(found):
+        found.close()
+        raise UsageError(f"{shorten(path)} is a coroutine function; a factory is a plain one: {WRITE}")
+    return found
 
 
 def module_of(file: Path) -> str:

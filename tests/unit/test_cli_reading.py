@@ -263,6 +263,19 @@ def test_a_factory_makes_the_app(here: Path) -> None:
         load_app("shop_m:none")
 
 
+def test_a_factory_that_raises_or_is_async_is_a_mistake_of_its_caller(here: Path) -> None:
+    (here / "shop_o.py").write_text(
+        "async def create_app(): ...\ndef raises():\n    return {}['URL']\n"
+        "def refused():\n    from jsq import App\n    return App(events=-1)\n"
+    )
+    with pytest.raises(UsageError, match="shop_o:create_app is a coroutine function; a factory is a plain"):
+        load_app("shop_o:create_app")
+    with pytest.raises(UsageError, match=r"shop_o:raises raised KeyError: 'URL' .*shop_o\.py, line 3"):
+        load_app("shop_o:raises")
+    with pytest.raises(BadOption, match="events"):
+        load_app("shop_o:refused")
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "value"),
     [
