@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Protocol, TypedDict, Unpack
 
 from jsq.batch import BatchLimits, name_of
-from jsq.codec.signature import is_coroutine_function, resolve_hints
+from jsq.codec.signature import hides_coroutine_function, is_coroutine_function, resolve_hints
 from jsq.context import Context
 from jsq.errors import BadOption
 from jsq.middleware import Middleware, read_middleware
@@ -384,7 +384,7 @@ def check_quarantine(quarantine: str | None, queue: str) -> None:
 
 def check_runs(function: Callable[..., object], executor: ExecutorKind | None) -> None:
     """Raises `BadOption` for an executor that cannot run the function."""
-    if executor == "async" and not is_coroutine_function(inspect.unwrap(function)):
+    if executor == "async" and not (is_coroutine_function(function) or hides_coroutine_function(function)):
         raise BadOption(
             "executor", executor, "must be thread or process for a function that is not async def"
         )

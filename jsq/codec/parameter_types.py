@@ -35,7 +35,7 @@ def field_type(shape: inspect.Signature, key: str, kind: Any) -> Any:
 
 def result_type(kind: Any) -> Any:
     """The type of a result. A function that never returns has the result None."""
-    return None if kind in (typing.NoReturn, typing.Never, types.NoneType) else listed_type(kind)
+    return types.NoneType if kind in (typing.NoReturn, typing.Never) else listed_type(kind)
 
 
 def keywords_type(kind: Any) -> Any:
@@ -57,7 +57,8 @@ def keywords_type(kind: Any) -> Any:
 
 def listed_type(kind: Any) -> Any:
     """A type with `list` in place of `Iterable` and `Collection`, whose values arrive as lists."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    origin: Any = typing.get_origin(kind)
+    inner = typing.get_args(kind)
     if kind in _arrive_as_lists or origin in _arrive_as_lists:
         return types.GenericAlias(list, listed_type(inner[0]) if inner else Any)
     if origin is Annotated:

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import inspect
 import re
+import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -282,9 +283,8 @@ def positional_names(shape: inspect.Signature) -> tuple[str, ...] | None:
 
 def is_exact(kind: Any) -> bool:
     """Whether values of this type always come back from JSON unchanged."""
-    return kind in _exact or (
-        typing.get_origin(kind) is list and all(is_exact(inner) for inner in typing.get_args(kind))
-    )
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    return kind in _exact or (origin in (list, typing.Union, types.UnionType) and all(map(is_exact, inner)))
 
 
 def explain_refusal(error: BaseException) -> str:

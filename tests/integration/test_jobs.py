@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from pydantic import BaseModel, computed_field
+from pydantic import BaseModel, field_serializer
 
 from jsq import (
     App,
@@ -429,9 +429,10 @@ async def test_a_result_that_is_too_large_is_dropped(app: App, client: Client, w
 
 async def test_a_job_succeeds_whose_result_raises_while_it_is_encoded(app: App, working: Working) -> None:
     class Report(BaseModel):
-        @computed_field  # type: ignore[prop-decorator]  # as pydantic documents it
-        @property
-        def total(self) -> int:
+        total: int = 0
+
+        @field_serializer("total")
+        def sum_up(self, total: int) -> int:
             raise LookupError("no rows")
 
     @app.task

@@ -343,3 +343,11 @@ def test_an_annotation_that_no_argument_can_fit_is_refused_at_the_declaration(ki
 def test_a_type_without_json_is_refused_in_words_that_help() -> None:
     with pytest.raises(BadOption, match=r"pydantic has no JSON form of <class 'range'>; use a type that"):
         taking(range)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, 2.5, "1", "1.0", True, None, [1, 1.0, "1", False]], ids=repr)
+def test_a_union_of_the_types_of_json_keeps_the_type_of_each_value(value: Any) -> None:
+    one = int | float | str | bool | None
+    back = argument(one | list[one], value)
+
+    assert same_value(value, back)
