@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, Self, Unpack
 
 from jsq.client.client import Client
-from jsq.declaration import Declaration
+from jsq.declaration import Declaration, find_location
 from jsq.declarations import Declarations, WrittenSchedule
 from jsq.discovery import import_matching
 from jsq.errors import BadOption, UnknownTask, count_noun
@@ -142,6 +142,7 @@ class App(Declarations, AppHooks):
         callback or fallback with other parameters, for fallbacks in a circle, and for a `retry_if`, a
         lifespan, middleware or dependencies that a child process would not find.
         """
+        self._locate()
         for task in self.tasks.values():
             for option, name in task.declaration.callbacks.task_names.items():
                 other = self.known(name)
@@ -150,6 +151,14 @@ class App(Declarations, AppHooks):
                 check_callback(task, option, other)
             check_circle(task, self.known)
             check_reach(task)
+
+    def _locate(self) -> None:
+        """Note where a child process finds this App: the module of a Router does not lead to it."""
+        included = [task for task in self.tasks.values() if task.is_included and task.location is not None]
+        place = find_location(self) if included else None
+        for task in included:
+            assert task.location is not None, "it is a process task"
+            task.location = replace(task.location, app=place)
 
     @property
     def queues(self) -> list[str]:
@@ -247,6 +256,10 @@ def check_reach(task: AnyTask) -> None:
         raise BadOption(
             f"{needed[0]} of {task.name}", task.location.name, f"{rule}; declare the task with @app.task"
         )
+    of_app = [option for option in needed if option in ("lifespan", "middleware")]
+    if of_app and task.is_included and task.location.app is None:
+        rule = "must be found by a child process, but no module has the App; give it a name in a module"
+        raise BadOption(f"{of_app[0]} of {task.name}", task.location.name, rule)
 
 
 def reached_options(task: AnyTask) -> list[str]:

@@ -58,11 +58,15 @@ class DeclaredTask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FunctionLocation:
-    """Where a child process finds a function: a module, or the file that runs as main, and a name in it."""
+    """Where a child process finds a function: a module, or the file that runs as main, and a name in it.
+
+    `app` is where it finds the App that has included the Router of the task.
+    """
 
     module: str
     file: str
     name: str
+    app: "FunctionLocation | None" = None
 
 
 class TaskOptions(TypedDict, total=False):
@@ -405,16 +409,31 @@ def location_of(function: Callable[..., object]) -> FunctionLocation:
     if inspect.ismethod(function) and not isinstance(function.__self__, type):
         rule = f"must be async or thread: a child process has no object for the method {name}"
         raise BadOption("executor", "process", rule)
+    found = name_in_module(module, name)
+    if found is None:
+        raise BadOption(
+            "executor",
+            "process",
+            f"must be async or thread: {name} was defined interactively; define it in a file",
+        )
+    return found
+
+
+def name_in_module(module: str, name: str) -> FunctionLocation | None:
+    """The location of a name in a module; None in a program that is typed in."""
     if module != "__main__":
         return FunctionLocation(module, "", name)
     main = sys.modules["__main__"]
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:
         return FunctionLocation(spec.name, "", name)
-    if file is None:
-        raise BadOption(
-            "executor",
-            "process",
-            f"must be async or thread: {name} was defined interactively; define it in a file",
-        )
-    return FunctionLocation("", str(Path(file).resolve()), name)
+    return None if file is None else FunctionLocation("", str(Path(file).resolve()), name)
+
+
+def find_location(value: object) -> FunctionLocation | None:
+    """Where a child process finds an object that a module has under a name; None if no module has it."""
+    for module, loaded in list(sys.modules.items()):
+        for name, one in list(getattr(loaded, "__dict__", {}).items()):
+            if one is value:
+                return name_in_module(module, name)
+    return None

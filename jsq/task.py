@@ -102,7 +102,8 @@ class DeclaredTarget(SubmitTarget):
 class Task(Submitter[P, R], Generic[C, V, P, R]):
     """A declared function. A call runs the function in this process; a submit runs it on a worker.
 
-    `C` and `V` are the parameters and the return type of the function itself. `P` and `R` are the parameters
+    `is_included` is true for a task of a Router that is included. `C` and `V` are the parameters and the
+    return type of the function itself. `P` and `R` are the parameters
     of a submit (without the `Context`) and the type of its result (without the `Awaitable`).
     """
 
@@ -116,6 +117,7 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.is_async = declaration.executor == "async" or is_coroutine_function(function)
         self.hides_coroutine = not self.is_async and hides_coroutine_function(function)
         self.location = location_of(function) if declaration.executor == "process" else None
+        self.is_included = False
         called = function if self.items is None else self.items.function
         provided = self.dependencies.names if self.dependencies is not None else ()
         self.signature = Signature(called, skip=int(self.takes_context), omit=provided)
@@ -144,6 +146,7 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.declaration = declaration
         self._declared_target.declare(declaration)
         self._connection = connection
+        self.is_included = True
         self._hooks.clear()
 
     @property

@@ -6,7 +6,7 @@ from jsq.broker import Broker
 from jsq.client.admin import AdminClient, BlockingAdmin
 from jsq.client.connection import Connection
 from jsq.client.dead_letters import BlockingDeadLetters, DeadLettersClient
-from jsq.client.handle import JobHandle
+from jsq.client.handle import BlockingJobHandle, JobHandle
 from jsq.client.jobs import BlockingJobs, JobsClient
 from jsq.client.queues import BlockingQueues, QueuesClient
 from jsq.client.schedules import BlockingSchedules, SchedulesClient
@@ -86,12 +86,17 @@ class BlockingClient:
 
     def __init__(self, client: Client) -> None:
         portal = client.connection.portal
+        self._client = client
         self._portal = portal
         self.jobs = BlockingJobs(client.jobs, portal, "client.jobs")
         self.queues = BlockingQueues(client.queues, portal, "client.queues")
         self.dead_letters = BlockingDeadLetters(client.dead_letters, portal, "client.dead_letters")
         self.schedules = BlockingSchedules(client.schedules, portal, "client.schedules")
         self.admin = BlockingAdmin(client.admin, portal, "client.admin")
+
+    def submit(self, name: str, /, *args: Any, **kwargs: Any) -> BlockingJobHandle[Any]:
+        """As `Client.submit`."""
+        return self._client.task(name).blocking.submit(*args, **kwargs)
 
     def close(self) -> None:
         """Close the connection of the blocking calls; the next call opens it again."""

@@ -32,6 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from jsq.app import App
 from jsq.codec.signature import Signature, hides_coroutine_function, is_coroutine_function
 from jsq.context import Context, ContextLink
 from jsq.declaration import (
@@ -336,12 +337,20 @@ class ChildFunction:
         return self.task.declaration.retry.retry_if if self.task is not None else None
 
 
-@functools.cache
-def function_at(location: FunctionLocation) -> ChildFunction:
-    """The function at a location. Raises `UsageError`, and the exceptions of its module's import."""
+def object_at(location: FunctionLocation) -> Any:
+    """The object at a location; None if the module does not have it. Raises the exceptions of its import."""
     found: Any = main_of(location.file) if location.file else importlib.import_module(location.module)
     for part in location.name.split("."):
         found = found.get(part) if isinstance(found, dict) else getattr(found, part, None)
+    return found
+
+
+@functools.cache
+def function_at(location: FunctionLocation) -> ChildFunction:
+    """The function at a location. Raises `UsageError`, and the exceptions of its module's import."""
+    if location.app is not None and isinstance(app := object_at(location.app), App):
+        app.load()
+    found = object_at(location)
     if isinstance(found, Task):
         return ChildFunction(found.function, found.signature, found.takes_context, found)
     if not callable(found):

@@ -541,3 +541,6 @@ async def submit_injected() -> None:
     with hooked.override(get_pool, Pool):
         pass
     hooked.overrides[get_pool] = lambda: Pool()
+
+
+assert_type(client.blocking.submit("shop.tasks:send", "a@b.c"), BlockingJobHandle[Any])

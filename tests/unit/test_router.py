@@ -1,5 +1,6 @@
 """Routers, and where an App gets its tasks, their names and their queues from."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,12 @@ from jsq import App, BadOption, Client, Failure, NotIncluded, Router, TaskExists
 from jsq.client.client import target_of
 from jsq.errors import JsqError
 from jsq.model.routes import Routes, read_routes
+
+apart = Router("apart", executor="process")
+
+
+@apart.task
+def compute() -> None: ...
 
 
 def mail_router() -> Router:
@@ -273,3 +280,11 @@ def test_a_function_that_is_not_allowed_is_an_unknown_task_with_the_reason(name:
 
     with pytest.raises(UnknownTask, match="is not allowed: App"):
         app.find(f"layout_shop.{name}")
+
+
+def test_an_app_without_a_name_in_a_module_refuses_what_a_child_process_would_not_find() -> None:
+    app = App(lifespan=lambda app: contextlib.nullcontext())
+    app.include(apart)
+
+    with pytest.raises(BadOption, match=r"lifespan of apart\.compute.* give it a name in a module"):
+        app.check()
