@@ -113,8 +113,13 @@ class PullerSet:
                 puller.lease = seconds
 
     def has_free_slot(self, queue: str) -> bool:
-        """Whether a job of a queue could start here now."""
-        return self._room.spare_slots(queue) > 0 and not self._is_shut(queue)
+        """Whether a job of a queue could start here now.
+
+        For a queue with a gate, also whether it could start as soon as this worker has a slot of the queue.
+        The gate claims one when it gets the delivery; a worker that gives its jobs away releases its slots.
+        """
+        gate = self.gates.get(queue)
+        return self._room.spare_slots(queue) > 0 and (gate is None or gate.credit > 0 or not gate.surplus)
 
     def take_given(self, delivery: Delivery) -> None:
         """Hold a delivery that another worker gave to this one."""

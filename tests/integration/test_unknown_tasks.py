@@ -84,6 +84,23 @@ async def test_jobs_behind_one_of_another_app_do_not_wait_for_its_busy_worker(
             assert [await one.result(2 * SOON) for one in waiting] == [1, 2, 3, 4, 5]
 
 
+async def test_jobs_of_a_queue_with_a_limit_reach_the_worker_that_knows_them(
+    app: App, client: Client, mail: App, working: Working
+) -> None:
+    for one in (app, mail):
+        one.queue("default", concurrency=2)
+
+    @app.task
+    async def own(number: int) -> int:
+        return number
+
+    async with working(), working(), mail_worker(mail):
+        jobs = [await (client.task("send"), own)[n % 2].submit(n) for n in range(20)]
+        results = await asyncio.gather(*(job.result(4 * SOON) for job in jobs))
+
+    assert results == [n + (n + 1) % 2 for n in range(20)]
+
+
 @pytest.fixture
 def long_snooze(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job of a task that no worker knows is snoozed for a minute."""

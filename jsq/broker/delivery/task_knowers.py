@@ -30,8 +30,8 @@ TASK_ASKED, TASK_KNOWN, TASK_GIVEN, WORKER_STARTED = (
 KNOWN_ANSWER_SECONDS = 0.3
 """Seconds within which a worker that knows the task answers."""
 
-KNOWN_SECONDS = 0.5
-"""Seconds for which no question is asked again after no worker with a free slot has answered."""
+UNKNOWN_SECONDS, BUSY_SECONDS = 0.5, 0.1
+"""Seconds without another question after no worker knew the task, and after all that know it were busy."""
 
 MOST_ANSWERS = 1_000
 
@@ -93,7 +93,7 @@ class TaskKnowers:
     async def find(self, queue: str, task: str) -> TaskKnower:
         """A worker of a queue that knows a task. If none has a free slot, asks again only after a while."""
         at, exists = self._no_worker.get((queue, task), (0.0, False))
-        if at and time.monotonic() - at < KNOWN_SECONDS:
+        if at and time.monotonic() - at < (BUSY_SECONDS if exists else UNKNOWN_SECONDS):
             return TaskKnower(exists=exists)
         found = await self._ask(queue, task)
         if not found.worker:

@@ -19,7 +19,7 @@ from jsq.errors import BrokerError, UsageError
 
 log = logging.getLogger("jsq.worker")
 
-MIN_OFFER_DELAY, MAX_OFFER_DELAY = 0.1, 5.0
+MIN_OFFER_DELAY, MAX_OFFER_DELAY = 0.1, 2.0
 """The least and the most seconds before a message at the end of its queue is offered again."""
 
 OFFER_SECONDS = 0.002
