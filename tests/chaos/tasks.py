@@ -3,11 +3,13 @@
 import asyncio
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from jsq import App, BatchItem, Context, Rate, Reject, Snooze
+from jsq import INJECTED, App, BatchItem, Context, Depends, Middleware, Rate, Reject, Snooze
+from jsq.model.job import Job
 from jsq.settings import QueueSettings
 
 KEEP = 7_200.0
@@ -87,16 +89,45 @@ async def work(ctx: Context, seconds: float) -> str:
     return ctx.id
 
 
-@app.task
-def work_in_a_thread(ctx: Context, seconds: float) -> str:
+class Raising(Middleware):
+    """Raises after each outcome, which must change nothing."""
+
+    async def settled(self, job: Job) -> None:
+        raise OSError("the outcome of a job cannot be noted")
+
+
+def break_at_the_end() -> Iterator[None]:
+    """Fail in the clean-up, which must change nothing."""
+    yield
+    raise OSError("the session cannot be closed")
+
+
+Broken = Annotated[None, Depends(break_at_the_end)]
+
+
+@app.on_start
+def fail_to_start() -> None:
+    """Fail in some of the processes: another one replaces the worker."""
+    if os.environ.get("EFFECTS") and os.getpid() % 4 == 0:
+        raise ConnectionError("the pool cannot be opened")
+
+
+@app.on_stop
+async def stop_late() -> None:
+    await asyncio.sleep(0.5)
+    raise OSError("the pool cannot be closed")
+
+
+@app.task(middleware=[Raising()])
+def work_in_a_thread(ctx: Context, seconds: float, broken: Broken = INJECTED) -> str:
     effects.note("begin", ctx)
     time.sleep(seconds)
     effects.note("end", ctx)
     return ctx.id
 
 
-@app.task(keep_result=KEEP, retries=5, backoff=[0.2])
-async def flaky(ctx: Context) -> str:
+@app.task(keep_result=KEEP, retries=5, backoff=[0.2], middleware=[Raising()])
+async def flaky(ctx: Context, broken: Broken = INJECTED) -> str:
     effects.note("begin", ctx)
     if ctx.attempt < 3:
         raise RuntimeError("not yet")
