@@ -35,6 +35,7 @@ class AppOptions(AppHooksOptions, total=False):
     `routes`: the queues of tasks by patterns of their names, `{"mail.*": "mail"}`. The first match decides. A
     `queue=` of a task, a Router or a submit has priority.
     `allow_functions`: functions that jobs may name by reference: `["shop.tasks:send", "shop.jobs:*"]`.
+    `timeout`: the timeout of its tasks that declare none [none]; see `TaskOptions`.
     `lifespan`, `middleware`: see `AppHooksOptions`.
     """
 
@@ -42,6 +43,7 @@ class AppOptions(AppHooksOptions, total=False):
     task_names: TaskNames
     routes: Mapping[str, str]
     allow_functions: Sequence[str]
+    timeout: Duration | None
 
 
 class App(Declarations, AppHooks):
@@ -72,6 +74,7 @@ class App(Declarations, AppHooks):
         self.events = None if events is None else seconds("events", events, least=1.0)
         self.namespace = self.client.namespace
         self._modules = read_modules(options.get("include", ()))
+        self._timeout = seconds("timeout", options.get("timeout"), least=0.001)
         self._task_names = read_task_names(options.get("task_names", "function"))
         self.client.connection.routes = self._routes = read_routes(options.get("routes"))
         self.functions = read_functions(options.get("allow_functions"), self.client.connection)
@@ -116,7 +119,10 @@ class App(Declarations, AppHooks):
         if self._task_names == "module" and "name" not in given and module:
             name = f"{module}.{name}"
         queue = self._routes.queue_of(name) if "queue" not in given else None
-        return replace(declaration, name=name, queue=queue or declaration.queue)
+        timeout, hard = declaration.timeout, declaration.hard_timeout
+        if self._timeout is not None and "timeout" not in given:
+            timeout = self._timeout if hard is None else min(self._timeout, hard)
+        return replace(declaration, name=name, queue=queue or declaration.queue, timeout=timeout)
 
     def _build_schedule(self, written: WrittenSchedule, declared: str = "") -> Schedule:
         return super()._build_schedule(written, self.name)
@@ -243,15 +249,18 @@ def check_circle(task: AnyTask, known: Callable[[str], AnyTask | None]) -> None:
         raise BadOption(f"fallback of {seen[-1]}", following.name, rule)
 
 
-def check_reach(task: AnyTask) -> None:
-    """Raises `BadOption` if a child process would not find what it needs besides the function of a task."""
+def check_reach(task: AnyTask, declared: AnyTask | None = None) -> None:
+    """Raises `BadOption` if a child process would not find what it needs besides the function of a task.
+
+    `declared` is the task itself, if `task` is a variant of it.
+    """
     needed = reached_options(task)
     if task.location is None or not needed:
         return
     found: Any = sys.modules.get(task.function.__module__)
     for part in task.location.name.split("."):
         found = getattr(found, part, None)
-    if found is not task:
+    if found is not (declared or task):
         rule = "must be found by a child process, but the name of the task does not lead to the task"
         raise BadOption(
             f"{needed[0]} of {task.name}", task.location.name, f"{rule}; declare the task with @app.task"

@@ -15,6 +15,7 @@ from jsq.codec import checkpoints as steps
 from jsq.codec.signature import pack_value
 from jsq.errors import BadOption, BadResult, JsqError, StepUnknown, UsageError
 from jsq.model.checkpoint import CHECKPOINT, MAX_VALUE_BYTES, OnUnknownStep, check_on_unknown
+from jsq.model.durations import Duration, seconds
 from jsq.model.job import Job, is_utf8
 from jsq.model.options import check_headers
 from jsq.model.outcome import describe_error
@@ -57,6 +58,7 @@ class ContextLink:
     state: Mapping[str, Any] = field(default_factory=dict)
     waited: float = 0.0
     batch: tuple[Job, ...] = ()
+    extend: Callable[[float], object] = lambda seconds: None
 
 
 class Context:
@@ -74,6 +76,7 @@ class Context:
 
     __slots__ = (
         "_checkpoint",
+        "_extend",
         "_progress",
         "_running_steps",
         "_store",
@@ -107,6 +110,7 @@ class Context:
         self._checkpoint = link.checkpoint
         self._waited = link.waited
         self.batch = link.batch
+        self._extend = link.extend
         self._running_steps: set[str] = set()
         extra = {"job": job.id, "task": job.task, "attempt": job.attempt}
         self.log = JobLog(logging.getLogger("jsq.task"), extra)
@@ -133,6 +137,14 @@ class Context:
         if not isinstance(text, str) or len(text) > LONGEST_TEXT or not is_utf8(text):
             raise BadOption("progress text", text, f"must be text of {LONGEST_TEXT} characters at most")
         self._progress(float(fraction), text)
+
+    def extend_timeout(self, duration: Duration) -> None:
+        """Let this attempt run for a duration from now, if its `timeout` would end it before.
+
+        The attempt still ends at its `hard_timeout` and at the deadline of its job. Without a timeout this
+        does nothing. Returns at once. May be called from any thread. Raises `BadOption`.
+        """
+        self._extend(seconds("timeout", duration, least=0.001) or 0.0)
 
     @property
     def waited(self) -> float:

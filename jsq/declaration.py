@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Protocol, TypedDict, Unpack
+from typing import Annotated, Any, Protocol, TypedDict, Unpack
 
 from jsq.batch import BatchLimits, name_of
 from jsq.codec.signature import hides_coroutine_function, is_coroutine_function, resolve_hints
@@ -19,8 +19,16 @@ from jsq.errors import BadOption
 from jsq.middleware import Middleware, read_middleware
 from jsq.model.callback import Callbacks
 from jsq.model.durations import Duration, seconds
-from jsq.model.job import DEFAULT_QUEUE, Priority, check_queue, check_task
-from jsq.model.options import check_keep_arguments, check_known, check_slots, parse_options, read_tags
+from jsq.model.job import DEFAULT_QUEUE, ExecutorKind, Priority, check_queue, check_task
+from jsq.model.options import (
+    check_executor,
+    check_hard_timeout,
+    check_keep_arguments,
+    check_known,
+    check_slots,
+    parse_options,
+    read_tags,
+)
 from jsq.model.rate_limit import Rate, read_rate
 from jsq.model.retry import (
     BackoffOption,
@@ -37,9 +45,6 @@ DEFAULT_RESULT_SECONDS = 7 * 86_400.0
 
 KeyFunction = Callable[..., object]
 """Makes the unique key of a job from its arguments."""
-
-ExecutorKind = Literal["async", "thread", "process"]
-"""Where the function of a task runs: on the worker's loop, in a thread, or in a child process."""
 
 
 class DeclaredTask(Protocol):
@@ -193,9 +198,7 @@ class Declaration:
         check_executor(self.executor)
         check_slots(self.slots)
         check_keep_arguments(self.keep_arguments)
-        hard, limit = self.hard_timeout, self.timeout
-        if hard is not None and limit is not None and hard < limit:
-            raise BadOption("hard_timeout", hard, f"must not be below the timeout, {limit:g} s")
+        check_hard_timeout(self.hard_timeout, self.timeout)
         for alias in self.aliases:
             check_task(alias)
         check_quarantine(self.quarantine, self.queue)
@@ -243,7 +246,7 @@ def read_declaration(default_name: str, **written: Unpack[TaskOptions]) -> Decla
     """Read and check the options of a task. Raises `BadName`, `BadOption`."""
     given: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     check_known(given, _OPTION_NAMES)
-    options = frozenset(given)
+    options = frozenset(given) | ({"timeout"} & written.keys())  # None is a choice too: see `App`
     given["name"] = given.get("name") or default_name
     for name in ("timeout", "hard_timeout", "deadline", "expires", "keep_result"):
         if name in given:
@@ -374,12 +377,6 @@ def is_unbound_method(function: object) -> bool:
     return bool(outer) and outer[-1] != "<locals>" and first in ("self", "cls")
 
 
-def check_executor(executor: ExecutorKind | None) -> None:
-    """Raises `BadOption` for an unknown executor."""
-    if executor not in (None, *typing.get_args(ExecutorKind)):
-        raise BadOption("executor", executor, "must be async, thread or process")
-
-
 def check_quarantine(quarantine: str | None, queue: str) -> None:
     """Raises `BadName`; raises `BadOption` for a queue that is its own quarantine."""
     if quarantine is not None and check_queue(quarantine) == queue:
@@ -394,6 +391,17 @@ def check_runs(function: Callable[..., object], executor: ExecutorKind | None) -
         )
     if executor == "thread" and is_coroutine_function(function):
         raise BadOption("executor", executor, "must be async or process for a coroutine function (async def)")
+
+
+def check_executor_of_submit(
+    function: Callable[..., object], executor: ExecutorKind | None, *, batch: bool
+) -> None:
+    """Raises `BadOption` for the executor of a submit if the function of its task cannot run there."""
+    if batch and executor is not None:
+        raise BadOption("executor", executor, "must not be set for a job of a batch task")
+    check_runs(function, executor)
+    if executor == "process":
+        location_of(function)
 
 
 def location_of(function: Callable[..., object]) -> FunctionLocation:

@@ -1,5 +1,7 @@
 """A task: a declared function, which can be called directly or submitted as a job."""
 
+import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,11 +20,12 @@ from jsq.codec.signature import (
     is_coroutine_function,
     underlying_function,
 )
-from jsq.declaration import Declaration, location_of, takes_context
+from jsq.declaration import Declaration, check_executor_of_submit, location_of, takes_context
 from jsq.dependencies import plan_dependencies
 from jsq.errors import BadArguments, BadOption
 from jsq.hooks import AppHooks, TaskHooks
-from jsq.model.options import Options, read_options
+from jsq.model.job import ExecutorKind
+from jsq.model.options import Options, check_fallback, read_options
 from jsq.model.unique import arguments_key
 
 P = ParamSpec("P")
@@ -33,6 +36,8 @@ V = TypeVar("V")
 
 class DeclaredTarget(SubmitTarget):
     """The declared task of a submit: its signature checks the arguments, its declaration has the options."""
+
+    check_executor: Callable[[ExecutorKind | None], None]
 
     def __init__(self, declaration: Declaration, signature: Signature) -> None:
         super().__init__(declaration.name, declaration.queue)
@@ -53,15 +58,14 @@ class DeclaredTarget(SubmitTarget):
     def read_options(self, given: Mapping[str, Any]) -> Options:
         """Read the options that a user wrote; the declaration gives the options that are left out."""
         written = {name: value for name, value in given.items() if value is not None}
-        if self._declaration.batch is not None and "timeout" in written:
-            raise BadOption(
-                "timeout",
-                written["timeout"],
-                "must not be set for a job of a batch task; set it in the declaration",
-            )
+        if self._declaration.batch is not None:
+            check_batch_options(written)
+        self.check_executor(written.get("executor"))
         if "backoff" not in written and written.keys() & {"backoff_max", "jitter"}:
             written["backoff"] = self._declaration.retry.backoff
-        return read_options(datetime.now(UTC), **self._declared | written)
+        options = read_options(datetime.now(UTC), **self._declared | written)
+        check_fallback(options.fallback, self.name)
+        return options
 
     def with_key(self, options: Options, packed: bytes) -> Options:
         """The options with the unique key of one job, if the key is made of the job's arguments.
@@ -99,6 +103,15 @@ class DeclaredTarget(SubmitTarget):
                 raise BadOption("unique", list(names), rule)
 
 
+def check_batch_options(written: Mapping[str, Any]) -> None:
+    """Raises `BadOption` for an option that one job must not set for the others of its batch."""
+    for name in ("timeout", "hard_timeout"):
+        if name in written:
+            raise BadOption(
+                name, written[name], "must not be set for a job of a batch task; set it in the declaration"
+            )
+
+
 class Task(Submitter[P, R], Generic[C, V, P, R]):
     """A declared function. A call runs the function in this process; a submit runs it on a worker.
 
@@ -128,6 +141,8 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self.__wrapped__ = function
         vars(self).update(code_attributes(function))
         target = DeclaredTarget(declaration, self.signature)
+        batch = self.items is not None
+        target.check_executor = functools.partial(check_executor_of_submit, function, batch=batch)
         self._declared_target = target
         super().__init__(connection, target, target.read_options({}))
 
@@ -148,6 +163,13 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
         self._connection = connection
         self.is_included = True
         self._hooks.clear()
+
+    def on_executor(self, executor: ExecutorKind) -> "Task[C, V, P, R]":
+        """This task on another executor. Raises `BadOption` if that cannot run its function."""
+        check_executor_of_submit(self.function, executor, batch=self.items is not None)
+        other = copy.copy(self)
+        other.location = location_of(self.function) if executor == "process" else None
+        return other
 
     @property
     def app(self) -> AppHooks | None:

@@ -20,6 +20,7 @@ from jsq.cli.submit_options import Number, Seconds, Text, duration, option, repe
 from jsq.client.client import Client
 from jsq.errors import UsageError
 from jsq.model.job import JobRecord
+from jsq.model.options import RARE_OPTIONS
 
 EditedIds = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
 
@@ -32,6 +33,13 @@ class EditOptions:
     json: Annotated[Text, option("JSON|@FILE", "all arguments, in place of its own")] = None
     priority: Annotated[Text, option("PRIORITY", "high, normal or low; the job goes to its end")] = None
     timeout: Annotated[Seconds, duration("the longest run of an attempt")] = None
+    hard_timeout: Annotated[Seconds, duration("after which a child process is killed")] = None
+    executor: Annotated[Text, option("WHERE", "async, thread or process")] = None
+    on_failure: Annotated[Text, option("TASK", "task to submit after each failed attempt")] = None
+    on_dead: Annotated[Text, option("TASK", "task to submit when it has failed for good")] = None
+    fallback: Annotated[
+        Text, option("TASK", "task to submit with its arguments when it has failed for good")
+    ] = None
     retries: Annotated[Number, option("N", "retries after the first attempt")] = None
     backoff: Annotated[Text, option("HOW", "none, linear, exponential, or waits: 1,5,30")] = None
     keep_result: Annotated[Seconds, duration("how long the result is kept")] = None
@@ -45,7 +53,7 @@ class EditOptions:
         """The options that are given, by their names in Python."""
         names = ("priority", "timeout", "retries", "keep_result", "slots")
         return without_none(
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*names, *RARE_OPTIONS)},
             backoff=read_backoff(self.backoff) if self.backoff is not None else None,
             expires=read_deadline(self.expires),
             deadline=read_deadline(self.deadline),

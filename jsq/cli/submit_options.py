@@ -19,6 +19,7 @@ from jsq.cli.parsing import (
     read_value,
 )
 from jsq.errors import UsageError
+from jsq.model.options import RARE_OPTIONS
 
 Text: TypeAlias = str | None
 Number: TypeAlias = int | None
@@ -87,6 +88,13 @@ class JobSettings:
     per_key: Annotated[Number, option("N", "jobs of its key that run at once; 1 keeps their order")] = None
     slots: Annotated[Number, option("N", "slots of its worker that it takes [1]")] = None
     timeout: Annotated[Seconds, duration("the longest run of an attempt")] = None
+    hard_timeout: Annotated[Seconds, duration("after which a child process is killed")] = None
+    executor: Annotated[Text, option("WHERE", "async, thread or process [as the task declares]")] = None
+    on_failure: Annotated[Text, option("TASK", "task to submit after each failed attempt")] = None
+    on_dead: Annotated[Text, option("TASK", "task to submit when it has failed for good")] = None
+    fallback: Annotated[
+        Text, option("TASK", "task to submit with its arguments when it has failed for good")
+    ] = None
     retries: Annotated[Number, option("N", "retries after the first attempt [as the task declares]")] = None
     backoff: Annotated[Text, option("HOW", "none, linear, exponential, or waits: 1,5,30")] = None
     keep_result: Annotated[Seconds, duration("how long the result is kept")] = None
@@ -106,7 +114,7 @@ class JobSettings:
         names = ("queue", "priority", "key", "per_key", "slots", "timeout", "retries")
         kept = ("keep_result", "keep_arguments")
         return {
-            **{name: getattr(self, name) for name in (*names, *kept)},
+            **{name: getattr(self, name) for name in (*names, *kept, *RARE_OPTIONS)},
             "backoff": read_backoff(self.backoff),
             "headers": read_pairs("--header", self.header or ()),
             "tags": self.tag or (),

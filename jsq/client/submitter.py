@@ -32,7 +32,7 @@ from jsq.errors import JobError, PartlySubmitted
 from jsq.middleware import Middleware, report_submitted, submit_inside
 from jsq.model.expiry import expiry_time
 from jsq.model.job import DEFAULT_QUEUE, Job, check_id, check_queue, check_task
-from jsq.model.options import Options, SubmitOptions, check_key_given, read_options
+from jsq.model.options import Options, SubmitOptions, check_fallback, check_key_given, read_options
 from jsq.model.peer_terms import SUBMIT_TERMS, explain_missing
 from jsq.model.unique import arguments_key, unique_hash, unique_request
 
@@ -68,6 +68,7 @@ class SubmitTarget:
         """Read the options that a user wrote. Raises `BadOption`, `BadName`."""
         options = read_options(datetime.now(UTC), **given)
         check_key_given(options)
+        check_fallback(options.fallback, self.name)
         return options
 
     def with_key(self, options: Options, packed: bytes) -> Options:

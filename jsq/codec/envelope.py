@@ -37,7 +37,7 @@ from jsq.errors import BadEnvelope, BadName, BadOption, NewerEnvelope
 from jsq.model.durations import seconds
 from jsq.model.job import DEFAULT_QUEUE, PRIORITIES, Job, Priority, check_id, check_queue, check_task
 from jsq.model.key_group import SLOT_KINDS, SlotKind, check_key
-from jsq.model.options import ENVELOPE_OPTIONS, Options
+from jsq.model.options import ENVELOPE_OPTIONS, RARE_OPTIONS, Options
 from jsq.model.retry import Backoff
 from jsq.model.revision import Revision, StoredRevision
 
@@ -56,11 +56,11 @@ INTERRUPTIONS = "Jsq-Interruptions"
 SUBMITTED = "Jsq-Submitted"
 FIRST_STARTED = "Jsq-First-Started"
 
-ORDER_OPTIONS = ENVELOPE_OPTIONS[2:]
-"""The options besides headers and tags: each is written under its own name."""
+ORDER_OPTIONS = (*ENVELOPE_OPTIONS[2:], "rare")
+"""The fields of a job for its options besides headers and tags: each option is written under its own name."""
 
 RECORDED_OPTIONS = (*ORDER_OPTIONS, "per_key")
-"""The options of a submit that a record holds besides those with fields of their own."""
+"""The fields of a job for the options of a submit that a record holds, if it has no field for them."""
 
 _RARE = frozenset(
     {
@@ -157,7 +157,7 @@ def recorded_job(found: StoredRevision) -> Job:
     """
     event = found.revision
     options: dict[str, Any] = {
-        name: value for name, value in event.options.items() if name in RECORDED_OPTIONS
+        name: value for name, value in event.options.items() if name in (*RECORDED_OPTIONS, *RARE_OPTIONS)
     }
     if "backoff" in options:
         options["backoff"] = parse_backoff(options["backoff"])
@@ -217,12 +217,13 @@ def read_priority(text: str) -> Priority:
 
 def given_options(job: Job, names: Iterable[str]) -> dict[str, Any]:
     """The options among `names` that a submit gave, as values for JSON."""
-    given = ((name, getattr(job, name)) for name in names)
-    return {
+    given = ((name, getattr(job, name)) for name in names if name != "rare")
+    written = {
         name: backoff_fields(value) if isinstance(value, Backoff) else value
         for name, value in given
         if value is not None and value != ""
     }
+    return written if job.rare is None else written | job.rare.given
 
 
 def decode(
@@ -296,7 +297,7 @@ def read_order(text: str) -> tuple[int, str, Options]:
     if isinstance(version, bool) or version < 1:
         raise ValueError(f"version must be a positive number, got {version!r}")
     # Options that a submit would refuse are refused here too: a worker could not run the job.
-    terms = {name: order[name] for name in ENVELOPE_OPTIONS if name in order}
+    terms = {name: order[name] for name in (*ENVELOPE_OPTIONS, *RARE_OPTIONS) if name in order}
     if "tags" in terms:
         terms["tags"] = tuple(terms["tags"])
     if "backoff" in terms:

@@ -191,7 +191,8 @@ class ChildServer:
             return Failed("bad_arguments", describe_error(error))
         hooks = found.task.hooks_on(request.job.queue) if found.task is not None else None
         state = self._enter(found, hooks)
-        link = ContextLink(self._progress, self._request, request.checkpoint, state, request.waited)
+        given = request.checkpoint, state, request.waited
+        link = ContextLink(self._progress, self._request, *given, extend=self._extend)
         if found.takes_context or hooks is not None:
             self._context = Context(request.job, token=request.token, worker=request.worker, link=link)
         if self._context is not None and found.takes_context:
@@ -239,6 +240,9 @@ class ChildServer:
 
     def _progress(self, fraction: float, text: str) -> None:
         self.send("progress", fraction, text)
+
+    def _extend(self, seconds: float) -> None:
+        self.send("extend", seconds)
 
     def _request(self, what: str, place: str, body: bytes) -> Future[bytes]:
         """Send a request of the task to the worker; the future gets the reply."""

@@ -41,11 +41,13 @@ KeepWork = Callable[[str, str, bytes], Awaitable[bytes]]
 class ChildCallbacks:
     """The worker's callbacks while a function runs in a child.
 
-    `progress` receives the reported progress, `began` is called when the child calls the function, `ended`
-    when the function has ended. `keep` stores checkpoints; a function that takes no `Context` has none.
+    `progress` receives the reported progress, `extend` the seconds for which the function may go on. `began`
+    is called when the child calls the function, `ended` when the function has ended. `keep` stores
+    checkpoints; a function that takes no `Context` has none.
     """
 
     progress: ReportProgress = lambda *_: None
+    extend: Callable[[float], object] = lambda seconds: None
     began: Callable[[], None] = lambda: None
     ended: Callable[[], None] = ignore_end
     keep: KeepWork | None = None
@@ -197,6 +199,8 @@ class ProcessExecution:
                     self._callbacks.began()
                 case ("progress", fraction, text):
                     self._callbacks.progress(fraction, text)
+                case ("extend", seconds):
+                    self._callbacks.extend(seconds)
                 case ("request", number, what, place, body):
                     replying = asyncio.get_running_loop().create_task(
                         self._reply(child, number, what, place, body)

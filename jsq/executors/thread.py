@@ -37,6 +37,11 @@ class ThreadExecution:
     def kill(self) -> bool:
         return False
 
+    @property
+    def waiting(self) -> "asyncio.Task[FunctionEnd] | None":
+        """The asyncio task that awaits what the function has returned, if that is awaitable."""
+        return self._waiting
+
     def leave_thread(self, found: FunctionEnd, context: contextvars.Context) -> None:
         """Note on the event loop how the function ended in its thread."""
         if not isinstance(found, Returned) or not is_awaitable(found.value):
@@ -70,7 +75,7 @@ def thread_frame(execution: ThreadExecution) -> FrameType | None:
         frame: FrameType | None = innermost
         while frame is not None:
             own = frame.f_code is run_in_thread.__code__
-            if own and frame.f_locals.get("end") is execution.end:
+            if own and frame.f_locals.get("execution") is execution:
                 return innermost
             frame = frame.f_back
     return None

@@ -10,10 +10,29 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from jsq.model.job import MAX_ID_LENGTH, Job
+from jsq.errors import BadOption
+from jsq.model.job import MAX_ID_LENGTH, Job, check_task
 from jsq.model.revision import Revision
+
+
+class NamedTask(Protocol):
+    """A task, as an option of another one names it."""
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        ...
+
+
+def callback_name(option: str, task: NamedTask | str) -> str:
+    """The name of a task that is given as a Task or by its name. Raises `BadOption`, `BadName`."""
+    name = task if isinstance(task, str) else getattr(task, "name", None)
+    if not isinstance(name, str):
+        raise BadOption(option, task, "must be a task, or the name of a task")
+    return check_task(name)
+
 
 CallbackKind = Literal["failed", "dead", "fallback"]
 

@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
 from jsq.errors import BadOption
+from jsq.model.callback import NamedTask
 from jsq.model.durations import Duration
 from jsq.model.expiry import expiry_time
-from jsq.model.job import Job, Priority
-from jsq.model.options import Options, check_known
+from jsq.model.job import ExecutorKind, Job, Priority
+from jsq.model.options import Options, check_fallback, check_known
 from jsq.model.retry import BackoffOption
 from jsq.model.revision import EDITED, SUBMITTED_STATES, StoredRevision
 
@@ -33,6 +34,11 @@ class JobChanges(TypedDict, total=False):
     deadline: Duration | datetime | None
     expires: Duration | datetime | None
     slots: int | None
+    hard_timeout: Duration | None
+    executor: ExecutorKind | None
+    on_failure: NamedTask | str | None
+    on_dead: NamedTask | str | None
+    fallback: NamedTask | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class JobEdit:
         """The job as it is after the edit at `now`. Raises `BadOption`."""
         options = self.options
         fields: dict[str, Any] = dict(options.job_fields)
+        if "rare" in fields and job.rare is not None:
+            fields["rare"] = replace(job.rare, **fields["rare"].given)
         if options.priority is not None:
             fields["priority"] = options.priority
         if options.retry_until is not None:
@@ -69,7 +77,10 @@ class JobEdit:
             fields["arguments"] = self.arguments
         if self.queue is not None:
             fields |= {"quarantine": self.queue if self.queue != job.queue else "", "forgiven_crashes": 0}
-        return replace(job, **fields)
+        edited = replace(job, **fields)
+        if edited.rare is not None:
+            check_fallback(edited.rare.fallback, edited.task)
+        return edited
 
 
 def check_changes(written: Mapping[str, object]) -> None:

@@ -6,13 +6,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal, get_args
 
 from jsq.errors import BadName
 from jsq.model.key_group import SlotKind, key_token
 from jsq.model.retry import Backoff
+
+ExecutorKind = Literal["async", "thread", "process"]
+"""Where the function of a task runs: on the worker's loop, in a thread, or in a child process."""
 
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
@@ -27,6 +30,29 @@ _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 _parts = r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*"
 _task = re.compile(rf"{_parts}(:[A-Za-z0-9_]+)?", re.ASCII)
 _namespace = re.compile(r"[a-z0-9][a-z0-9-]{0,31}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class RareOptions:
+    """The options of a submit that few jobs have; each is None unless the submit gave it.
+
+    They are one field of `Job`, so that the other jobs do not pay for five. `on_failure`, `on_dead` and
+    `fallback` are names of tasks.
+    """
+
+    hard_timeout: float | None = None
+    executor: ExecutorKind | None = None
+    on_failure: str | None = None
+    on_dead: str | None = None
+    fallback: str | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that the submit gave."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+NO_RARE_OPTIONS = RareOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +71,7 @@ class Job:
     end of this one. `slots` is how many slots of its worker it takes. `submitted` and `first_started` are in
     milliseconds since the epoch, or 0. The message of a job has the first if it is not the job's first
     message, and the second if another attempt started before. `keep_arguments` is False for a job whose
-    record must not hold its arguments.
+    record must not hold its arguments. `rare` holds other options of its submit, if any.
     """
 
     id: str
@@ -78,6 +104,7 @@ class Job:
     submitted: int = 0
     keep_arguments: bool | None = None
     first_started: int = 0
+    rare: RareOptions | None = None
 
     @property
     def waits_for_key(self) -> bool:

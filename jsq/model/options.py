@@ -10,11 +10,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 from jsq.errors import BadName, BadOption
+from jsq.model.callback import NamedTask, callback_name
 from jsq.model.durations import MAX_DURATION, Duration, check_moment, check_seconds, seconds
-from jsq.model.job import NAME_RULE, PRIORITIES, Priority, check_id, check_queue, is_utf8
+from jsq.model.job import (
+    NAME_RULE,
+    PRIORITIES,
+    ExecutorKind,
+    Priority,
+    RareOptions,
+    check_id,
+    check_queue,
+    is_utf8,
+)
 from jsq.model.key_group import check_key, check_per_key
 from jsq.model.peer_terms import OPTION_TERMS, PeerTerms, peer_hint
 from jsq.model.retry import Backoff, BackoffOption, build_backoff, check_retries
@@ -31,6 +41,11 @@ ENVELOPE_OPTIONS = (
 )
 """The options that are sent with a job unchanged: `Job` has a field of the same name for each."""
 
+RARE_OPTIONS = ("hard_timeout", "executor", "on_failure", "on_dead", "fallback")
+"""The options that are sent with a job unchanged, and that few jobs have: the fields of `RareOptions`."""
+
+CALLBACK_OPTIONS = RARE_OPTIONS[2:]
+
 KEY_OPTIONS = ("key", "per_key")
 """Options that are sent apart from the others, because they differ from job to job; also fields of `Job`."""
 
@@ -46,6 +61,9 @@ class JobOptions(TypedDict, total=False):
     `retries`, `backoff`: how often the job is retried, and after which waits; see `App.task`.
     `retry_for`: the time for retries from the first start, or until a datetime. A later failure is final.
     `timeout`: the limit of each attempt.
+    `hard_timeout`, `executor`: see `TaskOptions`; the function must be able to run there. A timeout does not
+    exceed the hard timeout of the job.
+    `on_failure`, `on_dead`, `fallback`: tasks, or their names, in place of those that the task declares.
     `keep_result`: how long the result is kept after the end; 0 keeps the outcome without the result.
     `keep_arguments`: whether the record of the ended job holds its arguments [yes]; False if the task or the
     queue has False.
@@ -70,6 +88,11 @@ class JobOptions(TypedDict, total=False):
     key: str | None
     per_key: int | None
     slots: int | None
+    hard_timeout: Duration | None
+    executor: ExecutorKind | None
+    on_failure: NamedTask | str | None
+    on_dead: NamedTask | str | None
+    fallback: NamedTask | str | None
 
 
 class SubmitOptions(JobOptions, total=False):
@@ -115,7 +138,8 @@ class SubmitOptions(JobOptions, total=False):
 class Options:
     """The checked options of one submit, durations in seconds; see `SubmitOptions`.
 
-    `job_fields` holds the given options of `ENVELOPE_OPTIONS` and `KEY_OPTIONS`: the fields of the `Job`.
+    `job_fields` holds the given options of `ENVELOPE_OPTIONS`, `KEY_OPTIONS` and `RARE_OPTIONS`, as fields of
+    the `Job`.
     """
 
     queue: str | None = None
@@ -144,6 +168,11 @@ class Options:
     throttle: float | None = None
     slots: int | None = None
     keep_arguments: bool | None = None
+    hard_timeout: float | None = None
+    executor: ExecutorKind | None = None
+    on_failure: str | None = None
+    on_dead: str | None = None
+    fallback: str | None = None
     job_fields: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -159,6 +188,8 @@ class Options:
             raise BadOption("at", self.at, "must not be combined with delay")
         check_seconds("delay", self.delay)
         check_seconds("timeout", self.timeout, least=0.001)
+        check_hard_timeout(self.hard_timeout, self.timeout)
+        check_executor(self.executor)
         check_seconds("keep_result", self.keep_result)
         check_seconds("wait_for_room", self.wait_for_room)
         check_moment("at", self.at)
@@ -183,6 +214,9 @@ class Options:
         check_start(self)
         asked = ((name, getattr(self, name)) for name in (*ENVELOPE_OPTIONS, *KEY_OPTIONS))
         given = {name: value for name, value in asked if value is not None and value != () and value != {}}
+        rare = {name: value for name in RARE_OPTIONS if (value := getattr(self, name)) is not None}
+        if rare:
+            given["rare"] = RareOptions(**rare)
         object.__setattr__(self, "job_fields", given)
 
     def due(self, now: datetime) -> datetime | None:
@@ -214,7 +248,7 @@ class Options:
 
 
 _DURATIONS = {
-    **dict.fromkeys(("timeout", "deadline", "expires", "retry_for", "debounce"), 0.001),
+    **dict.fromkeys(("timeout", "hard_timeout", "deadline", "expires", "retry_for", "debounce"), 0.001),
     **dict.fromkeys(("delay", "keep_result", "wait_for_room", "unique_for", "throttle"), 0.0),
 }
 """The options that are durations, with the least number of seconds of each."""
@@ -247,6 +281,9 @@ def parse_options(**written: Any) -> Options:
                 "must be used together with backoff: the declaration of the task is not known here",
             )
     given["tags"] = read_tags(given.get("tags", ()))
+    for name in CALLBACK_OPTIONS:
+        if name in given:
+            given[name] = callback_name(name, given[name])
     read = Options(**given)
     return replace(read, backoff=build_backoff(shape, most, jitter)) if shape is not None else read
 
@@ -255,6 +292,25 @@ def check_key_given(options: Options) -> None:
     """Raises `BadOption` for `per_key` without a key, if no declaration can use it."""
     if options.per_key is not None and options.key is None:
         raise BadOption("per_key", options.per_key, "must be used together with key")
+
+
+def check_hard_timeout(hard: float | None, timeout: float | None) -> None:
+    """Raises `BadOption` for anything but a duration that is not below the timeout."""
+    check_seconds("hard_timeout", hard, least=0.001)
+    if hard is not None and timeout is not None and hard < timeout:
+        raise BadOption("hard_timeout", hard, f"must not be below the timeout, {timeout:g} s")
+
+
+def check_executor(executor: ExecutorKind | None) -> None:
+    """Raises `BadOption` for an unknown executor."""
+    if executor not in (None, *get_args(ExecutorKind)):
+        raise BadOption("executor", executor, "must be async, thread or process")
+
+
+def check_fallback(fallback: str | None, task: str) -> None:
+    """Raises `BadOption` for a job whose fallback is its own task."""
+    if fallback == task:
+        raise BadOption("fallback", fallback, "must be another task")
 
 
 def check_known(written: Mapping[str, object], known: Sequence[str], terms: PeerTerms = OPTION_TERMS) -> None:

@@ -20,7 +20,15 @@ from cronsim import CronSim, CronSimError
 from jsq.errors import BadOption
 from jsq.model.durations import Duration, check_moment, check_seconds, seconds
 from jsq.model.job import DEFAULT_QUEUE, Job, check_task, check_text
-from jsq.model.options import JobOptions, SubmitOptions, check_headers, check_known, parse_options
+from jsq.model.options import (
+    RARE_OPTIONS,
+    JobOptions,
+    SubmitOptions,
+    check_fallback,
+    check_headers,
+    check_known,
+    parse_options,
+)
 
 CatchUp = Literal["latest", "all", "none"]
 Overlap = Literal["skip", "queue", "cancel"]
@@ -337,8 +345,10 @@ def read_schedule(
         if isinstance(given.get(field), datetime):
             raise BadOption(field, given[field], "must be seconds, which count for each job of the schedule")
     options = parse_options(**given)
+    check_fallback(options.fallback, task)
+    accepted = {*PER_JOB_OPTIONS, *RARE_OPTIONS, *options.job_fields}
     for field, value in given.items():
-        if field not in (*PER_JOB_OPTIONS, *options.job_fields) and value not in ((), {}, [], False):
+        if field not in accepted and value not in ((), {}, [], False):
             raise BadOption(field, value, NOT_UNIQUE_RULE if field in UNIQUE_OPTIONS else SINGLE_SUBMIT_RULE)
     tick_headers = {"schedule": check_schedule_name(name), "tick": "2026-06-01T12:00:00.500000Z"}
     check_headers({**options.headers, **tick_headers})

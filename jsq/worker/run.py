@@ -89,6 +89,8 @@ class FunctionRun(Protocol):
 
     def stop(self, why: Outcome | LeaseLost) -> None: ...
 
+    def extend_timeout(self, seconds: float) -> None: ...
+
     def grace(self) -> float: ...
 
     def release(self) -> None: ...
@@ -118,6 +120,15 @@ class ChildClock:
         return self.limit if not self.by_deadline or self.deadline is None else self.deadline - self.began
 
 
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """The longer timeout that a task has asked for, in seconds from its start, and what bounds it."""
+
+    seconds: float
+    by_hard_timeout: bool
+    by_deadline: bool
+
+
 class TaskRun:
     """The function of one attempt. A cancelled function gets `unwind` seconds to clean up."""
 
@@ -135,6 +146,9 @@ class TaskRun:
     _started_at = 0.0
     _hard_timeout: float | None = None
     _was_interrupted = False
+    _deadline: float | None = None
+    _ends_at = 0.0
+    _extension: Extension | None = None
 
     def __init__(self, unwind: float) -> None:
         self._unwind = unwind
@@ -151,8 +165,9 @@ class TaskRun:
             return stopped_with(self.stopping)
         limit = limit_of(options)
         left = seconds_left(resources, job)
+        self._deadline = None if left is None else time.monotonic() + left
         if task.location is not None:
-            self._child_clock = ChildClock(limit, None if left is None else time.monotonic() + left)
+            self._child_clock = ChildClock(limit, self._deadline)
             limit = CHILD_START_SECONDS
         last = left is not None and (limit is None or left < limit)
         context = build_context(self, resources, job, token) if task.location is None else None
@@ -161,6 +176,7 @@ class TaskRun:
         if end is None:
             clock = self._child_clock
             last = clock.by_deadline if clock is not None and clock.began is not None else last
+            last = last if self._extension is None else self._extension.by_deadline
             return self.cut_short_outcome(job, options, last=last)
         return outcome_of(end, resources, task, job, options)
 
@@ -193,7 +209,7 @@ class TaskRun:
             return stopped_with(self.stopping)
         if last:
             return Expired(Fault("its deadline passed while it ran"))
-        error: Exception = TaskTimeout(f"it ran longer than its {describe_limit(options)}")
+        error: Exception = TaskTimeout(f"it ran longer than its {describe_limit(options, self._extension)}")
         if self._child_clock is not None and self._child_clock.began is None:
             error = ChildDied(f"the child process did not call it within {CHILD_START_SECONDS:g} s")
         elif self.execution is not None and self.execution.end.done():
@@ -210,6 +226,26 @@ class TaskRun:
         if self.stopping is None:
             self.stopping = why
             self.wake()
+
+    def extend_timeout(self, seconds: float) -> None:
+        """Let the function run for some seconds from now, at most until its hard timeout and its deadline.
+
+        May be called from any thread while the function runs.
+        """
+        if self._wakeup is not None:
+            self._wakeup.get_loop().call_soon_threadsafe(self._extend, seconds)
+
+    def _extend(self, seconds: float) -> None:
+        timer, wakeup, now = self._timer, self._wakeup, time.monotonic()
+        if timer is None or wakeup is None or wakeup.done():
+            return
+        limit = None if self._hard_timeout is None else self._started_at + self._hard_timeout
+        end = min(one for one in (now + seconds, limit, self._deadline) if one is not None)
+        if end <= self._ends_at:
+            return
+        timer.cancel()
+        self._timer, self._ends_at = asyncio.get_running_loop().call_later(end - now, self.wake), end
+        self._extension = Extension(end - self._started_at, end == limit, end == self._deadline)
 
     def wake(self) -> None:
         """Wake the waiting run: the function has ended, its time is up, or the run is stopped."""
@@ -274,7 +310,8 @@ class TaskRun:
         request = CallRequest(location, job, token, resources.name, retry, *given)
         progress = self.progress or ignore_progress
         keep = memory.act if memory is not None else None
-        callbacks = ChildCallbacks(progress, self._function_began, self.wake, keep)
+        extend = self.extend_timeout
+        callbacks = ChildCallbacks(progress, extend, self._function_began, self.wake, keep)
         return resources.processes.start(request, callbacks)
 
     def _function_began(self) -> None:
@@ -284,7 +321,10 @@ class TaskRun:
             return
         timer.cancel()
         left, self._started_at = clock.begin(), time.monotonic()
-        if left is not None:
+        if left is None:
+            self._timer = None
+        else:
+            self._ends_at = self._started_at + left
             self._timer = asyncio.get_running_loop().call_later(left, self.wake)
 
     async def _wait(self, wakeup: asyncio.Future[None], limit: float | None) -> None:
@@ -293,10 +333,12 @@ class TaskRun:
             await wakeup
             return
         self._timer = asyncio.get_running_loop().call_later(limit, self.wake)
+        self._ends_at = self._started_at + limit
         try:
             await wakeup
         finally:
-            self._timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
 
     async def interrupt(self, execution: Execution) -> None:
         """Interrupt the function, then kill it if that is possible."""
@@ -313,8 +355,8 @@ def build_context(
     """The `Context` of a task that takes one, or has hooks; a child process makes its own."""
     if run.progress is None or run.memory is None:
         return None
-    memory, waited = run.memory, run.waited
-    link = ContextLink(run.progress, memory.ask, memory.checkpoint, resources.state, waited, batch)
+    given = run.memory.checkpoint, resources.state, run.waited, batch
+    link = ContextLink(run.progress, run.memory.ask, *given, extend=run.extend_timeout)
     return Context(job, token=token, worker=resources.name, link=link)
 
 
@@ -360,11 +402,12 @@ def limit_of(options: Declaration) -> float | None:
     return min(options.timeout, options.hard_timeout)
 
 
-def describe_limit(options: Declaration) -> str:
+def describe_limit(options: Declaration, extension: Extension | None = None) -> str:
     hard = options.hard_timeout
-    if hard is not None and hard == limit_of(options):
+    if hard is not None and (hard == limit_of(options) if extension is None else extension.by_hard_timeout):
         return f"hard timeout of {hard:g} s"
-    return f"timeout of {options.timeout:g} s"
+    extended = "" if extension is None else f", extended to {extension.seconds:.1f} s"
+    return f"timeout of {options.timeout:g} s{extended}"
 
 
 def stopped_with(why: Outcome | LeaseLost) -> Outcome:

@@ -61,10 +61,11 @@ def heading(attempt: AttemptState, execution: Execution | None) -> str:
 
 def stack_of(attempt: AttemptState, execution: Execution | None) -> Lines:
     """The frames of a job, the outermost first."""
-    if isinstance(execution, ThreadExecution):
+    if isinstance(execution, ThreadExecution) and execution.waiting is None:
         frame = thread_frame(execution)
         return [] if frame is None else list(traceback.walk_stack(frame))[::-1]
     runner = execution.end if execution is not None else attempt.runner
+    runner = execution.waiting if isinstance(execution, ThreadExecution) else runner
     return list(awaiting(runner.get_coro())) if isinstance(runner, asyncio.Task) else []
 
 

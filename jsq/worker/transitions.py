@@ -8,8 +8,10 @@ from jsq.codec.envelope import first_start
 from jsq.codec.revisions import milliseconds, moment_of
 from jsq.declaration import Declaration
 from jsq.errors import shorten
+from jsq.model.callback import Callbacks
 from jsq.model.expiry import NOT_STARTED, UNKNOWN_TASK, has_not_started
-from jsq.model.job import Job
+from jsq.model.job import NO_RARE_OPTIONS, Job
+from jsq.model.options import CALLBACK_OPTIONS
 from jsq.model.outcome import (
     MAX_ERROR_LENGTH,
     Cancelled,
@@ -38,16 +40,34 @@ UNKNOWN_DECLARATION = Declaration("_")
 def effective_options(job: Job, task: AnyTask | None) -> Declaration:
     """The options of a job: those that its task declares, overridden by those of its submit."""
     own = task.declaration if task is not None else UNKNOWN_DECLARATION
-    asked = (job.retries, job.backoff, job.timeout, job.keep_result, job.retry_for, job.keep_arguments)
+    times = (job.timeout, job.keep_result, job.retry_for)
+    asked = (job.retries, job.backoff, *times, job.keep_arguments, job.rare)
     if asked == (None,) * len(asked):
         return own
+    rare = job.rare or NO_RARE_OPTIONS
+    hard = own.hard_timeout if rare.hard_timeout is None else rare.hard_timeout
+    timeout = own.timeout if job.timeout is None else job.timeout
     return replace(
         own,
         retry=own.retry.with_submit_options(job.retries, job.backoff, job.retry_for),
-        timeout=own.timeout if job.timeout is None else job.timeout,
+        timeout=timeout if hard is None or timeout is None else min(timeout, hard),
+        hard_timeout=hard,
+        callbacks=own.callbacks if job.rare is None else callbacks_of(job, own),
         keep_result=own.keep_result if job.keep_result is None else job.keep_result,
         keep_arguments=own.keep_arguments and job.keep_arguments is not False,
     )
+
+
+def callbacks_of(job: Job, own: Declaration) -> Callbacks:
+    """The callbacks of a job: those of its submit, and else those that its task declares.
+
+    A fallback to the task itself, by an older name, is ignored: it would never end.
+    """
+    given = (job.rare or NO_RARE_OPTIONS).given
+    asked = {name: given[name] for name in CALLBACK_OPTIONS if name in given}
+    if asked.get("fallback") in (own.name, *own.aliases):
+        del asked["fallback"]
+    return replace(own.callbacks, **asked)
 
 
 def running_revision(job: Job, info: DeliveryInfo, submitted: int, started: int = 0) -> Revision:

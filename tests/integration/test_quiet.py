@@ -160,11 +160,11 @@ async def test_a_child_process_prints_its_stacks(
     async with working(concurrency=1, timings=WorkerTimings(unwind=0.1)) as worker:
         job = await stay.submit(str(tmp_path / "pid"))
         await until((tmp_path / "pid").exists)
-        print_stacks(worker.dispatcher.attempts.values(), sys.stderr)
         text = ""
 
         def printed() -> bool:
             nonlocal text
+            print_stacks(worker.dispatcher.attempts.values(), sys.stderr)
             text += capfd.readouterr().err
             return "hostile.py" in text
 

@@ -100,6 +100,9 @@ class BatchMember:
     def release(self) -> None:
         """Nothing: the batch has the function."""
 
+    def extend_timeout(self, seconds: float) -> None:
+        """Do nothing: one job must not change the timeout of the others."""
+
     async def wait_for_start(self) -> bool:
         """Wait until the batch starts. False if it does not: the worker stops, or has no free slot for too
         long.
@@ -121,9 +124,8 @@ class BatchMember:
         """
         if self.stopping is not None:
             return stopped_with(self.stopping)
-        options = replace(
-            options, timeout=task.declaration.timeout
-        )  # one submit must not change the timeout of the others
+        own = task.declaration  # one submit must not change the timeouts of the others
+        options = replace(options, timeout=own.timeout, hard_timeout=own.hard_timeout)
         [value], _ = task.signature.unpack(job.arguments)
         self.item = BatchItem(value, job, token)
         loop = asyncio.get_running_loop()

@@ -25,6 +25,7 @@ from jsq.worker.stages.batch import BatchCollector, BatchSlots, BatchStage
 from jsq.worker.stages.callbacks import CallbackStage
 from jsq.worker.stages.checkpoints import CheckpointStage
 from jsq.worker.stages.crash_limit import CrashLimitStage
+from jsq.worker.stages.executor import ExecutorStage
 from jsq.worker.stages.expiry import ExpiryStage
 from jsq.worker.stages.hooks import HookStage
 from jsq.worker.stages.isolation import IsolationStage, WorkerSlots
@@ -67,6 +68,7 @@ def build_stages(
         HookStage(),
         KeyGroupStage(),
         UnknownTaskStage(),
+        ExecutorStage(),
         BatchStage(batches),
         rate_limits,
         ProgressStage(),

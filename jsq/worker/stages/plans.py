@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, TypeAlias
 from jsq.codec import envelope, revisions
 from jsq.codec.envelope import RECORDED_OPTIONS
 from jsq.declaration import Declaration
+from jsq.errors import BadOption
 from jsq.model.job import Job
 from jsq.task import AnyTask
 from jsq.worker.resources import Resources
 from jsq.worker.stages.base import Stage
+from jsq.worker.stages.executor import task_on_executor
 from jsq.worker.state import AttemptState
 from jsq.worker.transitions import effective_options, success_ttl
 
@@ -74,6 +76,9 @@ class StagePlans(dict[tuple[str, str, OptionShape], StagePlan]):
         if not all(self._queues[one].keep_arguments for one in (queue, job.queue) if one in self._queues):
             options = replace(options, keep_arguments=False)
         stages = tuple(one for one in self._stages if one.applies(job, task, options))
+        if task is not None and job.rare is not None:
+            chosen = task_on_executor(task, job)
+            task = task if isinstance(chosen, BadOption) else chosen
         member = revisions.option_member(envelope.recorded_options(job))
         plan = StagePlan(task, options, stages, success_ttl(options.keep_result), member)
         if task is not None:  # an unknown name may be any text, and a task of that name may be declared later
