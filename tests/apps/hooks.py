@@ -33,8 +33,18 @@ async def lifespan(app: App) -> AsyncIterator[dict[str, Any]]:
     if fails == "fails" or (fails == "fails in children" and sys.argv[0] == "-c"):
         raise RuntimeError("no database")
     note("enter", os.getpid())
+    beating = asyncio.create_task(beat()) if os.environ.get("HOOKS_BEAT") else None
     yield {"pool": f"pool of {app.name}", "pid": os.getpid()}
+    if beating is not None:
+        beating.cancel()
     note("leave", os.getpid())
+
+
+async def beat() -> None:
+    """Note that the event loop of this process runs."""
+    while True:
+        note("beat", os.getpid())
+        await asyncio.sleep(0.02)
 
 
 class Noting(Middleware):

@@ -12,6 +12,7 @@ import pytest
 from jsq import App, ContextVars, JobFailed
 from jsq.server import EmbeddedServer
 from tests.apps.hooks import tenant
+from tests.helpers.conditions import Until
 from tests.helpers.repository import ROOT
 
 
@@ -104,6 +105,26 @@ async def test_a_child_with_an_event_loop_can_be_interrupted_and_is_used_again(
     lines = [line.split() for line in notes.read_text().splitlines()]
     children = [int(pid) for word, pid in lines if word in ("cancelled", "interrupted")]
     assert children == [found[6]] * 2
+
+
+async def test_a_lifespan_lives_on_while_its_child_waits_for_a_job(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+) -> None:
+    notes = tmp_path / "notes"
+    async with App(server.url, namespace=namespace) as app:
+        worker = await start_worker(server, namespace, notes, HOOKS_BEAT="1")
+        child = (await (await app.client.task("in_child").submit("a")).result(30))[6]
+
+        def beats() -> int:
+            return notes.read_text().splitlines().count(f"beat {child}")
+
+        before = beats()
+        await until(lambda: beats() > before + 10)
+        worker.terminate()
+        code, printed = await ended(worker)
+
+    assert code == 0, printed
+    assert f"leave {child}" in notes.read_text()
 
 
 async def test_a_lifespan_that_cannot_start_in_a_child_fails_the_attempt(

@@ -22,6 +22,7 @@ from jsq import (
     PartlySubmitted,
     Reject,
     Retry,
+    Router,
     Snooze,
     current_job,
 )
@@ -124,6 +125,29 @@ async def test_the_order_is_app_queue_task_and_the_first_is_the_outermost(build:
             for what, *more in (["succeeded", "a"], ["settled"])
         ),
     ]
+
+
+async def test_a_router_brings_its_middleware_into_the_app(build: Build) -> None:
+    notes: list[Any] = []
+    router = Router("shop")
+    router.queue("mail", middleware=[Recorder("queue", notes)])
+
+    @router.task(queue="mail", middleware=[Recorder("task", notes)])
+    async def send() -> None: ...
+
+    app = build(middleware=[Recorder("app", notes)])
+    app.include(router)
+    async with app:
+        await send.submit()
+        assert notes[:3] == [("app", "submitting"), ("queue", "submitting"), ("task", "submitting")]
+        notes.clear()
+        # By its name only, a submit does not know the middleware of the task.
+        await app.client.task("shop.send").options(queue="mail").submit()
+        assert notes[:3] == [("app", "submitting"), ("queue", "submitting"), ("app", "submitted")]
+        async with running_worker(Worker(app)):
+            await (await send.submit()).result(10)
+    assert send.app is app
+    assert ("task", "before", "app", "queue", "task") in notes
 
 
 async def test_each_outcome_has_its_method(build: Build, until: Until) -> None:
