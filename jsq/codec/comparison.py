@@ -7,14 +7,15 @@ types.
 """
 
 import dataclasses
+import functools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import datetime, time
 from typing import Any
 
 from jsq.errors import shorten
 
-_scalars = (int, str, bool, float, type(None))
+_scalars = frozenset({int, str, bool, float, type(None)})
 
 
 def same_value(sent: object, back: object) -> bool:
@@ -35,13 +36,21 @@ def same_value(sent: object, back: object) -> bool:
     return same_object(sent, back)
 
 
-def same_object(sent: object, back: object) -> bool:
+def same_object(sent: Any, back: Any) -> bool:
     """Whether two values of one type, which is not a basic type of JSON, are the same."""
-    if isinstance(sent, datetime | time):
+    kind: Any = type(sent)
+    if issubclass(kind, datetime | time):
         return same_time(sent, back)
-    if isinstance(sent, set | frozenset) and isinstance(back, set | frozenset):
-        return sent == back or same_set(sent, back)
-    return same_parts(sent, back)
+    if issubclass(kind, set | frozenset):
+        return same_set(sent, back)
+    names = field_names(kind)
+    if names is None:
+        return same_parts(sent, back)
+    for name in names:
+        one, other = getattr(sent, name, None), getattr(back, name, None)
+        if one is not other and not same_value(one, other):
+            return False
+    return same_value(other_parts(sent), other_parts(back))
 
 
 def same_parts(sent: Any, back: Any) -> bool:
@@ -54,15 +63,18 @@ def same_parts(sent: Any, back: Any) -> bool:
 
 def same_time(sent: Any, back: Any) -> bool:
     """Whether two times have the same clock time and the same offset. The name of the zone may differ."""
-    if (sent.tzinfo is None) != (back.tzinfo is None):
+    if sent.tzinfo is None or back.tzinfo is None:
+        return bool(sent.tzinfo is back.tzinfo and sent == back and sent.fold == back.fold)
+    if sent.utcoffset() != back.utcoffset():
         return False
-    same_fold = sent.tzinfo is not None or sent.fold == back.fold
-    same_clock = sent.replace(tzinfo=None) == back.replace(tzinfo=None)
-    return bool(same_fold and same_clock and sent.utcoffset() == back.utcoffset())
+    return bool(sent == back or sent.replace(tzinfo=None) == back.replace(tzinfo=None))
 
 
-def same_set(sent: Iterable[object], back: Iterable[object]) -> bool:
+def same_set(sent: Collection[object], back: Collection[object]) -> bool:
     """Whether each element of a set has its like in the other one."""
+    if sent == back:
+        equal = {element: element for element in back}
+        return all(same_value(element, equal[element]) for element in sent)
     left = list(back)
     for element in sent:
         found = next((index for index, other in enumerate(left) if same_value(element, other)), None)
@@ -91,23 +103,37 @@ def parts_of(value: Any) -> dict[str, Any] | None:
         return {f"[{index}]": part for index, part in enumerate(value)} | limit
     if isinstance(value, type):
         return None
-    fields = getattr(type(value), "__pydantic_fields__", None)
-    if fields is not None and hasattr(value, "__pydantic_private__"):
-        return model_parts(value, fields)
-    if dataclasses.is_dataclass(value):
-        return {f".{one.name}": getattr(value, one.name, None) for one in dataclasses.fields(value)}
+    kind: Any = type(value)
+    names = field_names(kind)
+    if names is not None:
+        own = {name: getattr(value, name, None) for name in names}
+        return {f".{name}": part for name, part in (own | (other_parts(value) or {})).items()}
     state = None if has_equality(value) else attributes_of(value)
     return None if state is None else {f".{name}": part for name, part in state.items()}
 
 
-def model_parts(model: Any, fields: Iterable[str]) -> dict[str, Any]:
-    """The fields, extra fields and private attributes of a pydantic model, without its cached properties.
+@functools.lru_cache(maxsize=1_000)
+def field_names(kind: type) -> tuple[str, ...] | None:
+    """The names of the fields of a pydantic model or a dataclass; None for other types.
+
+    The cached properties of a model are no fields.
+    """
+    if hasattr(kind, "__pydantic_private__"):
+        return tuple(getattr(kind, "__pydantic_fields__", ()))
+    return tuple(one.name for one in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+
+
+def other_parts(value: Any) -> dict[str, Any] | None:
+    """The extra fields and the private attributes of a pydantic model; None if it has none.
 
     A private attribute without a comparable state, such as a lock, is no part of the value.
     """
-    private = {name: part for name, part in (model.__pydantic_private__ or {}).items() if not is_opaque(part)}
-    own = {name: getattr(model, name, None) for name in fields}
-    return {f".{name}": part for name, part in {**own, **(model.__pydantic_extra__ or {}), **private}.items()}
+    extra = getattr(value, "__pydantic_extra__", None)
+    private = getattr(value, "__pydantic_private__", None)
+    if not extra and not private:
+        return None
+    kept = {name: part for name, part in (private or {}).items() if not is_opaque(part)}
+    return {**(extra or {}), **kept} or None
 
 
 def is_opaque(value: object) -> bool:

@@ -7,10 +7,11 @@ import logging
 import multiprocessing
 import os
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from jsq import App
+from jsq import App, Depends
 
 app = App(namespace=os.environ.get("JSQ_NAMESPACE", "jsq"))
 fork = multiprocessing.get_context("fork")
@@ -70,8 +71,8 @@ def plainly(function: Any) -> Any:
     """A decorator that is a plain function."""
 
     @functools.wraps(function)
-    def call(n: int) -> Any:
-        return function(n)
+    def call(*args: Any, **named: Any) -> Any:
+        return function(*args, **named)
 
     return call
 
@@ -121,3 +122,47 @@ FORGOTTEN = [
     app.task(name=f"forgotten_{executor or 'loop'}", retries=0, executor=executor)(forgotten)
     for executor in (None, "process")
 ]
+
+
+class Pool:
+    is_open = True
+
+
+async def get_pool() -> AsyncIterator[Pool]:
+    pool = Pool()
+    yield pool
+    pool.is_open = False
+
+
+def get_plain_pool() -> Iterator[Pool]:
+    pool = Pool()
+    yield pool
+    pool.is_open = False
+
+
+@plainly
+async def get_name() -> str:
+    return "seven"
+
+
+@app.task(retries=0)
+@plainly
+async def use_pools(
+    one: Annotated[Pool, Depends(get_pool)],
+    other: Annotated[Pool, Depends(get_plain_pool)],
+    name: Annotated[str, Depends(get_name)],
+) -> Any:
+    """Return what the dependencies are after a turn of the event loop."""
+    await asyncio.sleep(0)
+    return [one.is_open, other.is_open, name]
+
+
+@app.task(retries=0, executor="process")
+@plainly
+async def use_pools_in_process(
+    one: Annotated[Pool, Depends(get_pool)],
+    other: Annotated[Pool, Depends(get_plain_pool)],
+    name: Annotated[str, Depends(get_name)],
+) -> Any:
+    await asyncio.sleep(0)
+    return [one.is_open, other.is_open, name]

@@ -52,6 +52,9 @@ async def test_a_signal_to_a_process_that_a_task_has_forked_does_not_reach_the_w
         results = await asyncio.gather(*(job.result(WAIT) for job in jobs))
         assert dict(zip(ENDS, results, strict=True)) == ENDS
         assert {(await job.status()).attempt for job in jobs} == {1}
+        # A coroutine that a plain function returns is awaited before its dependencies are cleaned up.
+        for task in ("use_pools", "use_pools_in_process"):
+            assert await (await client.task(task).submit()).result(WAIT) == [True, True, "seven"]
         # The processes that a task has started end with the child that is killed at the hard timeout.
         forked = tmp_path / "forked"
         with pytest.raises(JobFailed) as caught:

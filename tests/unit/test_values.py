@@ -234,6 +234,7 @@ CHANGED: list[tuple[Any, Any, str]] = [
     (Holder, Holder(content=[1, {2}]), r"value\.content\[1\] \(set\)"),
     (Careless, Careless(a=1, secret="s"), r"value\.secret \(str\)"),
     (SecretStr, SecretStr("s"), r"value \(SecretStr\)"),
+    (set[Any], {Level.LOW}, r"value \(set\)"),
 ]
 
 
