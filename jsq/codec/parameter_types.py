@@ -19,7 +19,7 @@ _unstorable = frozenset(
     }
 )
 """Types of which no value comes back from JSON."""
-_containers = (list, tuple, set, frozenset, dict, abc.Sequence, abc.Mapping)
+_containers: Any = (list, tuple, set, frozenset, dict, abc.Sequence, abc.Mapping)
 _optional: Any = NotRequired  # the types in it are made at run time
 
 
