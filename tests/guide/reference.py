@@ -13,11 +13,13 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from jsq.app import AppOptions
 from jsq.cli import COMMANDS, load
 from jsq.cli.options import COMMON_PARAMETERS
 from jsq.cli.pages import command_pages, usage
 from jsq.declaration import BatchOptions, TaskOptions
 from jsq.guide.glossary import GLOSSARY
+from jsq.hooks import AppHooksOptions
 from jsq.model.options import JobOptions, SubmitOptions
 from jsq.model.schedule import Recurrence, ScheduleOptions
 from jsq.settings import Login, QueueSettings, SettingsSection, WorkerSettings
@@ -146,7 +148,8 @@ def environment_variables() -> dict[str, str]:
 def options_page() -> Iterator[str]:
     yield from ("# Reference: options of tasks, submits and schedules", "")
     yield from prose(
-        "This page lists every option of `@app.task`, of a submit and of a schedule. Durations are seconds,",
+        "This page lists every option of `@app.task`, of a submit, of `App` and of a schedule.",
+        "Durations are seconds,",
         'a `timedelta` or text such as `"5m"`; moments are `datetime`s with a time zone.',
         "A default is in brackets.",
         GENERATED,
@@ -158,6 +161,9 @@ def options_page() -> Iterator[str]:
     yield from ("", "## Options of a submit", "")
     yield from ("`add.options(delay=60).submit(1, 2)`; see [scheduling](scheduling.md).", "")
     yield from table(("option", "meaning"), [*option_rows(JobOptions), *option_rows(SubmitOptions)])
+    yield from ("", "## Options of an App", "", '`App(include=["shop.tasks"])`; see [layout](layout.md).', "")
+    rows = [*option_rows(AppOptions), *option_rows(AppHooksOptions)]
+    yield from table(("option", "meaning"), [row for row in rows if "AppHooksOptions" not in row[1]])
     yield from ("", "## Options of a schedule", "")
     yield from prose(
         "`app.schedule(name, task, every=60)`; see [scheduling](scheduling.md).",
