@@ -166,3 +166,23 @@ async def test_a_killed_worker_loses_no_job_whose_hooks_raise(
     assert lines == ["attempt 1", "settled 1", "attempt 2", "attempt 3", "break", "settled 3"]
     assert printed.count("middleware failed") == 1
     assert "clean-up failed" in printed
+
+
+async def test_a_middleware_gets_an_outcome_again_if_the_worker_died_before_it_settled(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+) -> None:
+    notes = tmp_path / "notes"
+    async with App(server.url, namespace=namespace) as app:
+        job = await app.client.task("record_then_die").submit("a")
+        killed = await start_worker(server, namespace, notes)
+        code, _ = await ended(killed)
+        assert code == -signal.SIGKILL
+        assert (await job.status()).state == "succeeded"
+
+        second = await start_worker(server, namespace, notes)
+        await until(lambda: notes.read_text().count("settled") == 1)
+        second.terminate()
+        await ended(second)
+
+    lines = [line for line in notes.read_text().splitlines() if not line.startswith(("enter", "leave"))]
+    assert lines == ["run a", "succeeded a around", "succeeded a around", "settled 1"]
