@@ -134,7 +134,7 @@ class HookedCall:
                 return await self._function(*args, **named)
             return await self._run_plain(functools.partial(self._function, *args, **named))
         injection = Injection(plan, context)
-        # What a plain function returns may be awaited after its thread, with the dependencies still open.
+        # The value of a plain function may be awaited after its thread, with the dependencies still open.
         late = self._run_plain is not None and not hides_coroutine_function(self._function)
         try:
             await injection.enter(early_only=late)
