@@ -29,7 +29,7 @@ async def test_a_declared_queue_gets_its_settings_while_it_is_in_use(
     assert any("ack_wait is 30 s, should be 7 s" in change.how for change in changes)
     assert any("max_ack_pending" in change.how for change in changes)
     hows = {change.how for change in changes}
-    assert {"lease is 30.0, should be 7.0", "max_jobs is null, should be 5"} <= hows
+    assert {"setting lease is 30.0, should be 7.0", "setting max_jobs is null, should be 5"} <= hows
     assert not [how for how in hows if "{" in how]
     [stats] = await client.queues.stats("mail")
     assert (stats.settings.lease, stats.settings.max_jobs, stats.settings.concurrency) == (7, 5, 3)

@@ -366,7 +366,7 @@ def setting_differences(wanted: str, have: str) -> list[str]:
     except (ValueError, TypeError):
         return []
     return [
-        f"{name} is {json.dumps(held.get(name))}, should be {json.dumps(settings.get(name))}"
+        f"setting {name} is {json.dumps(held.get(name))}, should be {json.dumps(settings.get(name))}"
         for name in {**held, **settings}
         if settings.get(name) != held.get(name)
     ]
