@@ -16,7 +16,7 @@ import pytest
 
 from jsq import App, Client, JobFailed
 from jsq.server import EmbeddedServer
-from tests.apps.forking import AWAITED, FORGOTTEN
+from tests.apps.forking import AWAITED, FORGOTTEN, as_future
 from tests.helpers.conditions import Until
 from tests.helpers.repository import ROOT
 from tests.helpers.workers import Working, exit_code
@@ -109,3 +109,14 @@ async def test_a_coroutine_function_that_awaits_nothing_fails(
             ) as caught:
                 await (await client.task(task.name).submit(4)).result(WAIT)
             assert caught.value.reason == "bad_result"
+
+
+async def test_a_batch_function_behind_a_plain_decorator_is_awaited(app: App, working: Working) -> None:
+    @app.batch_task(size=2, wait=0.05, retries=0)
+    @as_future
+    async def double_all(items: list[int]) -> list[int]:
+        return [2 * item for item in items]
+
+    async with working():
+        jobs = await double_all.submit_many([(1,), (2,)])
+        assert [await job.result(WAIT) for job in jobs] == [2, 4]

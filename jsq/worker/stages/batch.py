@@ -18,6 +18,7 @@ from jsq.batch import BatchItem, BatchLimits
 from jsq.declaration import Declaration
 from jsq.errors import BrokerError, LeaseLost
 from jsq.executors import Execution, Judged, Raised, Returned
+from jsq.executors.awaitables import call_with_loop
 from jsq.executors.base import FunctionEnd
 from jsq.executors.labels import start_labelled
 from jsq.executors.process import ReportProgress
@@ -258,7 +259,10 @@ class Batch:
             run = HookedRun(resources, self.task, first.hooks, context)
             return run.start(([values], {}), self.run.wake)
         executor = resources.loop if self.task.is_async else resources.threads
-        return executor.start(functools.partial(self.task.function, values), self.run.wake)
+        call: Callable[[], Any] = functools.partial(self.task.function, values)
+        if self.task.hides_coroutine:
+            call = functools.partial(call_with_loop, call)
+        return executor.start(call, self.run.wake)
 
     async def _count_starts(self) -> None:
         """Count all starts now in the rate limits, because the first members have waited for the last one.
