@@ -16,6 +16,8 @@ class Room(Protocol):
 
     def take(self, delivery: Delivery) -> None: ...
 
+    def hand_back(self, delivery: Delivery) -> None: ...
+
     def fill(self) -> None: ...
 
     def room(self, queue: str) -> int: ...
@@ -119,10 +121,17 @@ class PullerSet:
         The gate claims one when it gets the delivery; a worker that gives its jobs away releases its slots.
         """
         gate = self.gates.get(queue)
-        return self._room.spare_slots(queue) > 0 and (gate is None or gate.credit > 0 or not gate.surplus)
+        return (
+            bool(self._pullers)
+            and self._room.spare_slots(queue) > 0
+            and (gate is None or gate.credit > 0 or not gate.surplus)
+        )
 
     def take_given(self, delivery: Delivery) -> None:
-        """Hold a delivery that another worker gave to this one."""
+        """Hold a delivery that another worker gave to this one, or hand it back if this one is stopping."""
+        if self._room.room(delivery.queue) < 0:
+            self._room.hand_back(delivery)
+            return
         (self.gates.get(delivery.queue) or self._room).take(delivery)
 
     def lease_of(self, queue: str) -> float:

@@ -244,8 +244,8 @@ class Worker:
         return found
 
     def _takes(self, task: str) -> bool:
-        """Whether this worker takes jobs of a task now."""
-        return self.is_ready() and self.app.known(task) is not None
+        """Whether this worker takes jobs of a task, now or once it has started."""
+        return not self._stopping.is_set() and self.app.known(task) is not None
 
     def _stream_watch(
         self, broker: Broker, heartbeat: Heartbeat, forwarding: DueForwarding, ticks: ScheduleTicks

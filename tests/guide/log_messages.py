@@ -32,7 +32,7 @@ EXPLANATIONS = {
     "due jobs not forwarded": "the login may not, or the server did not answer; tried again",
     "event loop blocked": "a task held the event loop for as long as `seconds`",
     "event loop stalled": "a task holds the event loop now; `at` is its line",
-    "given delivery not read": "another worker gave a job to this one; it is delivered again after the lease",
+    "given delivery not read": "a job that another worker gave could not be read; it is delivered again",
     "inconsistency repaired": "a sweep repaired what a crash had left behind",
     "job isolated": "the last attempt of a job that crashes workers runs alone",
     "job limit reached": "the worker has run its `--max-jobs`, and stops",

@@ -84,6 +84,39 @@ async def test_jobs_behind_one_of_another_app_do_not_wait_for_its_busy_worker(
             assert [await one.result(2 * SOON) for one in waiting] == [1, 2, 3, 4, 5]
 
 
+async def test_a_worker_that_stops_takes_no_delivery_that_another_gives_to_it(
+    app: App, client: Client, mail: App, working: Working, until: Until
+) -> None:
+    broker = await mail.client.broker()
+    leaving = LeavingWorker()
+    end = await broker.task_knowers.subscribe("default", leaving)
+    async with working(queues=["default"]):
+        job = await client.task("send").submit(1)
+        await until(lambda: leaving.offered > 0)
+        await end()
+        async with mail_worker(mail):
+            assert await job.result(SOON) == 2  # it does not wait for the lease
+
+
+class LeavingWorker:
+    """A worker that answers that it knows the task, and then takes nothing."""
+
+    name = "leaving"
+    offered = 0
+
+    def takes(self, task: str) -> bool:
+        return task == "send"
+
+    def has_room(self, queue: str) -> bool:
+        return True
+
+    def receive(self, queue: str, reply: str) -> bool:
+        self.offered += 1
+        return False
+
+    def worker_started(self, queue: str) -> None: ...
+
+
 async def test_jobs_of_a_queue_with_a_limit_reach_the_worker_that_knows_them(
     app: App, client: Client, mail: App, working: Working
 ) -> None:

@@ -20,15 +20,12 @@ from jsq.broker.delivery.delivery import Delivery, read_delivery
 from jsq.broker.topology.namespace import Namespace
 from jsq.transport.replies import Reply
 
-TASK_ASKED, TASK_KNOWN, TASK_GIVEN, WORKER_STARTED = (
-    "task-asked",
-    "task-known",
-    "task-given",
-    "worker-started",
-)
+TASK_ASKED, TASK_KNOWN = "task-asked", "task-known"
+TASK_GIVEN, TASK_TAKEN = "task-given", "task-taken"
+WORKER_STARTED = "worker-started"
 
 KNOWN_ANSWER_SECONDS = 0.3
-"""Seconds within which a worker that knows the task answers."""
+"""Seconds within which a worker that knows the task answers, and confirms that it takes a delivery."""
 
 UNKNOWN_SECONDS, BUSY_SECONDS = 0.5, 0.1
 """Seconds without another question after no worker knew the task, and after all that know it were busy."""
@@ -57,7 +54,7 @@ class TaskWorker(Protocol):
 
     def has_room(self, queue: str) -> bool: ...
 
-    def receive(self, queue: str, reply: str) -> None: ...
+    def receive(self, queue: str, reply: str) -> bool: ...
 
     def worker_started(self, queue: str) -> None: ...
 
@@ -71,6 +68,7 @@ class TaskKnowers:
         self._subjects = namespace.subjects
         self._asked: dict[tuple[str, str], asyncio.Future[str]] = {}
         self._busy: set[tuple[str, str]] = set()
+        self._given: dict[str, asyncio.Future[None]] = {}
         self._no_worker: dict[tuple[str, str], tuple[float, bool]] = {}
 
     async def subscribe(self, queue: str, worker: TaskWorker) -> Callable[[], Awaitable[None]]:
@@ -86,9 +84,20 @@ class TaskKnowers:
         """Announce that this worker takes jobs of a queue."""
         self._send(queue, WORKER_STARTED)
 
-    def give(self, delivery: Delivery, worker: str) -> None:
-        """Give a delivery to another worker of its queue, which settles it."""
+    async def give(self, delivery: Delivery, worker: str) -> bool:
+        """Give a delivery to another worker of its queue, which settles it.
+
+        False if the worker has not confirmed that it takes the delivery: it may have stopped.
+        """
+        taken = self._given[delivery.reply] = asyncio.get_running_loop().create_future()
         self._send(delivery.queue, TASK_GIVEN, worker, delivery.reply)
+        try:
+            await asyncio.wait_for(taken, KNOWN_ANSWER_SECONDS)
+        except TimeoutError:
+            return False
+        finally:
+            del self._given[delivery.reply]
+        return True
 
     async def find(self, queue: str, task: str) -> TaskKnower:
         """A worker of a queue that knows a task. If none has a free slot, asks again only after a while."""
@@ -144,7 +153,12 @@ class TaskKnowers:
             case [kind, task, name] if kind == TASK_KNOWN:
                 self._answered((queue, task), name)
             case [kind, name, reply] if kind == TASK_GIVEN and name == worker.name:
-                worker.receive(queue, reply)
+                if worker.receive(queue, reply):
+                    self._send(queue, TASK_TAKEN, reply)
+            case [kind, reply] if kind == TASK_TAKEN and reply in self._given:
+                taken = self._given[reply]
+                if not taken.done():
+                    taken.set_result(None)
             case [kind] if kind == WORKER_STARTED:
                 self._no_worker.clear()
                 worker.worker_started(queue)

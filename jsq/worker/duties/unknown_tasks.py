@@ -65,16 +65,18 @@ class UnknownTasks:
         self._started = asyncio.Event()
         self._given: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._next_offer = 0.0
+        self._closed = False
 
     async def offer(self, delivery: Delivery, task: str) -> bool:
         """Pass a delivery on, if a live worker knows its task. False if none does.
 
-        The delivery is then given to the other worker, or its message is requeued.
+        The delivery is then given to the other worker, or handed back, or its message is requeued.
         """
         await self._wait_for_turn()
         knower = await self._broker.task_knowers.find(delivery.queue, task)
         if knower.worker and not delivery.lease.lapsed():
-            self._broker.task_knowers.give(delivery, knower.worker)
+            if not await self._broker.task_knowers.give(delivery, knower.worker):
+                self._broker.wire.send(delivery.reply, b"-NAK")
         elif knower.exists:
             delay = min(MIN_OFFER_DELAY * 2 ** min(delivery.offers, 10), MAX_OFFER_DELAY)
             marks = {OFFERS: str(delivery.offers + 1)}
@@ -94,9 +96,12 @@ class UnknownTasks:
         """Whether a job of a queue could start here now."""
         return self.room.has_free_slot(queue)
 
-    def receive(self, queue: str, reply: str) -> None:
-        """Note that another worker gives a delivery to this one."""
+    def receive(self, queue: str, reply: str) -> bool:
+        """Take a delivery that another worker gives to this one; False if this one is stopping."""
+        if self._closed:
+            return False
         self._given.put_nowait((queue, reply))
+        return True
 
     async def run(self) -> None:
         """Take the deliveries that other workers give, and watch the snoozed jobs. Runs until cancelled."""
@@ -110,7 +115,7 @@ class UnknownTasks:
             try:
                 delivery = await self._broker.task_knowers.read(queue, reply, self.room.lease_of(queue))
             except (BrokerError, ValueError, KeyError, IndexError) as error:
-                # Its lease lapses, and the server delivers it again.
+                self._broker.wire.send(reply, b"-NAK")
                 log.info("given delivery not read", extra={"queue": queue, "why": str(error)})
                 continue
             if delivery is not None:
@@ -148,7 +153,10 @@ class UnknownTasks:
             await self._promote([key for key, one in self._snoozed.items() if (key[0], one[0]) in known])
 
     async def close(self) -> None:
-        """Have the remembered jobs start, for the workers that start after this one."""
+        """Hand back what was given just now, and have the remembered jobs start, for other workers."""
+        self._closed = True
+        while not self._given.empty():
+            self._broker.wire.send(self._given.get_nowait()[1], b"-NAK")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._promote(list(self._snoozed))
