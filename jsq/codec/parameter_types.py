@@ -76,8 +76,13 @@ def unstorable_part(kind: Any) -> type | None:
     A member of a union is not examined, because the value may be of another one.
     """
     origin = typing.get_origin(kind) or kind
-    if isinstance(origin, type) and origin in _unstorable:
+    if isinstance(origin, type) and (origin in _unstorable or is_secret(origin)):
         return origin
     if isinstance(origin, type) and origin in _containers:
         return next(filter(None, map(unstorable_part, typing.get_args(kind))), None)
     return None
+
+
+def is_secret(kind: type) -> bool:
+    """Whether a type is one of pydantic's secrets, whose JSON has asterisks in place of the value."""
+    return kind.__module__ == "pydantic.types" and kind.__name__ in ("SecretStr", "SecretBytes")

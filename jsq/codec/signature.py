@@ -65,7 +65,7 @@ class Signature:
                 "annotation",
                 self.name,
                 f"{what} of {self.name} cannot be sent as JSON: no {found.__name__} comes back from JSON as "
-                "it was; use another type, such as a list",
+                "it was; use a type that JSON holds",
             )
         return kind
 
