@@ -994,3 +994,25 @@ async def test_a_worker_that_may_create_no_stream_is_not_ready_while_one_is_miss
         await admin.admin.provision()
         await until(worker.is_ready)
         assert await (await to(admin, "mail")).result(PROMPT) == "hello you"
+
+
+@pytest.mark.parametrize("other", ["hands", "jsq"])
+async def test_a_worker_gives_a_job_to_a_worker_of_its_queue_that_knows_the_task(
+    place: Place, other: str
+) -> None:
+    knowing, unknowing = App(place.login("hands")), App(place.login(other))
+
+    @knowing.task(queue="mail")
+    async def send(number: int) -> int:
+        await asyncio.sleep(2.0)
+        return number + 1
+
+    @unknowing.task(queue="mail")
+    async def print_all() -> None: ...
+
+    async with place.client("jsq") as admin, knowing, unknowing:
+        await admin.queues.update("mail", lease=1.5)  # so the worker that gets a job must renew its lease
+        async with running_worker(Worker(unknowing)), running_worker(Worker(knowing)):
+            jobs = [await admin.task("send").options(queue="mail").submit(n) for n in range(6)]
+            assert [await job.result(15) for job in jobs] == [1, 2, 3, 4, 5, 6]
+            assert [(await job.status()).attempt for job in jobs] == [1] * 6
