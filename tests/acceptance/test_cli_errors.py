@@ -234,7 +234,6 @@ async def test_a_query_imports_neither_the_app_nor_adapters_nor_tables(jsq: Comm
         *(
             "jsq.app",
             "jsq.task",
-            "jsq.context",
             "jsq.declaration",
             "jsq.batch",
             "jsq.executors",

@@ -145,6 +145,7 @@ async def test_a_text_that_a_task_reports_stays_a_text(
     assert {name for name in reply.headers if not name.startswith("Nats-")} == {
         "Jsq-Job",
         "Jsq-Dead-Letter",
+        "Jsq-First-Started",
         "Jsq-Submitted",
     }
 
