@@ -108,7 +108,7 @@ async def test_an_invalid_pause_or_setting_is_reported_in_one_line(
 
 @pytest.mark.parametrize("queues", ["mail=0", "mail=x", "mail=3,mail=1", "a.b=3"])
 async def test_invalid_weights_are_reported_in_one_line(jsq: Command, queues: str) -> None:
-    (jsq.folder / "shop.py").write_text("from jsq import App\napp = App()\n")
+    (jsq.folder / "shop.py").write_text("from jsq import App\napp = App()\n@app.task\ndef sell(): ...\n")
 
     done = await jsq("worker", "shop:app", "--queues", queues)
 
