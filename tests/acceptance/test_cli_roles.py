@@ -36,7 +36,9 @@ async def test_a_role_may_do_its_work_and_is_refused_everything_else(jsq: Comman
     def login(user: str) -> dict[str, str]:
         return {"JSQ_URL": url, "JSQ_USER": user, "JSQ_PASSWORD": f"of-{user}", "JSQ_NAMESPACE": "jsq"}
 
-    jsq.write("shop.py", "from jsq import App\napp = App()\n@app.task(queue='mail')\ndef greet(name): ...\n")
+    jsq.write(
+        "shop.py", "from jsq import App\napp = App()\napp.queue('mail')\n@app.task\ndef greet(name): ...\n"
+    )
     assert (await jsq("provision", "shop:app", environment=login("jsq"))).code == 0
     sent = await jsq("submit", "greet", "you", "--queue", "mail", "--id", "one", environment=login("web"))
     assert (sent.code, sent.out) == (0, "one\n"), sent.err
