@@ -136,7 +136,7 @@ async def visits(workers: Workers, keys: int, each: int, per_key: int) -> list[J
     return [
         await workers.client.task("visit")
         .options(key=f"k{key}", per_key=per_key)
-        .submit(f"k{key}", number, 0.02, number % 7 == 3)
+        .submit(f"k{key}", number, 0.05, number % 7 == 3)
         for number in range(each)
         for key in range(keys)
     ]
@@ -147,13 +147,16 @@ async def run_and_kill(
 ) -> tuple[list[JobHandle[Any]], list[VisitRun]]:
     """Let two workers run jobs, and kill one of them that runs some. Returns the jobs and the runs."""
     both = [await workers.start("--concurrency", "10", lease=1.5) for _ in range(2)]
+    await workers.client.queues.pause(QUEUE)  # otherwise the jobs may have run before all are submitted
     jobs = await visits(workers, *shape)
+    await workers.client.queues.resume(QUEUE)
     doomed = both[1]
 
     def runs() -> bool:
         words = [line.split() for line in workers.effects_file.read_text().splitlines()]
         own = [word for _, pid, word, _, _ in words if pid == str(doomed.pid)]
-        return len(own) > 20 and own[-1].startswith("in:")
+        begun = sum(word.startswith("in:") for word in own)
+        return len(own) > 20 and 2 * begun > len(own)
 
     await until(runs, 30)
     doomed.kill()
