@@ -120,6 +120,16 @@ class Context:
         return self.job.id
 
     @property
+    def task(self) -> str:
+        """The name of the task."""
+        return self.job.task
+
+    @property
+    def queue(self) -> str:
+        """The queue of the job. A job in quarantine keeps its own queue here."""
+        return self.job.queue
+
+    @property
     def attempt(self) -> int:
         return self.job.attempt
 

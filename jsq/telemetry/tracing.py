@@ -137,7 +137,7 @@ class Tracing(Middleware):
         else:
             own |= {"messaging.message.id": ctx.id, "jsq.attempt": ctx.attempt}
         span = self._tracer.start_span(
-            f"process {ctx.job.task}",
+            f"process {ctx.task}",
             parent,
             SpanKind.CONSUMER,
             attributes(ctx.job, "process") | own,

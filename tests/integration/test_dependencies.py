@@ -53,7 +53,7 @@ def settings() -> dict[str, int]:
 
 async def pool(config: Annotated[dict[str, int], Depends(settings)], ctx: Context) -> AsyncIterator[str]:
     notes.append(("open pool", where()))
-    yield f"pool of {config['size']} for {ctx.job.task}"
+    yield f"pool of {config['size']} for {ctx.task}"
     notes.append(("close pool", where()))
 
 
