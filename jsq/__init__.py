@@ -17,6 +17,7 @@ _homes = {
     "client.client": ["Client"],
     "context": ["Context"],
     "dependencies": ["Depends", "INJECTED"],
+    "embedded": ["EmbeddedWorker"],
     "middleware": ["ContextVars", "CurrentJob", "Middleware", "current_job"],
     "client.handle": ["BlockingJobHandle", "JobHandle"],
     "model.job": ["JobRecord"],

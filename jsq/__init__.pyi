@@ -7,6 +7,7 @@ from jsq.client.submitter import Submitter as Submitter
 from jsq.context import Context as Context
 from jsq.dependencies import INJECTED as INJECTED
 from jsq.dependencies import Depends as Depends
+from jsq.embedded import EmbeddedWorker as EmbeddedWorker
 from jsq.errors import ArgumentsNotKept as ArgumentsNotKept
 from jsq.errors import BadAddress as BadAddress
 from jsq.errors import BadArguments as BadArguments

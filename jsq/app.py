@@ -10,6 +10,7 @@ from jsq.client.client import Client
 from jsq.declaration import Declaration, find_location
 from jsq.declarations import Declarations, WrittenSchedule
 from jsq.discovery import import_matching
+from jsq.embedded import EmbeddedWorker
 from jsq.errors import BadOption, UnknownTask, count_noun
 from jsq.functions import read_functions
 from jsq.hooks import AppHooks, AppHooksOptions
@@ -20,7 +21,7 @@ from jsq.model.peer_terms import APP_TERMS, explain_missing
 from jsq.model.routes import check_pattern, read_routes
 from jsq.model.schedule import Schedule
 from jsq.router import Router
-from jsq.settings import Login
+from jsq.settings import Login, WorkerArguments, WorkerSettings
 from jsq.task import AnyTask
 
 TaskNames = Literal["function", "module"]
@@ -191,6 +192,22 @@ class App(Declarations, AppHooks):
 
     async def close(self) -> None:
         await self.client.close()
+
+    def working(
+        self,
+        *,
+        queues: Sequence[str] | Mapping[str, int] | None = None,
+        **settings: Unpack[WorkerArguments],
+    ) -> EmbeddedWorker:
+        """A worker in this process: `async with app.working(concurrency=4) as worker:`.
+
+        See `EmbeddedWorker`. `queues` are those of `Worker`: all of the App, names, or names with weights;
+        `settings` are those of `WorkerSettings`. Raises `BadName`, `BadOption`, and `UsageError` for a
+        module of `include` that cannot be imported.
+        """
+        from jsq.worker import Worker
+
+        return EmbeddedWorker(Worker(self, queues=queues, settings=WorkerSettings(**settings)), self.connect)
 
     async def __aenter__(self) -> Self:
         return await self.connect()

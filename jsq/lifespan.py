@@ -1,7 +1,8 @@
 """The lifespan of an App: what a process opens before its first job, and closes after its last one.
 
 A lifespan is an async context manager, as in Starlette. It is entered once in each worker process, and once
-in each child process. It is entered and left in one asyncio task, so it may hold a `TaskGroup`.
+in each child process; several workers on one event loop share it. It is entered and left in one asyncio task,
+so it may hold a `TaskGroup`.
 """
 
 import asyncio
@@ -39,6 +40,7 @@ class Lifespan:
         self.function = function
         self.starts: list[Callable[..., Any]] = []
         self.stops: list[Callable[..., Any]] = []
+        self.entries: dict[asyncio.AbstractEventLoop, LifespanEntry] = {}
 
     @property
     def is_used(self) -> bool:
@@ -137,6 +139,82 @@ class RunningLifespan:
         """Raise `LifespanFailed` if the lifespan has ended before its stop."""
         if self.failure is not None:
             raise LifespanFailed("run", self.failure) from self.failure
+
+
+class LifespanEntry:
+    """The lifespan of an App that the workers on one event loop share. `users` are called if it fails."""
+
+    def __init__(self, lifespan: Lifespan, app: object, before: "LifespanEntry | None") -> None:
+        self.users: list[Callable[[], object]] = []
+        self.left = asyncio.Event()
+        self.running = RunningLifespan(lifespan, app, on_failure=self._fail)
+        self.entering = asyncio.ensure_future(self._enter(before))
+
+    async def _enter(self, before: "LifespanEntry | None") -> dict[str, Any]:
+        if before is not None:  # it is being left
+            await before.left.wait()
+        return await self.running.start()
+
+    def _fail(self) -> None:
+        for call in tuple(self.users):
+            call()
+
+
+class LifespanUse:
+    """The use of an App's lifespan by one worker. The first worker on an event loop enters it, and the last
+    one leaves it.
+
+    `on_failure` is called if the lifespan ends before `stop`.
+    """
+
+    def __init__(self, lifespan: Lifespan, app: object, on_failure: Callable[[], object]) -> None:
+        self._lifespan = lifespan
+        self._app = app
+        self._on_failure = on_failure
+        self._entry: LifespanEntry | None = None
+        self._is_using = False
+
+    async def start(self) -> dict[str, Any]:
+        """Enter the lifespan, unless another worker has; returns the state. Raises `LifespanFailed`."""
+        if not self._lifespan.is_used:
+            return {}
+        entries, loop = self._lifespan.entries, asyncio.get_running_loop()
+        for closed in [one for one in entries if one.is_closed()]:
+            del entries[closed]
+        found = entries.get(loop)
+        if found is None or not found.users:
+            found = entries[loop] = LifespanEntry(self._lifespan, self._app, found)
+        found.users.append(self._on_failure)
+        self._entry, self._is_using = found, True
+        try:
+            return await asyncio.shield(found.entering)
+        except BaseException:
+            await self.stop(CHILD_STOP_SECONDS)
+            raise
+
+    async def stop(self, seconds: float) -> None:
+        """Leave the lifespan within `seconds`, unless another worker still uses it; see `RunningLifespan`."""
+        found = self._entry
+        if found is None or not self._is_using:
+            return
+        self._is_using = False
+        found.users.remove(self._on_failure)
+        if found.users:
+            return
+        found.entering.cancel()
+        try:
+            await asyncio.wait((found.entering,))
+            await found.running.stop(seconds)
+        finally:
+            found.left.set()
+            entries, loop = self._lifespan.entries, asyncio.get_running_loop()
+            if entries.get(loop) is found:
+                del entries[loop]
+
+    def check(self) -> None:
+        """Raise `LifespanFailed` if the lifespan has ended before its stop."""
+        if self._entry is not None:
+            self._entry.running.check()
 
 
 def check_lifespan(function: object) -> None:

@@ -344,6 +344,23 @@ class WorkerSettings(SettingsSection):
     )
 
 
+class WorkerArguments(TypedDict, total=False):
+    """The settings of a worker as arguments, such as those of `App.working`; see `WorkerSettings`."""
+
+    concurrency: int
+    prefetch: int
+    grace: float
+    burst: bool
+    group_writes: WriteGrouping
+    child_tasks: int | None
+    child_memory: int | None
+    max_jobs: int | None
+    max_idle: float | None
+    strict: bool
+    sweep: float
+    unknown_task_for: float
+
+
 class Login(SettingsSection):
     """The server's address and the user to log in as. Its text form is `shown`, without secrets."""
 

@@ -23,7 +23,7 @@ from jsq.declaration import FunctionLocation
 from jsq.errors import BadOption, BrokerUnavailable, NotAllowed
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.executors.process import EXIT_SECONDS
-from jsq.lifespan import CHILD_STOP_SECONDS, RunningLifespan
+from jsq.lifespan import CHILD_STOP_SECONDS, LifespanUse
 from jsq.model.job import check_queue
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.dispatcher import Dispatcher, LimitedDispatcher
@@ -103,7 +103,7 @@ class Worker:
         the App before the first job, and leaves it after the last one; raises `LifespanFailed`.
         """
         self.app.check()
-        lifespan = RunningLifespan(self.app.lifespan, self.app, on_failure=self._stopping.set)
+        lifespan = LifespanUse(self.app.lifespan, self.app, on_failure=self._stopping.set)
         rules = await self._startup.run(self._prepare, wait=not self.settings.burst)
         state = None if rules is None else await self._startup.run(lifespan.start, wait=False)
         if rules is None or state is None:

@@ -22,11 +22,14 @@ FOLDERS = (
     *("codec", "transport", "broker"),
     *("context", "batch", "dependencies", "lifespan", "middleware", "hooks"),
     *("client", "declaration", "task", "declarations", "router"),
-    *("discovery", "functions", "app", "testing"),
+    *("discovery", "functions", "embedded", "app", "testing"),
     *("executors", "worker", "telemetry"),
     *("dashboard", "outbox", "contrib", "guide", "cli"),
 )
 """Folders and top-level modules in import order: each may import those before it, and itself."""
+
+LATE_IMPORTS = {"app": "worker"}
+"""The one folder after its own that a module may import in a function: `App.working` starts a worker."""
 
 WINGS = (
     *("topology", "delivery", "access", "jobs", "flow", "operations", "submit"),
@@ -124,10 +127,19 @@ def test_a_module_imports_only_folders_before_its_own(module: str) -> None:
     wrong = [
         f"jsq/{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
         for name, line in imported(module)
-        if (found := target(name)) is not None and folder_of(found) not in allowed
+        if (found := target(name)) is not None
+        and folder_of(found) not in (*allowed, LATE_IMPORTS.get(module))
     ]
 
     assert wrong == []
+
+
+def test_importing_an_app_loads_no_worker() -> None:
+    script = "import sys; from jsq import App; print('jsq.worker' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("module", [name for name in sorted(MODULES) if name.startswith("broker.")])

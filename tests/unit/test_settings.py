@@ -3,12 +3,20 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from jsq.errors import BadOption, UsageError
-from jsq.settings import DEFAULT_URL, Login, QueueSettings, SettingsSection, WorkerSettings, read_login
+from jsq.settings import (
+    DEFAULT_URL,
+    Login,
+    QueueSettings,
+    SettingsSection,
+    WorkerArguments,
+    WorkerSettings,
+    read_login,
+)
 
 Environment = dict[str, str]
 
@@ -190,3 +198,11 @@ def test_an_invalid_setting_is_refused_by_name(
 def test_settings_do_not_change() -> None:
     with pytest.raises(AttributeError, match="frozen"):
         WorkerSettings().grace = 1.0  # type: ignore[misc]  # that is what is tested
+
+
+def test_the_options_of_an_embedded_worker_are_the_settings_of_a_worker_with_the_same_types() -> None:
+    declared = {
+        name: kind for name, kind in get_type_hints(WorkerSettings).items() if name in WorkerSettings.fields
+    }
+
+    assert get_type_hints(WorkerArguments) == declared
