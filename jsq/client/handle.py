@@ -249,6 +249,18 @@ class JobHandle(Generic[R]):
             elif event.state == "expired":  # derived from the expiry time; no worker has recorded it yet
                 yield job_record(event)
 
+    async def follow(self) -> AsyncIterator[JobRecord]:
+        """The record of the job as it is now, then each change and each report of progress, until its end.
+
+        Follows by a subscription. An outage of the server delays the records. Changes during that time may be
+        left out, but never the last one. Raises `JobNotFound`; `BrokerUnavailable` if the client is closed.
+        """
+        broker = await self._connection.broker()
+        async with contextlib.aclosing(broker.job_reader.follow(self.id, self.queue)) as found:
+            async for one in found:
+                is_final = one.revision.state in FINAL_STATES
+                yield job_record(await broker.records.with_result(one) if is_final else one)
+
     async def _history(self, broker: Broker, after: int) -> list[StoredRevision]:
         with contextlib.suppress(NotAllowed):
             return await broker.records.history(self.id, self.queue, after=after)
@@ -300,6 +312,10 @@ class BlockingJobHandle(BlockingWrapper[JobHandle[R]], Generic[R]):
     def events(self) -> Iterator[JobRecord]:
         """As `JobHandle.events`."""
         return self._iterate(self._wrapped.events(), "events")
+
+    def follow(self) -> Iterator[JobRecord]:
+        """As `JobHandle.follow`."""
+        return self._iterate(self._wrapped.follow(), "follow")
 
 
 explain_missing(JobHandle, JOB_TERMS)

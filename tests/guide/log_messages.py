@@ -87,6 +87,7 @@ EXPLANATIONS = {
     "tick delayed": "the queue is full, and the tick is delivered again",
     "ticks not pulled": "the ticks of a queue could not be fetched; tried again",
     "wake-up not handled": "the wake-up of a key group failed, and is delivered again",
+    "worker failed": "a worker in a web process has ended with an error; the server continues",
     "worker process died": "a worker process ended by itself; the supervisor starts another",
     "worker process killed": "a worker process did not stop in time",
     "worker process not started": "the operating system refused a process; tried again",

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeAlias
 
 from jsq.broker.jobs.expiry import JobExpiry
@@ -75,7 +75,9 @@ class JobReader:
                 return await self._records.with_result(found) if found.revision.separate_result else found
         raise JobNotFound(id)
 
-    async def follow(self, id: str, queue: str, *, final_only: bool = False) -> AsyncIterator[StoredRevision]:
+    async def follow(
+        self, id: str, queue: str, *, final_only: bool = False
+    ) -> AsyncGenerator[StoredRevision, None]:
         """Yield a job's last revision, then each new one up to the final revision.
 
         With `final_only`, yields the final revision only after the last one. Raises `JobNotFound`.
