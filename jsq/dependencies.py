@@ -5,17 +5,19 @@ function, or a generator of either kind, whose part after `yield` cleans up. The
 once, when the task is declared, so that a provider that cannot work is refused there.
 """
 
+import contextlib
 import functools
 import inspect
 import logging
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from jsq.codec.signature import resolve_hints
 from jsq.context import Context
 from jsq.errors import BadOption, UsageError
+from jsq.model.outcome import drop_caller_frames
 
 log = logging.getLogger("jsq.job")
 
@@ -82,17 +84,28 @@ class Provision:
 class DependencyPlan:
     """The provisions of a function in the order of their calls, and the parameters that get their values.
 
-    `at_end` means that all positional arguments of the function come before these parameters.
+    `between` are the parameters that a positional argument follows, each with its place in the signature.
     """
 
     provisions: tuple[Provision, ...]
     parameters: tuple[tuple[str, int], ...]
-    at_end: bool = False
+    between: tuple[tuple[int, str], ...] = ()
 
     @property
     def names(self) -> frozenset[str]:
         """The parameters that are no arguments."""
         return frozenset(name for name, _ in self.parameters)
+
+    def complete(
+        self, args: list[Any], named: dict[str, Any], provided: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of a call with the values that are provided, by the names of their parameters."""
+        if self.between:
+            args, provided = list(args), dict(provided)
+            for place, name in self.between:
+                if place <= len(args):  # else the arguments before it are given by name
+                    args.insert(place, provided.pop(name))
+        return args, named | provided
 
 
 # -- plan --------------------------------------------------------------------------------------------------
@@ -112,15 +125,17 @@ def plan_dependencies(
         return None
     planner = Planner(overrides or {})
     parameters = tuple((name, planner.add(one)) for name, one in marked)
-    return DependencyPlan(planner.with_early(), parameters, are_at_end(function, dict(marked)))
+    return DependencyPlan(planner.with_early(), parameters, parameters_between(function, dict(marked)))
 
 
-def are_at_end(function: Callable[..., Any], marked: Mapping[str, Depends]) -> bool:
-    """Whether no positional argument of a function comes after a marked parameter."""
+def parameters_between(
+    function: Callable[..., Any], marked: Mapping[str, Depends]
+) -> tuple[tuple[int, str], ...]:
+    """The marked parameters of a function that a positional argument follows, with their places."""
     parameters = inspect.signature(function).parameters.values()
-    positional = [one for one in parameters if one.kind is not one.KEYWORD_ONLY]
-    names = [one.name in marked for one in positional if one.kind is not one.VAR_KEYWORD]
-    return names == sorted(names)
+    positional = [one for one in parameters if one.kind not in (one.KEYWORD_ONLY, one.VAR_KEYWORD)]
+    last = max((place for place, one in enumerate(positional) if one.name not in marked), default=-1)
+    return tuple((place, one.name) for place, one in enumerate(positional[:last]) if one.name in marked)
 
 
 class Planner:
@@ -305,23 +320,27 @@ class Injection:
             if not one.early:
                 self._enter_plain(place, one)
 
-    def arguments(self) -> dict[str, Any]:
-        """The values by the parameters of the function."""
-        return {name: self._values[place] for name, place in self.plan.parameters}
+    def complete(self, args: list[Any], named: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments of the function with the values of its dependencies."""
+        provided = {name: self._values[place] for name, place in self.plan.parameters}
+        return self.plan.complete(args, named, provided)
 
     async def clean_up(self, error: BaseException | None) -> None:
         """Run the clean-ups on the event loop, the last one first. `error` is what the function raised."""
         while self._generators:
             one, generator = self._generators.pop()
-            if one.kind == "async generator":
-                await self._leave(one, generator, error)
-            else:
-                self._leave_plain(one, generator, error)
+            with self._logged(one, error):
+                if one.kind == "async generator":
+                    await finish_async(one, generator, error)
+                else:
+                    finish_plain(one, generator, error)
 
     def clean_up_late(self, before: int, error: BaseException | None) -> None:
         """Run the clean-ups that came after `before`, in the thread of the function."""
         while len(self._generators) > before:
-            self._leave_plain(*self._generators.pop(), error)
+            one, generator = self._generators.pop()
+            with self._logged(one, error):
+                finish_plain(one, generator, error)
 
     def _call(self, one: Provision) -> Any:
         return one.provider(**{name: self._values[source] for name, source in one.sources})
@@ -337,33 +356,17 @@ class Injection:
             raise no_value(one) from None
         self._generators.append((one, generator))
 
-    async def _leave(self, one: Provision, generator: Any, error: BaseException | None) -> None:
+    @contextlib.contextmanager
+    def _logged(self, one: Provision, error: BaseException | None) -> Iterator[None]:
+        """Log an error of the clean-up in the block. `error`, that of the function, stays as it was."""
         trace = error.__traceback__ if error is not None else None
         try:
-            await (anext(generator) if error is None else generator.athrow(error))
-        except StopAsyncIteration:
-            return
+            yield
         except BaseException as second:  # a user's clean-up may raise anything
             self._log(one, second, error)
-        else:
-            self._log(one, yielded_twice(one), error)
-            await generator.aclose()
         finally:
-            restore_traceback(error, trace)
-
-    def _leave_plain(self, one: Provision, generator: Any, error: BaseException | None) -> None:
-        trace = error.__traceback__ if error is not None else None
-        try:
-            next(generator) if error is None else generator.throw(error)
-        except StopIteration:
-            return
-        except BaseException as second:  # a user's clean-up may raise anything
-            self._log(one, second, error)
-        else:
-            self._log(one, yielded_twice(one), error)
-            generator.close()
-        finally:
-            restore_traceback(error, trace)
+            if error is not None:
+                error.__traceback__ = trace
 
     def _log(self, one: Provision, second: BaseException, error: BaseException | None) -> None:
         """Log the error of a clean-up, unless it is the error of the function."""
@@ -371,7 +374,28 @@ class Injection:
             return
         job = self._context.job
         about = {"job": job.id, "task": job.task, "provider": name_provider(one.provider)}
+        drop_caller_frames(second)
         log.error("clean-up failed", exc_info=second, extra=about)
+
+
+def finish_plain(one: Provision, generator: Any, error: BaseException | None) -> None:
+    """Run the part of a generator after its `yield`. Raises what it raises, and `UsageError`."""
+    try:
+        next(generator) if error is None else generator.throw(error)
+    except StopIteration:
+        return
+    generator.close()
+    raise yielded_twice(one)
+
+
+async def finish_async(one: Provision, generator: Any, error: BaseException | None) -> None:
+    """As `finish_plain`, for an asynchronous generator."""
+    try:
+        await (anext(generator) if error is None else generator.athrow(error))
+    except StopAsyncIteration:
+        return
+    await generator.aclose()
+    raise yielded_twice(one)
 
 
 def no_value(one: Provision) -> UsageError:
@@ -380,9 +404,3 @@ def no_value(one: Provision) -> UsageError:
 
 def yielded_twice(one: Provision) -> UsageError:
     return UsageError(f"the provider {name_provider(one.provider)} yielded twice; it must yield once")
-
-
-def restore_traceback(error: BaseException | None, trace: Any) -> None:
-    """Remove the frames that a clean-up added to the error of the function."""
-    if error is not None:
-        error.__traceback__ = trace

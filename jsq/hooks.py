@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict, TypeVar
@@ -139,10 +138,10 @@ class HookedCall:
         try:
             await injection.enter(early_only=late)
             if self._run_plain is None:
-                args, named = self._complete(injection)
+                args, named = injection.complete(*self._arguments)
                 result = await self._function(*args, **named)
             elif not late:
-                args, named = self._complete(injection)
+                args, named = injection.complete(*self._arguments)
                 result = await self._run_plain(functools.partial(self._function, *args, **named))
             else:
                 result = await self._run_plain(functools.partial(self._call_late, injection))
@@ -157,22 +156,10 @@ class HookedCall:
         before = injection.count
         try:
             injection.enter_late()
-            args, named = self._complete(injection)
+            args, named = injection.complete(*self._arguments)
             result = self._function(*args, **named)
         except BaseException as error:
             injection.clean_up_late(before, error)
             raise
         injection.clean_up_late(before, None)
         return result
-
-    def _complete(self, injection: Injection) -> tuple[Any, dict[str, Any]]:
-        """The arguments of the function with the values of its dependencies."""
-        provided = injection.arguments()
-        args, named = self._arguments
-        if injection.plan.at_end:
-            return args, named | provided
-        shape = inspect.signature(self._function)
-        others = [one for name, one in shape.parameters.items() if name not in provided]
-        bound = shape.replace(parameters=others).bind(*args, **named)
-        whole = inspect.BoundArguments(shape, bound.arguments | provided)
-        return whole.args, whole.kwargs

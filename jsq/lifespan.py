@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeAlias
 
 from jsq.errors import BadOption, LifespanFailed
+from jsq.model.outcome import drop_caller_frames
 
 log = logging.getLogger("jsq.worker")
 
@@ -63,8 +64,9 @@ class Lifespan:
             for function in reversed(self.stops):
                 try:
                     await call_with_state(function, state)
-                except Exception:  # a user's function may raise anything
-                    log.exception("lifespan failed", extra={"function": name_function(function)})
+                except Exception as error:  # a user's function may raise anything
+                    drop_caller_frames(error)
+                    log.error("lifespan failed", exc_info=error, extra={"function": name_function(function)})
 
 
 class RunningLifespan:
@@ -130,6 +132,7 @@ class RunningLifespan:
             failed.__cause__ = error
             entered.set_exception(failed)
         elif self._leaving.is_set():
+            drop_caller_frames(error)
             log.error("lifespan failed", exc_info=error, extra={"function": "lifespan"})
         else:
             self.failure = error

@@ -6,20 +6,15 @@ other methods are logged: they change nothing.
 
 import contextvars
 import json
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from jsq.context import Context
 from jsq.errors import BadOption, NoCurrentJob
 from jsq.model.job import Job
-from jsq.model.options import check_headers, is_header_name
-
-log = logging.getLogger("jsq.job")
-
-T = TypeVar("T")
+from jsq.model.options import is_header_name
 
 CallNext: TypeAlias = Callable[[], Awaitable[Any]]
 """Calls the next middleware, and the last one the function of the task."""
@@ -184,71 +179,3 @@ def read_middleware(given: Iterable[Middleware]) -> tuple[Middleware, ...]:
             fix = "; create it with parentheses, as Timing()" if isinstance(one, type) else ""
             raise BadOption("middleware", one, f"must be objects of subclasses of Middleware{fix}")
     return found
-
-
-async def submit_inside(
-    middleware: tuple[Middleware, ...], jobs: Sequence[Job], store: Callable[[Sequence[Job]], Awaitable[T]]
-) -> T:
-    """Store jobs as their middleware returns them, the outermost first. Returns what `store` returns.
-
-    Raises the errors of `store` and of the methods, and `BadOption` for a job that they may not make.
-    """
-    error: BaseException | None = None
-    prepared = jobs
-    try:
-        for one in middleware:
-            prepared = changed_jobs(one, prepared)
-        return await store(prepared)
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        report_ended(middleware, prepared, error)
-
-
-def changed_jobs(middleware: Middleware, jobs: Sequence[Job]) -> Sequence[Job]:
-    """The jobs as one middleware returns them. Raises its errors, and `BadOption` for other jobs."""
-    changed = [middleware.submitting(jobs[0])] if len(jobs) == 1 else middleware.submitting_many(jobs)
-    if not isinstance(changed, Sequence) or len(changed) != len(jobs):
-        rule = "must return a list of as many jobs as it is given"
-        raise BadOption(f"submitting_many of {type(middleware).__name__}", changed, rule)
-    for job, new in zip(jobs, changed, strict=True):
-        same = isinstance(new, Job) and (new.id, new.task, new.queue) == (job.id, job.task, job.queue)
-        if not same:
-            rule = "must return the job with the same id, task and queue"
-            raise BadOption(f"submitting of {type(middleware).__name__}", new, rule)
-        if new.headers is not job.headers:
-            check_headers(new.headers)
-    return changed
-
-
-def report_submitted(middleware: tuple[Middleware, ...], jobs: Iterable[Job]) -> None:
-    """Call `submitted` for stored jobs. An error is logged: the jobs are stored."""
-    for job in jobs:
-        for one in middleware:
-            try:
-                one.submitted(job)
-            except Exception as error:  # a user's middleware may raise anything
-                log_failed(one, "submitted", job, error)
-
-
-def report_ended(
-    middleware: tuple[Middleware, ...], jobs: Sequence[Job], error: BaseException | None
-) -> None:
-    """Call `submit_ended`, of the innermost first. Its errors are logged."""
-    for one in reversed(middleware if jobs else ()):
-        try:
-            one.submit_ended(jobs, error)
-        except Exception as failure:  # a user's middleware may raise anything
-            log_failed(one, "submit_ended", jobs[0], failure)
-
-
-def log_failed(middleware: Middleware, method: str, job: Job, error: BaseException) -> None:
-    """Log the exception of a middleware that changes nothing."""
-    about: Mapping[str, object] = {
-        "job": job.id,
-        "task": job.task,
-        "middleware": type(middleware).__name__,
-        "method": method,
-    }
-    log.error("middleware failed", exc_info=error, extra=about)

@@ -174,7 +174,8 @@ class Task(Submitter[P, R], Generic[C, V, P, R]):
     @property
     def app(self) -> AppHooks | None:
         """The App of the task; None before the Router that declared it is included."""
-        return self._connection.app
+        app = self._connection.app
+        return app if isinstance(app, AppHooks) else None
 
     def hooks_on(self, queue: str) -> TaskHooks | None:
         """The middleware and dependencies of the jobs of this task on a queue; None if there are none."""

@@ -11,26 +11,30 @@
 - `maintenance` finds and repairs inconsistencies.
 - `broker` is the facade.
 - `health` examines the server.
+
+This module imports each class on first use, so that a query imports only the wings that it needs. Type
+checkers read the same names from `__init__.pyi`.
 """
 
-from jsq.broker.broker import Broker
-from jsq.broker.delivery.delivery import Delivery, Lease
-from jsq.broker.delivery.holders import Holding, StartedAttempt
-from jsq.broker.delivery.leases import Leases
-from jsq.broker.delivery.puller import ConsumerAddress, Puller, PullHandlers
-from jsq.broker.maintenance.queue_removal import QueueContents
-from jsq.broker.operations.queue_stats import QueueStats
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Broker",
-    "ConsumerAddress",
-    "Delivery",
-    "Holding",
-    "Lease",
-    "Leases",
-    "PullHandlers",
-    "Puller",
-    "QueueContents",
-    "QueueStats",
-    "StartedAttempt",
-]
+_homes = {
+    "broker": ["Broker"],
+    "delivery.delivery": ["Delivery", "Lease"],
+    "delivery.holders": ["Holding", "StartedAttempt"],
+    "delivery.leases": ["Leases"],
+    "delivery.puller": ["ConsumerAddress", "PullHandlers", "Puller"],
+    "maintenance.queue_removal": ["QueueContents"],
+    "operations.queue_stats": ["QueueStats"],
+}
+_home = {name: module for module, names in _homes.items() for name in names}
+
+__all__ = sorted(_home)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _home:
+        raise AttributeError(f"module 'jsq.broker' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"jsq.broker.{_home[name]}"), name)
+    return value

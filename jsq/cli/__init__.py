@@ -50,8 +50,8 @@ SECTIONS = {
 
 COMMANDS = {name: text for section in SECTIONS.values() for name, text in section.items()}
 
-MODULES = {"bench": "bench.command", "worker ls": "workers"}
-"""The modules of commands that have another name than their command."""
+MODULES = {"bench": "bench.command", "worker ls": "workers", "job get": "job_get"}
+"""The modules of commands that have another name than their command, and of two words that skip a group."""
 
 VARIABLES = {
     "JSQ_URL": "the server [the context of the nats command, or localhost]",
@@ -122,8 +122,10 @@ class CommandGroup(GroupPage):
     """The group of all commands. It imports a command when that is used."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        path = " ".join(args[:2])
-        name, _, rest = super().resolve_command(ctx, [path, *args[2:]] if path in COMMANDS else args)
+        name: str | None = " ".join(args[:2])
+        rest = args[2:]
+        if name not in MODULES:
+            name, _, rest = super().resolve_command(ctx, args)
         command = load(name) if name else None
         gc.freeze()
         gc.enable()

@@ -9,27 +9,21 @@ import typer
 from jsq.cli.errors import JOB_FAILED
 from jsq.cli.filters import BulkAction, BulkOptions, JobFilterOptions, act_on_jobs, list_jobs
 from jsq.cli.job_edit import edit_job, move_job
+from jsq.cli.job_get import job_get
 from jsq.cli.job_view import print_job
-from jsq.cli.options import Group, JobId
+from jsq.cli.options import Group, JobId, QueueOfId
 from jsq.cli.parsing import read_duration, read_moment
 from jsq.cli.session import Session, print_traceback
 from jsq.cli.waiting import waiting_shown
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
 from jsq.errors import JobFailed, UsageError
-from jsq.model.attempts import JobAttempt
 from jsq.model.job import JobRecord
 from jsq.model.job_filter import DELAYED_STATES, UNFINISHED_STATES
 from jsq.model.revision import FINAL_STATES
 
 T = TypeVar("T")
 
-QueueOfId = Annotated[
-    str,
-    typer.Option(
-        "--queue", "-q", metavar="QUEUE", show_default=False, help="the job's queue, if you may read no other"
-    ),
-]
 JobIds = Annotated[list[str], typer.Argument(metavar="ID", help="the jobs' ids")]
 SomeIds = Annotated[list[str] | None, typer.Argument(metavar="ID", help="the jobs' ids")]
 Timeout = Annotated[
@@ -107,19 +101,7 @@ def ls(
     list_jobs(session, found, omit="" if results else "result")
 
 
-@job.adds("get")
-def get(session: Session, id: JobId, queue: QueueOfId = "*") -> None:
-    """Show a job: its arguments, times, result and attempts.
-
-    A table shows the size of a long result; `jsq job result` prints the result. -o json prints the whole
-    record.
-
-    \b
-    jsq job get order-17
-    jsq job get order-17 -o json
-    """
-    found, attempts = session.run(on(id, status_and_attempts, queue))
-    print_job(session.printer, found, attempts)
+job.add_command("get", job_get)
 
 
 @job.adds("checkpoint")
@@ -250,12 +232,6 @@ def reschedule(
     if (delay is None) == (at is None):
         raise UsageError("give --delay or --at, one of the two")
     return act_on_jobs(session, ids, lambda handle: handle.reschedule(delay=delay, at=at), queue)
-
-
-async def status_and_attempts(handle: JobHandle[Any]) -> tuple[JobRecord, list[JobAttempt]]:
-    """The record of a job, and its attempts; no attempts for a job that has not started."""
-    found = await handle.status()
-    return found, await handle.attempts() if found.attempt or found.started else []
 
 
 job.add("edit", edit_job)

@@ -15,7 +15,7 @@ import typer
 
 from jsq.cli.coercion import read_without_adapters
 from jsq.cli.pages import COMMON, CommandPage, GroupPage
-from jsq.cli.printing import Form, Printer
+from jsq.cli.printing import Form, Printer, print_message
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,6 +23,12 @@ T = TypeVar("T")
 Texts: TypeAlias = list[str] | None
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="the job's id")]
+QueueOfId = Annotated[
+    str,
+    typer.Option(
+        "--queue", "-q", metavar="QUEUE", show_default=False, help="the job's queue, if you may read no other"
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +39,11 @@ class CommonOptions:
     namespace: str
     printer: Printer
     verbose: bool
+
+    def report_connection(self, address: str, namespace: str) -> None:
+        """With --verbose, print the server and the namespace of the command."""
+        if self.verbose:
+            print_message(f"connected to {address}, namespace {namespace}")
 
 
 def common_options(
@@ -130,7 +141,11 @@ class Group(typer.Typer):
 
     def add(self, name: str, function: Callable[..., Any]) -> None:
         """Add a command, with the common options."""
-        self.command(name, cls=CommandPage)(command(function))
+        self.add_command(name, command(function))
+
+    def add_command(self, name: str, function: Callable[..., Any]) -> None:
+        """Add a function that has the common options already; see `command`."""
+        self.command(name, cls=CommandPage)(function)
 
     def adds(self, name: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
         """A decorator that adds a command."""

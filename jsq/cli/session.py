@@ -42,8 +42,7 @@ class Session(CommonOptions):
 
         async def connected() -> T:
             async with self.client(app) as client:
-                if self.verbose:
-                    print_message(f"connected to {client.login.shown}, namespace {client.namespace}")
+                self.report_connection(client.login.shown, client.namespace)
                 return await work(client)
 
         return asyncio.run(wait_for_server(connected, report_waiting, seconds=wait))

@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from jsq.broker import Broker
 from jsq.broker.jobs.backpressure import WaitForRoom
+from jsq.client.submit_hooks import SubmitMiddleware, report_submitted, submit_inside
 from jsq.errors import BadArguments, BadOption, BrokerError, JsqError, PartlySubmitted, SubmitUnknown
-from jsq.middleware import Middleware, report_submitted, submit_inside
 from jsq.model.job import Job, check_id
 from jsq.model.options import Options
 
@@ -65,7 +65,7 @@ class Bulk:
 
 async def store_prepared(
     broker: Broker,
-    middleware: tuple[Middleware, ...],
+    middleware: tuple[SubmitMiddleware, ...],
     bulk: Bulk,
     packed: Sequence[bytes],
     *,
@@ -85,7 +85,7 @@ async def store_prepared(
 
 async def store_parts(
     broker: Broker,
-    middleware: tuple[Middleware, ...],
+    middleware: tuple[SubmitMiddleware, ...],
     bulk: Bulk,
     jobs: Sequence[Job],
     *,

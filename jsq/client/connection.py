@@ -5,7 +5,7 @@ import contextlib
 
 from jsq.broker import Broker
 from jsq.client.blocking import Portal
-from jsq.hooks import AppHooks
+from jsq.client.submit_hooks import SubmittingApp
 from jsq.model.routes import NO_ROUTES, Routes
 from jsq.settings import Login, read_login, read_namespace
 
@@ -18,7 +18,7 @@ class Connection:
     """
 
     routes: Routes = NO_ROUTES
-    app: AppHooks | None = None
+    app: SubmittingApp | None = None
 
     def __init__(self, url: str | Login | None, *, namespace: str | None, name: str) -> None:
         self.namespace = read_namespace(namespace)

@@ -8,10 +8,10 @@ from typing import Any, Generic, TypeVar, Unpack, cast
 
 from pydantic_core import from_json
 
-from jsq.broker import Broker
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.bulk import pack_calls
 from jsq.client.connection import Connection
+from jsq.client.lookup import JobLookup, job_record
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import (
     BadOption,
@@ -19,19 +19,17 @@ from jsq.errors import (
     JobCancelled,
     JobExpired,
     JobFailed,
-    JobNotFound,
-    NotAllowed,
     ResultDropped,
     ResultGone,
     ResultTimeout,
 )
-from jsq.model.attempts import JobAttempt, attempts_of
+from jsq.model.attempts import JobAttempt
 from jsq.model.durations import Duration, seconds
 from jsq.model.edit import JobChanges, JobEdit, check_changes
 from jsq.model.job import JobRecord, Priority, check_queue
 from jsq.model.options import read_options
 from jsq.model.peer_terms import JOB_TERMS, explain_missing
-from jsq.model.revision import FINAL_STATES, Revision, StoredRevision, record_fields
+from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
 
 R = TypeVar("R")
 
@@ -111,10 +109,11 @@ class JobHandle(Generic[R]):
         return found
 
     async def _find(self) -> StoredRevision:
-        found = await (await self._connection.broker()).job_reader.find(self.id, self.queue, pending=True)
-        if found is None:
-            raise JobNotFound(self.id)
-        return found
+        return await (await self._lookup()).last(self.id, self.queue)
+
+    async def _lookup(self) -> JobLookup:
+        broker = await self._connection.broker()
+        return JobLookup(broker.job_reader, broker.records)
 
     async def checkpoint(self) -> Any:
         """The last value that the job stored with `ctx.checkpoint`; None if there is none, or it has expired.
@@ -132,12 +131,7 @@ class JobHandle(Generic[R]):
         The server keeps the last 64 changes of a job. A user without permission to read the history of a job
         gets the last attempt only.
         """
-        broker = await self._connection.broker()
-        found = attempts_of(await self._history(broker, 0))
-        if found:
-            return found
-        last = await self._find()
-        return attempts_of([last]) if last.sequence else []
+        return await (await self._lookup()).attempts(self.id, self.queue)
 
     async def cancel(self) -> JobRecord:
         """Cancel the job; returns its record once the cancel is certain.
@@ -232,16 +226,16 @@ class JobHandle(Generic[R]):
 
         A user without permission to read the history of a job gets the last event, then each new one.
         """
-        broker = await self._connection.broker()
+        lookup = await self._lookup()
         seen = 0
-        for event in await self._history(broker, 0):
+        for event in await lookup.history(self.id, self.queue):
             seen = event.sequence
             yield job_record(event)
-            if event.state in FINAL_STATES and event == await broker.records.last(self.id, self.queue):
+            if event.state in FINAL_STATES and event == await lookup.records.last(self.id, self.queue):
                 return
-        async for event in broker.job_reader.follow(self.id, self.queue):
+        async for event in lookup.reader.follow(self.id, self.queue):
             if event.sequence > seen:
-                for missed in await self._history(broker, seen) or [event]:
+                for missed in await lookup.history(self.id, self.queue, after=seen) or [event]:
                     # Progress reported before the subscription has a later sequence than the start.
                     if missed.sequence <= event.sequence or event.state not in FINAL_STATES:
                         seen = missed.sequence
@@ -255,16 +249,11 @@ class JobHandle(Generic[R]):
         Follows by a subscription. An outage of the server delays the records. Changes during that time may be
         left out, but never the last one. Raises `JobNotFound`; `BrokerUnavailable` if the client is closed.
         """
-        broker = await self._connection.broker()
-        async with contextlib.aclosing(broker.job_reader.follow(self.id, self.queue)) as found:
+        lookup = await self._lookup()
+        async with contextlib.aclosing(lookup.reader.follow(self.id, self.queue)) as found:
             async for one in found:
                 is_final = one.revision.state in FINAL_STATES
-                yield job_record(await broker.records.with_result(one) if is_final else one)
-
-    async def _history(self, broker: Broker, after: int) -> list[StoredRevision]:
-        with contextlib.suppress(NotAllowed):
-            return await broker.records.history(self.id, self.queue, after=after)
-        return []
+                yield job_record(await lookup.records.with_result(one) if is_final else one)
 
     def result_of(self, found: Revision) -> Any:
         """The result of the job, from its final event. Raises the errors of `result`."""
@@ -328,8 +317,3 @@ def reschedule_time(delay: Duration | None, at: datetime | None) -> datetime | f
         raise BadOption("at", None, "either delay or at must be given")
     options = read_options(datetime.now(UTC), delay=delay, at=at)
     return options.at or options.delay or None
-
-
-def job_record(found: StoredRevision) -> JobRecord:
-    """A job's record, from its last event."""
-    return JobRecord(**record_fields(found))

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias, TypeVar, Unpack
 from jsq.broker.operations.cancel import CancelCount
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.connection import Connection
-from jsq.client.handle import BlockingJobHandle, JobHandle, job_record
+from jsq.client.handle import BlockingJobHandle, JobHandle
+from jsq.client.lookup import job_record
 from jsq.codec.subject_token import ANY
 from jsq.errors import BadOption, JobNotFound, WrongState
 from jsq.model.attempts import JobAttempt

@@ -26,10 +26,10 @@ from jsq.client.bulk import (
 from jsq.client.connection import Connection
 from jsq.client.handle import BlockingJobHandle, JobHandle
 from jsq.client.map import MapOptions, Mapped, Results
+from jsq.client.submit_hooks import SubmitMiddleware, report_submitted, submit_inside
 from jsq.codec.envelope import new_id, new_ids
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import JobError, PartlySubmitted
-from jsq.middleware import Middleware, report_submitted, submit_inside
 from jsq.model.expiry import expiry_time
 from jsq.model.job import DEFAULT_QUEUE, Job, check_id, check_queue, check_task
 from jsq.model.options import Options, SubmitOptions, check_fallback, check_key_given, read_options
@@ -54,7 +54,7 @@ class SubmitTarget:
     """
 
     signature: Signature | None = None
-    middleware: tuple[Middleware, ...] = ()
+    middleware: tuple[SubmitMiddleware, ...] = ()
 
     def __init__(self, name: str, queue: str = DEFAULT_QUEUE) -> None:
         self.name = check_task(name)
@@ -232,8 +232,6 @@ class Submitter(Generic[P, R]):
         options = self.target.with_key(self._options, packed)
         broker = self._connection.open_broker() or await self._connection.broker()
         job, due = await build_timed_job(broker, options.id or new_id(), self.target, packed, options)
-        if options.expires is not None:
-            job = await with_expiry_time(broker, job, options.expires)
         middleware = self._middleware()
         if not middleware:
             return await self._store(broker, job, due, options)
@@ -249,7 +247,7 @@ class Submitter(Generic[P, R]):
         job: Job,
         due: datetime | None,
         options: Options,
-        middleware: tuple[Middleware, ...] = (),
+        middleware: tuple[SubmitMiddleware, ...] = (),
     ) -> JobHandle[R]:
         """Store a job, which is due at once or later."""
         if options.unique:
@@ -286,8 +284,6 @@ class Submitter(Generic[P, R]):
             return await self._send_each(packed)
         broker = await self._connection.broker()
         pattern, due = await build_timed_job(broker, "", self.target, b"", options)
-        if options.expires is not None:
-            pattern = await with_expiry_time(broker, pattern, options.expires)
         names = new_ids(len(packed)) if ids is None else check_ids(ids, len(packed))
         bulk = Bulk(pattern, due, room_of(options), names, not own_ids)
         if middleware := self._middleware():
@@ -309,8 +305,6 @@ class Submitter(Generic[P, R]):
         for arguments in packed:
             options = self.target.with_key(self._options, arguments)
             job, due = await build_timed_job(broker, new_id(), self.target, arguments, options)
-            if options.expires is not None:
-                job = await with_expiry_time(broker, job, options.expires)
             jobs.append(job)
             timed.append((due, options))
 
@@ -338,7 +332,7 @@ class Submitter(Generic[P, R]):
         packed = pack_calls(self.name, calls, self.target.pack, before)
         return await self.submit_packed_many(packed, ids=ids, ids_are_new=True)
 
-    def _middleware(self) -> tuple[Middleware, ...]:
+    def _middleware(self) -> tuple[SubmitMiddleware, ...]:
         """The middleware of the submitted jobs, the outermost first."""
         app = self._connection.app
         of_app = () if app is None else app.middleware.find(self._options.queue or self.target.queue)
@@ -427,14 +421,11 @@ async def build_timed_job(
     await broker.expiry.now(job.queue)  # reads the server's clock if it is not known yet
     now = broker.wire.clock.moment()
     due = options.due(now)
-    if options.expires is not None:
-        expiry_time(options.expires, due, now)
-    return replace(job, deadline=options.deadline_at_start(due, now)), due
-
-
-async def with_expiry_time(broker: Broker, job: Job, expires: float | datetime) -> Job:
-    """The job with the time of its expiry, by the server's clock. Raises `BadOption`."""
-    return replace(job, expires=await broker.expiry.moment(expires, job.queue))
+    job = replace(job, deadline=options.deadline_at_start(due, now))
+    if options.expires is None:
+        return job, due
+    expiry_time(options.expires, due, now)
+    return replace(job, expires=await broker.expiry.moment(options.expires, job.queue)), due
 
 
 def unique_submit(job: Job, due: datetime | None, options: Options) -> UniqueSubmit:

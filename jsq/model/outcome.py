@@ -11,7 +11,8 @@ from jsq.model.durations import seconds
 from jsq.model.retry import Predicate, RetryPolicy
 from jsq.model.signals import RateLimited, Reject, Retry, Snooze
 
-CALLER_PACKAGES = (__name__.partition(".")[0], "asyncio")
+OWN_PACKAGE = __name__.partition(".")[0]
+CALLER_PACKAGES = (OWN_PACKAGE, "asyncio")
 """The packages whose functions call a task's function: jsq, and the runner of a coroutine in a process."""
 
 RATE_LIMITED = "rate_limited"
@@ -253,7 +254,7 @@ def requested_delay(signal: Retry | Snooze) -> float | None:
 def describe_error(error: BaseException) -> Fault:
     """An exception as text, shortened. The text of a group names the exceptions in it.
 
-    The exception loses the frames of the callers that its traceback begins with.
+    The exception loses the frames of callers; see `drop_caller_frames`.
     """
     text = error_line(error)
     if isinstance(error, BaseExceptionGroup):
@@ -261,8 +262,8 @@ def describe_error(error: BaseException) -> Fault:
         named = "; ".join(error_line(leaf) for leaf in leaves[:MAX_NAMED_LEAVES])
         more = len(leaves) - MAX_NAMED_LEAVES
         text = f"{text}: {named}; and {more} more" if more > 0 else f"{text}: {named}"
-    frames = replace_surrogates(format_traceback(error))
     drop_caller_frames(error)
+    frames = replace_surrogates(format_traceback(error))
     return Fault(replace_surrogates(shorten(text, MAX_ERROR_LENGTH)), frames, error)
 
 
@@ -284,8 +285,9 @@ def format_traceback(error: BaseException) -> str:
     """
     try:
         if has_more_than_frames(error):
-            return cut_middle(format_chain(error))
-        text = "".join(traceback.format_tb(user_frames(error.__traceback__)))
+            printed = traceback.TracebackException.from_exception(error, compact=True).format()
+            return cut_middle("".join(printed))
+        text = "".join(traceback.format_tb(error.__traceback__))
     except Exception:  # a missing traceback must not fail the job
         return ""
     return text if len(text) <= MAX_TRACEBACK_LENGTH else "...\n" + text[-MAX_TRACEBACK_LENGTH:]
@@ -312,60 +314,87 @@ def has_more_than_frames(error: BaseException) -> bool:
     )
 
 
-def format_chain(error: BaseException) -> str:
-    """An exception as Python prints it, each traceback without the frames of callers at its start."""
-    found = traceback.TracebackException.from_exception(error, compact=True)
-    drop_callers(found, error)
-    return "".join(found.format())
-
-
-def drop_callers(found: traceback.TracebackException, error: BaseException) -> None:
-    """Remove the frames of callers from a formatted exception and those that it is linked to."""
-    trace = error.__traceback__
-    leading = len(list(traceback.walk_tb(trace))) - len(list(traceback.walk_tb(user_frames(trace))))
-    del found.stack[:leading]
-    if isinstance(error, UsageError):
-        found.__cause__ = found.__context__ = None
-    if found.__cause__ is not None and error.__cause__ is not None:
-        drop_callers(found.__cause__, error.__cause__)
-    if found.__context__ is not None and error.__context__ is not None:
-        drop_callers(found.__context__, error.__context__)
-    if isinstance(error, BaseExceptionGroup):
-        for part, one in zip(found.exceptions or (), error.exceptions, strict=False):
-            drop_callers(part, one)
-
-
 def user_frames(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of the callers that it begins with; unchanged if it has no others."""
-    return first_user_frame(trace) or trace
+    """The traceback without the frames of callers; unchanged if it has no other frames."""
+    frames = frames_of(trace)
+    kept = without_callers(frames)
+    if not kept:
+        return trace
+    if len(kept) == len(frames) - frames.index(kept[0]):
+        return kept[0]
+    joined = None
+    for one in reversed(kept):
+        joined = TracebackType(joined, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return joined
 
 
-def first_user_frame(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first frame that is no caller's; None if it has no such frame."""
-    while trace is not None and is_caller_frame(trace):
+def frames_of(trace: TracebackType | None) -> list[TracebackType]:
+    """The entries of a traceback, the outermost first."""
+    found: list[TracebackType] = []
+    while trace is not None:
+        found.append(trace)
         trace = trace.tb_next
-    return trace
+    return found
+
+
+def without_callers(frames: Sequence[TracebackType]) -> list[TracebackType]:
+    """The entries without those of callers, except at the end; none if all are those of callers.
+
+    Callers are jsq and asyncio at the start, and jsq between the frames of a user: the frames that lead from
+    a middleware to the function of a task. A user's own call of asyncio keeps its frames.
+    """
+    kept: list[TracebackType] = []
+    pending: list[TracebackType] = []
+    for one in frames:
+        pending.append(one)
+        if not is_caller_frame(one):
+            between = pending[:-1]
+            kept += pending if kept and not any(map(is_own_frame, between)) else [one]
+            pending = []
+    return kept + pending if kept else []
 
 
 def drop_caller_frames(error: BaseException) -> None:
-    """Remove the frames of callers from the start of an exception's traceback.
+    """Remove the frames of callers from an exception, and from those that it is linked to.
 
     An error of jsq that has no other frames loses all, because its message names the fault. Any other
     exception keeps its frames then: they show a fault of jsq itself. A `UsageError` loses its cause, which
     may show values of the user.
     """
-    found = first_user_frame(error.__traceback__)
-    if found is not None:
-        error.__traceback__ = found
-    elif isinstance(error, JsqError):
-        error.__traceback__ = None
-    if isinstance(error, UsageError):
-        error.__cause__ = None
+    for one in linked_errors(error):
+        if isinstance(one, UsageError):
+            one.__cause__ = None
+        trace = one.__traceback__
+        named = isinstance(one, JsqError) and all(map(is_caller_frame, frames_of(trace)))
+        one.__traceback__ = None if named else user_frames(trace)
+
+
+def linked_errors(error: BaseException) -> list[BaseException]:
+    """An exception with its causes and contexts, and the exceptions in their groups."""
+    found: dict[int, BaseException] = {}
+    left = [error]
+    while left:
+        one = left.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            context = None if one.__suppress_context__ else one.__context__
+            parts = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+            left += [linked for linked in (one.__cause__, context, *parts) if linked is not None]
+    return list(found.values())
 
 
 def is_caller_frame(trace: TracebackType) -> bool:
-    """Whether the frame runs code of jsq or asyncio, by its module, because paths are ambiguous."""
-    return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in CALLER_PACKAGES
+    """Whether the frame runs code of jsq or asyncio."""
+    return package_of(trace) in CALLER_PACKAGES
+
+
+def is_own_frame(trace: TracebackType) -> bool:
+    return package_of(trace) == OWN_PACKAGE
+
+
+def package_of(trace: TracebackType) -> str:
+    """The package whose code a frame runs: by the name of its module, because paths are ambiguous."""
+    return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def replace_surrogates(text: str) -> str:

@@ -33,9 +33,10 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import jsq
+from jsq.client.submit_hooks import log_failed
 from jsq.context import Context
 from jsq.errors import BadName, BadOption, JobExpired, JsqError
-from jsq.middleware import CallNext, Middleware, log_failed
+from jsq.middleware import CallNext, Middleware
 from jsq.model.job import Job
 from jsq.model.options import check_headers
 from jsq.model.outcome import describe_error

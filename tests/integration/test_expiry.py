@@ -9,7 +9,7 @@ import pytest
 
 from jsq import App, BadOption, Client, Context, JobExpired, JobHandle, Retry, Snooze, WrongState
 from jsq.cli.errors import JOB_FAILED, code_of
-from jsq.client.handle import job_record
+from jsq.client.lookup import job_record
 from jsq.codec.revisions import decode
 from jsq.model.expiry import NOT_STARTED
 from jsq.model.job import Job

@@ -3,19 +3,22 @@
 import asyncio
 import contextvars
 import logging
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from jsq import (
+    INJECTED,
     App,
     BadOption,
     BatchItem,
     Context,
     ContextVars,
     CurrentJob,
+    Depends,
     JobFailed,
     Middleware,
     NoCurrentJob,
@@ -219,6 +222,33 @@ async def test_the_error_of_a_middleware_is_logged_and_changes_nothing(
         *("submitted", "retrying", "settled", "failed", "settled"),
     ]
     assert {one["middleware"] for one in failed} == {"Failing"}
+
+
+@pytest.mark.parametrize("executor", ["async", "thread"])
+async def test_a_traceback_shows_the_middleware_and_the_task_without_the_frames_between(
+    build: Build, caplog: pytest.LogCaptureFixture, executor: Literal["async", "thread"]
+) -> None:
+    app = build(middleware=[Recorder("outer", []), Recorder("inner", [])])
+
+    async def fails(value: Annotated[int, Depends(lambda: 1)] = INJECTED) -> None:
+        raise ValueError("no")
+
+    def fails_in_a_thread(value: Annotated[int, Depends(lambda: 1)] = INJECTED) -> None:
+        raise ValueError("no")
+
+    task = app.task(fails if executor == "async" else fails_in_a_thread)
+    with caplog.at_level(logging.ERROR):
+        async with app, running_worker(Worker(app)):
+            with pytest.raises(JobFailed) as failed:
+                await (await task.submit()).result(10)
+
+    (logged,) = [record for record in caplog.records if record.message == "job failed"]
+    assert logged.exc_info
+    shown = "".join(traceback.format_exception(logged.exc_info[1]))
+    for text in (shown, failed.value.traceback):
+        assert text.count("in around\n") == 2
+        assert f"in {task.name}\n" in text
+        assert {line.split('"')[1] for line in text.splitlines() if line.startswith("  File")} == {__file__}
 
 
 async def test_around_may_return_another_result_or_raise_an_error_of_the_attempt(build: Build) -> None:

@@ -246,12 +246,10 @@ def test_importing_jsq_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_every_public_name_can_be_imported() -> None:
-    assert [name for name in vars(jsq)["__all__"] if getattr(jsq, name, None) is None] == []
-
-
-def test_the_stub_lists_the_public_names_and_their_modules() -> None:
-    stub = ast.parse((ROOT / "__init__.pyi").read_text())
+@pytest.mark.parametrize("package", ["jsq", "jsq.broker"])
+def test_the_stub_lists_the_names_of_a_package_and_their_modules(package: str) -> None:
+    found = import_module(package)
+    stub = ast.parse(Path(str(found.__file__)).with_suffix(".pyi").read_text())
 
     listed = {
         alias.asname: f"{node.module}.{alias.name}"
@@ -260,8 +258,10 @@ def test_the_stub_lists_the_public_names_and_their_modules() -> None:
         for alias in node.names
     }
 
-    assert listed == {name: f"jsq.{home}.{name}" for name, home in HOMES.items()}
-    assert sorted(HOMES) == vars(jsq)["__all__"]
+    homes: dict[str, str] = vars(found)["_home"]
+    assert listed == {name: f"{package}.{home}.{name}" for name, home in homes.items()}
+    assert sorted(homes) == vars(found)["__all__"]
+    assert [name for name in homes if getattr(found, name, None) is None] == []
 
 
 def test_a_name_that_jsq_lacks_is_an_attribute_error() -> None:

@@ -120,21 +120,54 @@ def test_classes_callable_objects_and_partial_functions_are_providers() -> None:
 One = Annotated[int, Depends(number)]
 
 
-def last(a: int, one: One = INJECTED, **more: int) -> None: ...
-def only_by_name(a: int, *more: int, one: One = INJECTED) -> None: ...
-def before_others(one: One, a: int) -> None: ...
-def before_many(one: One, *more: int) -> None: ...
+def last(a: int, one: One = INJECTED, **more: int) -> object:
+    return a, one, more
+
+
+def only_by_name(a: int, *more: int, one: One = INJECTED) -> object:
+    return a, more, one
+
+
+def before_others(one: One, a: int, b: int = 0) -> object:
+    return one, a, b
+
+
+def before_many(a: int, one: One, *more: int) -> object:
+    return a, one, more
+
+
+def around_others(one: One, a: int, two: One, b: int, three: One = INJECTED) -> object:
+    return one, a, two, b, three
 
 
 @pytest.mark.parametrize(
-    ("function", "at_end"),
-    [(last, True), (only_by_name, True), (before_others, False), (before_many, False)],
+    ("function", "args", "named", "result"),
+    [
+        (last, [1], {}, (1, 0, {})),
+        (last, [], {"a": 1, "b": 2}, (1, 0, {"b": 2})),
+        (only_by_name, [1, 2], {}, (1, (2,), 0)),
+        (before_others, [1, 2], {}, (0, 1, 2)),
+        (before_others, [1], {"b": 2}, (0, 1, 2)),
+        (before_others, [], {"a": 1}, (0, 1, 0)),
+        (before_many, [1, 2, 3], {}, (1, 0, (2, 3))),
+        (before_many, [1], {}, (1, 0, ())),
+        (before_many, [], {"a": 1}, (1, 0, ())),
+        (around_others, [1, 2], {}, (0, 1, 0, 2, 0)),
+        (around_others, [1], {"b": 2}, (0, 1, 0, 2, 0)),
+        (around_others, [], {"a": 1, "b": 2}, (0, 1, 0, 2, 0)),
+    ],
 )
-def test_a_plan_knows_whether_its_parameters_come_last(function: Callable[..., Any], at_end: bool) -> None:
+def test_a_plan_completes_the_arguments_of_a_call(
+    function: Callable[..., object], args: list[Any], named: dict[str, Any], result: object
+) -> None:
     plan = plan_dependencies(function)
-
     assert plan is not None
-    assert plan.at_end is at_end
+    provided = dict.fromkeys(plan.names, 0)
+
+    complete = plan.complete(args, named, provided)
+
+    assert function(*complete[0], **complete[1]) == result
+    assert provided.keys() == plan.names
 
 
 def test_a_direct_call_gives_the_dependencies_itself() -> None:

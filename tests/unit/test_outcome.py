@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import re
 import sys
 import traceback
 from datetime import UTC, datetime, timedelta
@@ -143,6 +144,49 @@ def test_leading_frames_of_jsq_are_removed_from_a_traceback() -> None:
         first = describe_error(error).traceback.splitlines()[0]
 
     assert "test_outcome.py" in first
+
+
+def calling(module: str, name: str) -> Any:
+    """A function of a module that calls its argument."""
+    frames: dict[str, Any] = {"__name__": module}
+    exec(f"def {name}(function): return function()", frames)
+    return frames[name]
+
+
+def test_frames_of_jsq_between_those_of_a_user_are_removed_from_a_traceback() -> None:
+    worker, hooks = calling("jsq.worker.run", "run_attempt"), calling("jsq.hooks", "run_hooks")
+    middleware, waiting = calling("shop", "around"), calling("asyncio.tasks", "wait_for")
+    client = calling("jsq.client.submitter", "submit")
+    cause = ValueError("the cause")
+
+    def fail() -> None:
+        raise OSError("no") from caught(cause)
+
+    def task() -> None:
+        waiting(lambda: client(fail))
+
+    with pytest.raises(OSError, match="no") as raised:
+        worker(lambda: middleware(lambda: hooks(lambda: hooks(task))))
+
+    error = raised.value
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this function
+    described = describe_error(error).traceback
+    for shown in (described, "".join(traceback.format_exception(error))):
+        assert not re.search("in (run_attempt|run_hooks|submit)$", shown, re.MULTILINE)
+        assert [name for name in ("around", "task", "fail", "caught") if f"in {name}\n" not in shown] == []
+
+
+def test_a_users_own_call_of_asyncio_keeps_its_frames() -> None:
+    worker, waiting = calling("jsq.worker.run", "run_attempt"), calling("asyncio.tasks", "wait_for")
+
+    with pytest.raises(ValueError, match="invalid literal") as raised:
+        worker(lambda: waiting(lambda: int("x")))
+
+    error = raised.value
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this function
+    described = describe_error(error).traceback
+    assert "in wait_for" in described
+    assert "in run_attempt" not in described
 
 
 def test_the_exception_of_a_fault_stays_in_its_process() -> None:

@@ -9,9 +9,10 @@ import inspect
 
 from pydantic_core import from_json
 
+from jsq.client.submit_hooks import log_failed
 from jsq.declaration import Declaration
 from jsq.errors import BadResult, JobExpired, JobFailed
-from jsq.middleware import Middleware, log_failed
+from jsq.middleware import Middleware
 from jsq.model.job import Job
 from jsq.model.outcome import Expired, Failed, Outcome, Quarantined, Succeeded, TryAgain
 from jsq.model.revision import Revision

@@ -1,0 +1,11 @@
+from jsq.broker.broker import Broker as Broker
+from jsq.broker.delivery.delivery import Delivery as Delivery
+from jsq.broker.delivery.delivery import Lease as Lease
+from jsq.broker.delivery.holders import Holding as Holding
+from jsq.broker.delivery.holders import StartedAttempt as StartedAttempt
+from jsq.broker.delivery.leases import Leases as Leases
+from jsq.broker.delivery.puller import ConsumerAddress as ConsumerAddress
+from jsq.broker.delivery.puller import Puller as Puller
+from jsq.broker.delivery.puller import PullHandlers as PullHandlers
+from jsq.broker.maintenance.queue_removal import QueueContents as QueueContents
+from jsq.broker.operations.queue_stats import QueueStats as QueueStats
