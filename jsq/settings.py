@@ -419,9 +419,22 @@ def without_credentials(server: str) -> str:
     return f"{scheme}://{host}{colon}{'***' if hidden else port}"
 
 
+TEST_URL, TEST_NAMESPACE = "JSQ_TEST_URL", "JSQ_TEST_NAMESPACE"
+"""The variables of the server and the namespace of the running test. The fixture `jsq_app` sets both.
+
+They have priority over what the code names, so that the child processes and the commands that a test starts
+use the namespace of the test, whatever App they import.
+"""
+
+
+def is_bound_to_test(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the variables of a running test decide about the server and the namespace."""
+    return bool(environment.get(TEST_NAMESPACE))
+
+
 def read_namespace(given: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
-    """The argument, then `JSQ_NAMESPACE`, then `jsq`."""
-    return given or environment.get("JSQ_NAMESPACE") or "jsq"
+    """The namespace of the running test, then the argument, then `JSQ_NAMESPACE`, then `jsq`."""
+    return environment.get(TEST_NAMESPACE) or given or environment.get("JSQ_NAMESPACE") or "jsq"
 
 
 def split_list(text: str) -> list[str]:
@@ -429,7 +442,7 @@ def split_list(text: str) -> list[str]:
 
 
 def read_login(url: str | None = None, environment: Mapping[str, str] = os.environ) -> Login:
-    """The argument, then `JSQ_URL`, then the nats CLI's selected context, then localhost.
+    """The server of the running test, then the argument, `JSQ_URL`, the nats CLI's context, and localhost.
 
     The other fields of a login are read from `JSQ_USER`, `JSQ_PASSWORD` and so on, one variable for each
     field. Raises `UsageError` if a context file cannot be read, `BadOption` for a wrong value of a field.
@@ -437,6 +450,8 @@ def read_login(url: str | None = None, environment: Mapping[str, str] = os.envir
     written = {name: environment.get(f"JSQ_{name.upper()}") for name in Login.fields} | {
         "url": url or environment.get("JSQ_URL")
     }
+    if is_bound_to_test(environment):
+        written["url"] = environment.get(TEST_URL) or written["url"]
     known = {name: value for name, value in written.items() if value}
     context = {} if "url" in known else read_nats_context(environment)
     return Login.read(**context | known)

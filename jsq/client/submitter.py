@@ -332,6 +332,10 @@ class Submitter(Generic[P, R]):
         packed = pack_calls(self.name, calls, self.target.pack, before)
         return await self.submit_packed_many(packed, ids=ids, ids_are_new=True)
 
+    def forget_template(self) -> None:
+        """Make the template of plain jobs again at the next submit: the connection uses another namespace."""
+        self._template = None
+
     def _middleware(self) -> tuple[SubmitMiddleware, ...]:
         """The middleware of the submitted jobs, the outermost first."""
         app = self._connection.app

@@ -90,8 +90,14 @@ class ThreadExecutor:
     closed = False
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
+
+    def close(self) -> None:
+        """End the idle threads now, and the others when their functions have ended."""
+        self.closed = True
+        while self._idle.acquire(blocking=False):
+            self._work.put(None)
 
     def start(self, function: Callable[[], Any], ended: Callable[[], None] = ignore_end) -> ThreadExecution:
         loop = asyncio.get_running_loop()
@@ -111,9 +117,13 @@ class ThreadExecutor:
                 if self._idle.acquire(blocking=False):
                     return
                 continue
+            if work is None:
+                return
             work()
             del work  # an idle thread keeps no arguments alive
             self._idle.release()
+            if self.closed:
+                self.close()  # it may have become idle just after the others were ended
 
 
 def run_in_thread(

@@ -93,6 +93,15 @@ class NatsConnection(NatsClient):
         if writer.transport.get_write_buffer_size() > MAX_UNSENT:
             self.congested = True
 
+    def abort(self) -> None:
+        """Drop the link and what waits to be sent, and do not reconnect."""
+        self.options["allow_reconnect"] = False
+        self._lost()
+        self._pending, self._pending_data_size = [], 0
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
     async def drained(self) -> None:
         """Wait until the operating system has accepted most of the sent bytes."""
         if self._transport is not None and self._unsent() > MAX_UNSENT:

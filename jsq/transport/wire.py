@@ -201,10 +201,10 @@ class Wire:
     def __init__(self, login: Login, *, name: str = "jsq") -> None:
         self.login = login
         self.name = name
-        self.reconnects = 0
-        self.restored = -math.inf
+        self.reconnects, self.restored = 0, -math.inf
         self.clock = Clock()
         self._nats = NatsConnection(self._disconnect)
+        self.abort = self._nats.abort  # drops the unsent bytes and the connection; `close` must follow
         self.pending = PendingReplies(login.shown)
         self.refusals = Refusals(login, self.pending.refuse)
         self._waiting = self.pending.waiting

@@ -304,7 +304,7 @@ class Dispatcher:
             runner.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         await self.batches.end()
-        self.resources.threads.closed = True
+        self.resources.threads.close()
         await self.resources.holders.close()
         await self.resources.processes.close()
         await self.leases.stop()

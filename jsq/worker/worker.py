@@ -213,8 +213,7 @@ class Worker:
         await self.dispatcher.pullers.open(
             broker, leases, lambda puller: running.append(group.create_task(puller.watch()))
         )
-        if not self.settings.burst:
-            self.resources.processes.start_ahead()
+        self._start_children()
         self.ready.set()
         unknown.announce(self.queues)
         log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
@@ -311,7 +310,7 @@ class Worker:
 
     async def _prepare(self) -> QueueRules:
         """Connect, provision the queues, and read their rules."""
-        broker = await self.app.client.broker()
+        broker = await self._connect()
         broker.records.group_writes(self.settings.group_writes)
         self.resources = self._resources(
             broker, await provision_queues(broker, self.app, self.queues, self.name)
@@ -319,6 +318,15 @@ class Worker:
         rules = QueueRules(broker, self.resources.queues)
         await rules.refresh()
         return rules
+
+    async def _connect(self) -> Broker:
+        """The broker of this worker."""
+        return await self.app.client.broker()
+
+    def _start_children(self) -> None:
+        """Start a child process before its first job, unless the worker may stop soon."""
+        if not self.settings.burst:
+            self.resources.processes.start_ahead()
 
     def _expected_functions(self) -> list[FunctionLocation]:
         """The locations of the functions of the process tasks."""

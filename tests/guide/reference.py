@@ -48,6 +48,8 @@ COMMAND_PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 OTHER_VARIABLES = {
     "JSQ_NAMESPACE": "the namespace [jsq]; read by `App()` and `Client()`, the login at the first use",
+    "JSQ_TEST_URL": "the server of the tests that use the pytest fixtures [an embedded server]",
+    "JSQ_TEST_NAMESPACE": "the namespace of the running test, also for `App(namespace=...)`",
     "JSQ_DEBUG": "`1` prints a traceback with each error of a command",
     "NO_COLOR": "`1` switches colors off",
     "NATS_CONTEXT": "the context of the `nats` command that is used if `JSQ_URL` is not set",

@@ -22,8 +22,8 @@ FOLDERS = (
     *("codec", "transport", "broker"),
     *("context", "batch", "dependencies", "lifespan", "middleware", "hooks"),
     *("client", "declaration", "task", "declarations", "router"),
-    *("discovery", "functions", "embedded", "app", "testing"),
-    *("executors", "worker", "telemetry"),
+    *("discovery", "functions", "embedded", "app"),
+    *("executors", "worker", "telemetry", "testing"),
     *("dashboard", "outbox", "contrib", "guide", "cli"),
 )
 """Folders and top-level modules in import order: each may import those before it, and itself."""

@@ -6,6 +6,7 @@ when the server has answered: a renewal that was sent may not have arrived.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -52,6 +53,7 @@ class Leases:
         self._unanswered: frozenset[str] = frozenset()
         self._owner: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
+        self._wake: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="jsq-leases", daemon=True)
 
     def start(self) -> None:
@@ -65,6 +67,8 @@ class Leases:
     async def stop(self) -> None:
         """End the thread and its connection."""
         self._stopping.set()
+        with contextlib.suppress(RuntimeError):  # the loop of the thread has ended meanwhile
+            self._wake()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, 5.0)
 
@@ -82,6 +86,8 @@ class Leases:
                 self._stopping.wait(LEASE_CHECK_SECONDS)
 
     async def _renew_for_ever(self) -> None:
+        stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._wake = functools.partial(loop.call_soon_threadsafe, stopped.set)
         wire = await Wire(self._login, name="jsq-leases").open()
         try:
             while not self._stopping.is_set():
@@ -90,7 +96,9 @@ class Leases:
                 self._renew_holds(wire)
                 await self._renew(wire)
                 self._report_lapsed()
-                await asyncio.sleep(LEASE_CHECK_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LEASE_CHECK_SECONDS):
+                        await stopped.wait()
         finally:
             for renewing in self._renewing.values():
                 renewing.cancel()

@@ -1,10 +1,13 @@
 """Deletes streams with their content: those of one queue, or those that all queues of a namespace share."""
 
+import asyncio
 import contextlib
 
 from jsq.broker.topology.configs import shared_configs
 from jsq.broker.topology.namespace import Namespace
 from jsq.errors import Refused
+from jsq.transport.jetstream import JetStreamApi
+from jsq.transport.wire import Wire
 
 
 async def remove_queue_streams(namespace: Namespace, queue: str) -> None:
@@ -26,3 +29,22 @@ async def remove_streams(namespace: Namespace, names: tuple[str, ...]) -> None:
         with contextlib.suppress(Refused):  # it does not exist
             await namespace.jetstream.call(f"STREAM.DELETE.{name}")
     namespace.streams.forget()
+
+
+async def remove_namespace(wire: Wire, name: str) -> int:
+    """Delete every stream of a namespace, whatever its kind; returns how many."""
+    jetstream = JetStreamApi(wire)
+    prefixes = f"KV_{name}_", f"OBJ_{name}_", f"{name.upper()}_"
+    found = [
+        stream
+        async for page in jetstream.pages("STREAM.NAMES", "")
+        for stream in page
+        if stream.startswith(prefixes)
+    ]
+
+    async def delete(stream: str) -> None:
+        with contextlib.suppress(Refused):  # it does not exist any more
+            await jetstream.call(f"STREAM.DELETE.{stream}")
+
+    await asyncio.gather(*map(delete, found))
+    return len(found)

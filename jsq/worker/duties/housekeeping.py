@@ -49,7 +49,7 @@ class Housekeeping:
             if self._is_idle_for_long():
                 self._stop()
             with contextlib.suppress(BrokerError):
-                if self._resources.settings.burst and await self._nothing_left():
+                if self._resources.settings.burst and await self.nothing_left():
                     self._stop()
 
     def measure(self, lag: float) -> None:
@@ -85,7 +85,7 @@ class Housekeeping:
         )
         return True
 
-    async def _nothing_left(self) -> bool:
+    async def nothing_left(self) -> bool:
         """Whether no job runs here, and no job that is not paused could start soon."""
         dispatcher, limits = self._dispatcher, self._dispatcher.limits
         if dispatcher.attempts or dispatcher.waiting.count or limits.returns_soon():
