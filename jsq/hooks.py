@@ -98,6 +98,13 @@ class TaskHooks:
             return self.dependencies
         return plan_dependencies(function, dict(self.overrides))
 
+    def around_sync(self, context: Context, call: Callable[[], Any]) -> Callable[[], Any]:
+        """A plain call inside the methods `around_sync` of the middleware."""
+        for one in reversed(self.middleware):
+            if type(one).around_sync is not Middleware.around_sync:
+                call = functools.partial(one.around_sync, context, call)
+        return call
+
 
 class HookedCall:
     """One call of a task's function, inside its middleware and with its dependencies.
@@ -131,7 +138,8 @@ class HookedCall:
             args, named = self._arguments
             if self._run_plain is None:
                 return await self._function(*args, **named)
-            return await self._run_plain(functools.partial(self._function, *args, **named))
+            plain = functools.partial(self._function, *args, **named)
+            return await self._run_plain(self._hooks.around_sync(context, plain))
         injection = Injection(plan, context)
         # The value of a plain function may be awaited after its thread, with the dependencies still open.
         late = self._run_plain is not None and not hides_coroutine_function(self._function)
@@ -142,9 +150,11 @@ class HookedCall:
                 result = await self._function(*args, **named)
             elif not late:
                 args, named = injection.complete(*self._arguments)
-                result = await self._run_plain(functools.partial(self._function, *args, **named))
+                plain = functools.partial(self._function, *args, **named)
+                result = await self._run_plain(self._hooks.around_sync(context, plain))
             else:
-                result = await self._run_plain(functools.partial(self._call_late, injection))
+                plain = functools.partial(self._call_late, injection)
+                result = await self._run_plain(self._hooks.around_sync(context, plain))
         except BaseException as error:
             await injection.clean_up(error)
             raise

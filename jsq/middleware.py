@@ -23,9 +23,9 @@ CallNext: TypeAlias = Callable[[], Awaitable[Any]]
 class Middleware:
     """Code that runs around jobs. A subclass overrides the methods that it needs; every method is optional.
 
-    `submitting`, `submitted` and `submit_ended` run where a job is submitted. `around` runs where the
-    function runs: in the worker, or in the child process. The others run in the worker, after the outcome is
-    recorded. If a worker crashes before it settles the delivery, the next one runs them again.
+    `submitting`, `submitted` and `submit_ended` run where a job is submitted. `around` and `around_sync` run
+    where the function runs: in the worker, or in the child process. The others run in the worker, after the
+    outcome is recorded. If a worker crashes before it settles the delivery, the next one runs them again.
 
     The order is: those of the App, of the queue, of the task, and the first is the outermost.
     """
@@ -57,6 +57,14 @@ class Middleware:
     async def around(self, ctx: Context, call: CallNext) -> Any:
         """Run the function by `await call()`; return its result, or another one."""
         return await call()
+
+    def around_sync(self, ctx: Context, call: Callable[[], Any]) -> Any:
+        """Run a plain function (`def`) by `call()`, in its thread; return its result, or another one.
+
+        It runs inside `around`, for what belongs to a thread, such as the connections of Django. In a child
+        process that is the main thread. It is not called for a coroutine function.
+        """
+        return call()
 
     async def succeeded(self, job: Job, result: Any) -> None:
         """A job has succeeded; `result` is None if its record holds no result."""

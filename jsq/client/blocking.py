@@ -10,6 +10,7 @@ import functools
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from jsq.errors import UsageError
@@ -51,7 +52,13 @@ class Portal:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end, even from a thread with an event loop, which blocks meanwhile."""
-        return asyncio.run_coroutine_threadsafe(work, self._running_loop()).result()
+        return self.start(work).result()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine, from any thread. A coroutine of another loop awaits the future with
+        `asyncio.wrap_future`.
+        """
+        return asyncio.run_coroutine_threadsafe(work, self._running_loop())
 
     def stop(self) -> None:
         """End the thread, and close its connection. The next call starts it again."""

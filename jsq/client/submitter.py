@@ -360,6 +360,10 @@ class BlockingSubmitter(BlockingWrapper[Submitter[P, R]], Generic[P, R]):
         """As `Submitter.submit`."""
         return self._call(self._wrapped.submit(*args, **kwargs), "submit").blocking
 
+    def submit_packed(self, packed: bytes) -> BlockingJobHandle[R]:
+        """As `Submitter.submit_packed`."""
+        return self._call(self._wrapped.submit_packed(packed), "submit").blocking
+
     def submit_many(
         self,
         calls: Iterable[CallArguments],

@@ -1,1 +1,1 @@
-"""Middleware for other products, one module each. A module needs the package of its product."""
+"""What jsq has for other products: a module, or a package, for each. It needs the package of its product."""

@@ -24,7 +24,7 @@ FOLDERS = (
     *("client", "declaration", "task", "declarations", "router"),
     *("discovery", "functions", "embedded", "app"),
     *("executors", "worker", "telemetry", "testing"),
-    *("dashboard", "outbox", "contrib", "guide", "cli"),
+    *("dashboard", "outbox", "guide", "cli", "contrib"),
 )
 """Folders and top-level modules in import order: each may import those before it, and itself."""
 

@@ -1,0 +1,45 @@
+"""jsq for Django projects: add `"jsq.contrib.django"` to `INSTALLED_APPS`.
+
+`app` is the App of the project, made from its settings. `JsqBackend` runs the tasks of Django 6. `on_commit`
+submits when the transaction commits, and `DatabaseConnections` closes old connections around jobs. The names
+are imported on first use, because Django imports this package before its models can be.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from jsq.app import App
+
+try:
+    import django
+except ImportError:
+    raise ImportError("jsq.contrib.django needs one more package: pip install django") from None
+
+app: App
+"""The App of the project. Outside of `manage.py`, its first use calls `django.setup()`."""
+
+MODULES = {
+    "DatabaseConnections": "connections",
+    "DjangoApp": "project",
+    "JsqBackend": "backend",
+    "JsqTask": "backend",
+    "OnCommit": "commit",
+    "on_commit": "commit",
+}
+"""The modules of the other names."""
+
+BACKEND_NAMES = ("JsqBackend", "JsqTask")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        found = import_module(f"{__name__}.project").project_app()
+    elif name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    elif name in BACKEND_NAMES and django.VERSION < (6,):
+        version = django.get_version()
+        raise ImportError(f"{name} needs Django 6.0 or later, which has TASKS; this is Django {version}")
+    else:
+        found = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    globals()[name] = found
+    return found
