@@ -1,1 +1,1 @@
-"""What jsq has for other products: a module, or a package, for each. It needs the package of its product."""
+"""Support for other products: each has a module or a package here, which needs the package of the product."""

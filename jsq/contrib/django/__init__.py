@@ -18,7 +18,7 @@ except ImportError:
 app: App
 """The App of the project. Outside of `manage.py`, its first use calls `django.setup()`."""
 
-MODULES = {
+NAME_MODULES = {
     "DatabaseConnections": "connections",
     "DjangoApp": "project",
     "JsqBackend": "backend",
@@ -34,12 +34,12 @@ BACKEND_NAMES = ("JsqBackend", "JsqTask")
 def __getattr__(name: str) -> Any:
     if name == "app":
         found = import_module(f"{__name__}.project").project_app()
-    elif name not in MODULES:
+    elif name not in NAME_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    elif name in BACKEND_NAMES and django.VERSION < (6,):
+    elif name in BACKEND_NAMES and django.VERSION[0] < 6:
         version = django.get_version()
         raise ImportError(f"{name} needs Django 6.0 or later, which has TASKS; this is Django {version}")
     else:
-        found = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+        found = getattr(import_module(f"{__name__}.{NAME_MODULES[name]}"), name)
     globals()[name] = found
     return found

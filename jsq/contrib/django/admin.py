@@ -10,7 +10,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.views.decorators.http import require_POST
@@ -36,23 +36,23 @@ READ_ERRORS = (BrokerError, UsageError)
 class JobsAdmin(admin.ModelAdmin):  # type: ignore[misc]  # Django has no types
     """The pages of the jobs. They read the server of jsq, and no table."""
 
-    def has_module_permission(self, request: HttpRequest) -> bool:
+    def has_module_permission(self, request: Any) -> bool:
         """Whether the index of the admin lists the jobs."""
         return self.has_view_permission(request)
 
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_view_permission(self, request: Any, obj: Any = None) -> bool:
         """Whether the user may see jobs."""
         return bool(request.user.has_perm("jsq.view_jobs"))
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
+    def has_add_permission(self, request: Any) -> bool:
         """No job is added here."""
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_change_permission(self, request: Any, obj: Any = None) -> bool:
         """Whether the user may retry and cancel jobs."""
         return bool(request.user.has_perm("jsq.manage_jobs"))
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
         """No job is deleted here."""
         return False
 
@@ -68,7 +68,7 @@ class JobsAdmin(admin.ModelAdmin):  # type: ignore[misc]  # Django has no types
 
     # -- pages -------------------------------------------------------------------------------------------
 
-    def overview(self, request: HttpRequest) -> HttpResponse:
+    def overview(self, request: Any) -> HttpResponse:
         """The queues, and the newest jobs that match the form."""
         self._check(request, self.has_view_permission(request))
         if wanted := request.GET.get("id", "").strip():
@@ -82,7 +82,7 @@ class JobsAdmin(admin.ModelAdmin):  # type: ignore[misc]  # Django has no types
         chosen = {"states": ALL_STATES, "state": state, "queue": queue, "shown": SHOWN_JOBS}
         return self._page(request, "change_list.html", "Jobs", {**found, **chosen})
 
-    def job_page(self, request: HttpRequest, object_id: str) -> HttpResponse:
+    def job_page(self, request: Any, object_id: str) -> HttpResponse:
         """One job: its record and its attempts."""
         self._check(request, self.has_view_permission(request))
         handle = find_handle(unquote(object_id))
@@ -109,7 +109,7 @@ class JobsAdmin(admin.ModelAdmin):  # type: ignore[misc]  # Django has no types
 
     # -- actions -----------------------------------------------------------------------------------------
 
-    def retry(self, request: HttpRequest, object_id: str) -> HttpResponse:
+    def retry(self, request: Any, object_id: str) -> HttpResponse:
         """Run a job that has ended again."""
         self._check(request, self.has_change_permission(request))
         handle = find_handle(unquote(object_id))
@@ -117,7 +117,7 @@ class JobsAdmin(admin.ModelAdmin):  # type: ignore[misc]  # Django has no types
             handle.retry(again=handle.status().state != "failed")
         return HttpResponseRedirect(job_url(self, handle.id))
 
-    def cancel(self, request: HttpRequest, object_id: str) -> HttpResponse:
+    def cancel(self, request: Any, object_id: str) -> HttpResponse:
         """Cancel a job."""
         self._check(request, self.has_change_permission(request))
         handle = find_handle(unquote(object_id))
@@ -128,7 +128,7 @@ class JobsAdmin(admin.ModelAdmin):  # type: ignore[misc]  # Django has no types
     # -- inside ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _reported(self, request: HttpRequest, id: str, done: str) -> Any:
+    def _reported(self, request: Any, id: str, done: str) -> Any:
         """Show the end of an action, and note it in the log of the admin."""
         try:
             yield
@@ -140,11 +140,11 @@ class JobsAdmin(admin.ModelAdmin):  # type: ignore[misc]  # Django has no types
             self.log_change(request, Jobs(id=id), f"{done}.")
             messages.success(request, f"{done} job {id}.")
 
-    def _check(self, request: HttpRequest, allowed: bool) -> None:
+    def _check(self, request: Any, allowed: bool) -> None:
         if not allowed:
             raise PermissionDenied
 
-    def _page(self, request: HttpRequest, template: str, title: str, values: dict[str, Any]) -> HttpResponse:
+    def _page(self, request: Any, template: str, title: str, values: dict[str, Any]) -> HttpResponse:
         context = {**self.admin_site.each_context(request), "opts": self.opts, "title": title, **values}
         return TemplateResponse(request, f"admin/jsq/jobs/{template}", context)
 

@@ -19,7 +19,15 @@ from django.utils import timezone
 from jsq.client.submitter import Submitter
 from jsq.codec.envelope import new_id
 from jsq.contrib.django.project import ADDRESS_OPTIONS, DjangoApp, project_app
-from jsq.contrib.django.results import CALL_HEADER, StoredCall, TaskCall, build_result, present, read_call
+from jsq.contrib.django.results import (
+    CALL_HEADER,
+    StoredCall,
+    TaskCall,
+    build_result,
+    find_call,
+    plain_json,
+    present,
+)
 from jsq.contrib.django.running import find_task
 from jsq.declaration import read_declaration
 from jsq.errors import UsageError
@@ -53,9 +61,10 @@ class PreparedCall:
 class JsqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django has no types
     """Runs Django tasks on workers of jsq: `manage.py jsq worker`.
 
-    `OPTIONS`: `url` and `namespace`, as for `jsq.App`; `retries`, how often a task that raises is retried
-    [0], and `timeout`, the limit of each attempt in seconds [none]; with `enqueue_on_commit`, a task that is
-    enqueued inside of `atomic` is submitted when the transaction commits [False].
+    `OPTIONS` may have:
+    `url`, `namespace`: as for `jsq.App`.
+    `retries`: how often a task that raises is retried [0]; `timeout`: the limit of each attempt [none].
+    `enqueue_on_commit`: whether a task that is enqueued in a transaction is submitted at its commit [False].
 
     A priority above 0 is `high`, 0 is `normal`, and one below 0 is `low`.
     """
@@ -164,7 +173,7 @@ class JsqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django has no types
                 headers={CALL_HEADER: call.header},
                 **options,
             )
-            packed = submitter.target.pack(result.args, result.kwargs)
+            packed = submitter.target.pack(plain_json(result.args), plain_json(result.kwargs))
         except UsageError as error:
             raise InvalidTask(str(error)) from error
         return PreparedCall(submitter, packed, result, now)
@@ -190,11 +199,11 @@ class JsqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django has no types
 
         Raises `TaskResultDoesNotExist`, also for a job of another task. A record is kept for 7 days.
         """
-        return self._result(self._portal.run(read_call(self.app.client, result_id)), result_id)
+        return self._result(self._portal.run(find_call(self.app.client, result_id)), result_id)
 
     async def aget_result(self, result_id: str) -> TaskResult:
         """As `get_result`, without blocking."""
-        reading = self._portal.start(read_call(self.app.client, result_id))
+        reading = self._portal.start(find_call(self.app.client, result_id))
         return self._result(await asyncio.wrap_future(reading), result_id)
 
     def _result(self, stored: StoredCall | None, id: str) -> TaskResult:

@@ -30,9 +30,7 @@ class OnCommit(Generic[P]):
         transaction.on_commit(submit, using=self._using, robust=self._robust)
 
 
-def on_commit(
-    submitter: Submitter[P, R], *, using: str | None = None, robust: bool = False
-) -> OnCommit[P]:
+def on_commit(submitter: Submitter[P, R], *, using: str | None = None, robust: bool = False) -> OnCommit[P]:
     """A task, or a task with options, whose jobs are submitted when the transaction commits.
 
     `on_commit(send).delay(order.id)`. A rollback submits nothing. `using` is the database, and `robust` logs

@@ -7,7 +7,7 @@ instead, so that a project that only uses `TASKS` needs no other setting.
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import django
@@ -31,15 +31,16 @@ ADDRESS_OPTIONS = ("url", "namespace")
 TASKS_MODULE = "tasks"
 """The module of an installed app that holds its tasks."""
 
-HAS_TASKS = django.VERSION >= (6,)
+HAS_TASKS = django.VERSION[0] >= 6
 """Whether Django has tasks of its own."""
 
 _lock = threading.RLock()
-_made: tuple[Mapping[str, Any], "DjangoApp"] | None = None
+_apps: list[tuple[Mapping[str, Any], "DjangoApp"]] = []
+"""The Apps of this process, by their options: one, unless tests change the settings."""
 
 
 class DjangoApp(App):
-    """The App of a Django project. Its workers know the tasks of `jsq` and of Django in the installed apps."""
+    """The App of a Django project. Its workers know the tasks of jsq and of Django in the installed apps."""
 
     def load(self, *modules: str) -> Self:
         """Set up Django, then import `tasks.py` of each installed app, and the modules of `include`."""
@@ -74,13 +75,14 @@ class DjangoApp(App):
 
 def project_app() -> DjangoApp:
     """The App of the project. Raises `ImproperlyConfigured`."""
-    global _made
     set_up()
     with _lock:
-        options = read_options()
-        if _made is None or _made[0] != options:
-            _made = options, build_app(options)
-        return _made[1]
+        options = app_options()
+        for known, app in _apps:
+            if known == options:
+                return app
+        _apps.append((options, build_app(options)))
+        return _apps[-1][1]
 
 
 def set_up() -> None:
@@ -107,11 +109,13 @@ def read_middleware_path(written: Any) -> Any:
     return found() if isinstance(found, type) and issubclass(found, Middleware) else found
 
 
-def read_options() -> dict[str, Any]:
+def app_options() -> dict[str, Any]:
     """The options of the App. Raises `ImproperlyConfigured`."""
     given = getattr(settings, "JSQ", {})
-    if not isinstance(given, Mapping) or not isinstance(given.get("middleware", ()), Sequence):
+    if not isinstance(given, Mapping):
         raise ImproperlyConfigured("the setting JSQ must be a dictionary of the options of jsq.App")
+    if not isinstance(given.get("middleware", ()), list | tuple):
+        raise ImproperlyConfigured("the setting JSQ is wrong: middleware must be a list")
     found = dict(given)
     for alias, params in task_backends().items():
         for name in ADDRESS_OPTIONS:
@@ -120,8 +124,8 @@ def read_options() -> dict[str, Any]:
                 continue
             if found.setdefault(name, value) != value:
                 raise ImproperlyConfigured(
-                    f"the {name} of TASKS[{alias!r}] must be that of JSQ and of the other backends: a project "
-                    "has one App"
+                    f"the {name} of TASKS[{alias!r}] must be that of JSQ and of the other backends: "
+                    "a project has one App"
                 )
     return found
 
@@ -141,14 +145,14 @@ def _task_backends() -> Iterator[tuple[str, Mapping[str, Any]]]:
 def check_settings(**_: Any) -> list[Any]:
     """The check of the settings, for `manage.py check`."""
     try:
-        build_app(read_options())
+        build_app(app_options())
     except ImproperlyConfigured as error:
         return [checks.Error(str(error), id="jsq.E001")]
     return []
 
 
 def forget_app(*, setting: str, **_: Any) -> None:
-    """Make the App anew for the next use, if a test has changed its settings."""
+    """Look for the App again on its next use, if a test has changed the settings."""
     if setting in ("JSQ", "TASKS", "INSTALLED_APPS"):
         vars(sys.modules["jsq.contrib.django"]).pop("app", None)
 

@@ -1,7 +1,7 @@
 """The result of a Django task, made from the record of its job.
 
-What a record does not hold (the alias of the backend, the exact priority, the paths of exception types) is in
-two headers of the job.
+Two headers of the job hold the values for which a record has no field: the alias of the backend, the exact
+priority, and the paths of the exception types.
 """
 # pyright: reportMissingImports=false
 
@@ -17,6 +17,7 @@ from django.tasks import Task, TaskResult, TaskResultStatus
 from django.tasks.base import TaskError
 from django.tasks.exceptions import InvalidTask, InvalidTaskBackend
 from django.utils import timezone
+from django.utils.json import normalize_json
 
 import jsq
 from jsq.client.client import Client
@@ -43,7 +44,7 @@ STATUS = {
 
 @dataclass(frozen=True, slots=True)
 class TaskCall:
-    """What the submit of a Django task sends besides the job: a header of the job."""
+    """The values of a Django task for which a job has no field. They are sent in a header of the job."""
 
     backend: str
     priority: int
@@ -82,7 +83,7 @@ class StoredCall:
     arguments: tuple[list[Any], dict[str, Any]]
 
 
-async def read_call(client: Client, id: object, queue: str = "*") -> StoredCall | None:
+async def find_call(client: Client, id: object, queue: str = "*") -> StoredCall | None:
     """The job of a Django task; None if there is no such job, or if it runs another task."""
     try:
         handle = client.jobs.handle(id, queue)  # type: ignore[arg-type]  # it may be a value of any type
@@ -106,7 +107,7 @@ def last_attempt(record: JobRecord) -> list[JobAttempt]:
 
 
 async def waiting_arguments(client: Client, record: JobRecord) -> Any:
-    """The arguments of a job that has not ended, from its message; None if that is gone, or they are large."""
+    """The arguments of a job that has not ended, from its message; None if it is gone, or they are large."""
     if record.ended is not None:
         return None
     broker = await client.broker()
@@ -153,6 +154,11 @@ def shown_time(moment: datetime | None, least: datetime | None = None) -> dateti
         return None
     latest = moment if least is None else max(moment, least)
     return latest if settings.USE_TZ else timezone.make_naive(latest)
+
+
+def plain_json(value: Any) -> Any:
+    """A value as JSON holds it: a member of `TextChoices` becomes its text. Raises `TypeError`."""
+    return json.loads(json.dumps(normalize_json(value)))
 
 
 def present() -> datetime:

@@ -13,8 +13,8 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.tasks import Task, TaskContext, TaskResult, TaskResultStatus
+from django.tasks.exceptions import InvalidTaskBackend
 from django.tasks.signals import task_finished, task_started
-from django.utils.json import normalize_json
 
 from jsq.app import App
 from jsq.context import Context
@@ -25,8 +25,9 @@ from jsq.contrib.django.results import (
     StoredCall,
     TaskCall,
     build_result,
+    find_call,
+    plain_json,
     present,
-    read_call,
     shown_time,
     with_path,
 )
@@ -34,14 +35,11 @@ from jsq.middleware import Middleware
 from jsq.model.job import Job
 from jsq.task import AnyTask
 
-DEFAULT_OPTIONS = {"retries": 0}
-"""The options of a task of another backend, which `using(backend=...)` has sent here."""
-
 
 def find_task(path: str) -> Task | None:
     """The Django task at a module path, if the module is imported already."""
     module, _, name = path.rpartition(".")
-    found = vars(sys.modules.get(module, object)).get(name)
+    found: Any = vars(sys.modules.get(module, object)).get(name)
     return found if isinstance(found, Task) and found.module_path == path else None
 
 
@@ -69,18 +67,19 @@ def declare_by_path(app: App, path: str) -> AnyTask | None:
 
 def runs_here(task: Task) -> bool:
     """Whether the backend of a task is a `JsqBackend`."""
-    return getattr(task.get_backend(), "runs_on_jsq", False)
+    try:
+        return getattr(task.get_backend(), "runs_on_jsq", False)
+    except InvalidTaskBackend:  # the settings of a test lack it
+        return False
 
 
 def declare_task(app: App, task: Task) -> AnyTask:
     """Declare the task of jsq that runs a Django task."""
-    options = task.get_backend().task_options(task) if runs_here(task) else DEFAULT_OPTIONS
-    queue = {"queue": task.queue_name} if runs_here(task) else {}
-    middleware = [TaskSignals(app)]
-    declared: AnyTask = app.task(name=task.module_path, middleware=middleware, **queue, **options)(
-        runner_of(app, task)
-    )
-    return declared
+    options: Any = {"retries": 0}  # a task of another backend, which `using(backend=...)` has sent here
+    if runs_here(task):
+        options = {"queue": task.queue_name, **task.get_backend().task_options(task)}
+    declare = app.task(name=task.module_path, middleware=[TaskSignals(app)], **options)
+    return declare(runner_of(app, task))
 
 
 def runner_of(app: App, task: Task) -> Callable[..., Any]:
@@ -91,7 +90,7 @@ def runner_of(app: App, task: Task) -> Callable[..., Any]:
         result = running_result(task, ctx, args, kwargs, await earlier_attempts(app, ctx))
         await task_started.asend(sender=type(result.task.get_backend()), task_result=result)
         try:
-            return normalize_json(await function(*context_of(task, result), *args, **kwargs))
+            return plain_json(await function(*context_of(task, result), *args, **kwargs))
         except BaseException as error:
             await ctx.add_header(ERRORS_HEADER, noted(ctx, error))
             raise
@@ -101,7 +100,7 @@ def runner_of(app: App, task: Task) -> Callable[..., Any]:
         result = running_result(task, ctx, args, kwargs, earlier)
         task_started.send(sender=type(result.task.get_backend()), task_result=result)
         try:
-            return normalize_json(function(*context_of(task, result), *args, **kwargs))
+            return plain_json(function(*context_of(task, result), *args, **kwargs))
         except BaseException as error:
             with contextlib.suppress(RuntimeError):  # the event loop has ended meanwhile
                 ctx.blocking.add_header(ERRORS_HEADER, noted(ctx, error))
@@ -122,7 +121,7 @@ def noted(ctx: Context, error: BaseException) -> str:
 
 async def earlier_attempts(app: App, ctx: Context) -> StoredCall | None:
     """The job with its earlier attempts; None for a first attempt."""
-    return await read_call(app.client, ctx.id, ctx.queue) if ctx.attempt > 1 else None
+    return await find_call(app.client, ctx.id, ctx.queue) if ctx.attempt > 1 else None
 
 
 def running_result(
@@ -166,7 +165,7 @@ class TaskSignals(Middleware):
         await self._finished(job, None)
 
     async def _finished(self, job: Job, error: BaseException | None) -> None:
-        stored, task = await read_call(self._app.client, job.id, job.queue), find_task(job.task)
+        stored, task = await find_call(self._app.client, job.id, job.queue), find_task(job.task)
         if stored is not None and task is not None:
             await sync_to_async(with_connections)(lambda: send_finished(stored, task, error))
 
@@ -174,13 +173,13 @@ class TaskSignals(Middleware):
 def send_finished(stored: StoredCall, task: Task, error: BaseException | None) -> None:
     """Send the signal; the exception of a failed task is the current one meanwhile, as Django's log wants."""
     result = build_result(stored, task)
-    trace = error.__traceback__ if error is not None else None
+    sender = type(result.task.get_backend())
+    if error is None:
+        task_finished.send(sender=sender, task_result=result)
+        return
+    trace = error.__traceback__
     try:
-        if error is not None:
-            raise error
-        task_finished.send(sender=type(result.task.get_backend()), task_result=result)
-    except BaseException as raised:
-        if raised is not error:
-            raise
-        error.__traceback__ = trace
-        task_finished.send(sender=type(result.task.get_backend()), task_result=result)
+        raise error
+    except BaseException:
+        error.__traceback__ = trace  # without this frame
+        task_finished.send(sender=sender, task_result=result)

@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from jsq.cli import run_command_line
-from jsq.contrib.django.project import project_app, read_options
+from jsq.contrib.django.project import app_options, project_app
 from jsq.settings import Login
 
 PROJECT_APP = "jsq.contrib.django:app"
@@ -47,7 +47,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **_: Any) -> None:
         """Run the command line; it ends the process."""
         words = [str(one) for one in args]
-        if words[:1] == ["dev"] and "url" in read_options():
+        if words[:1] == ["dev"] and "url" in app_options():
             raise CommandError(
                 "dev starts a server of its own, but the settings name one: leave out the url, or use worker"
             )
@@ -69,7 +69,7 @@ def with_project_app(words: list[str]) -> list[str]:
 
 def export_address() -> None:
     """Make the server and the namespace of the settings those of commands without an App."""
-    options, client = read_options(), project_app().client
+    options, client = app_options(), project_app().client
     if "url" in options:
         login = options["url"] if isinstance(options["url"], Login) else client.login
         values = {f"JSQ_{name.upper()}": getattr(login, name) for name in Login.fields}
