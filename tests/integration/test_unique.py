@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from jsq import App, BrokerUnavailable, Client, DuplicateJob, JobHandle, PartlySubmitted, Reject
+from jsq.broker import Broker
+from jsq.broker.flow.pauses import PAUSED_BY
 from jsq.broker.topology.configs import ID_SECONDS
 from jsq.model.job import Job
 from jsq.model.repair import Inconsistency
@@ -352,6 +354,44 @@ async def test_many_concurrent_debounced_submits_are_one_job(app: App, working: 
     async with working():
         assert await last.result(WAIT) == 100
     assert gate.runs == [100]
+
+
+@pytest.mark.parametrize(("paused", "debounce"), [(False, 0.05), (True, 0.001)])
+async def test_a_job_that_becomes_due_while_it_replaces_another_is_one_job(
+    app: App, working: Working, gate: Gate, until: Until, paused: bool, debounce: float
+) -> None:
+    """A submit that replaces a schedule checks whether the old one has fired. The new one may fire first."""
+    work = gate.declare(app, unique="k")
+    gate.open.set()
+    await app.client.admin.provision()
+    broker = await app.client.broker()
+    first = await work.options(debounce=0.1 if paused else 0.5).submit(1)
+    if paused:
+        await app.client.queues.pause("default", task="work")
+        async with working():
+            await until(lambda: is_requeued(broker, first.id))
+    else:
+        broker.wire.clock.uncertainty = 1.0
+
+    last = await work.options(debounce=debounce).submit(2)
+
+    assert (last.id, last.duplicate) == (first.id, True)
+    await app.client.queues.resume("default", task="work")
+    async with working():
+        assert await last.result(WAIT) == 2
+    assert gate.runs == [2]
+
+
+async def is_requeued(broker: Broker, id: str) -> bool:
+    """Whether a worker has requeued a job until the end of a pause, and settled its delivery."""
+    found = await broker.reads.last(
+        broker.subjects.streams.scheduled("default"), broker.subjects.scheduled("default", id)
+    )
+    return (
+        found is not None
+        and PAUSED_BY in found.headers
+        and not await broker.job_reader.queued_ids("default", [id])
+    )
 
 
 async def test_a_debounced_submit_after_a_cancelled_one_is_a_new_job(

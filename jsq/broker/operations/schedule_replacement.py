@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 from datetime import datetime
 
-from jsq.broker.jobs.messages import scheduled_time
+from jsq.broker.jobs.messages import revision_from_message, scheduled_time
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
+from jsq.codec.revisions import format_time, parse_time
 from jsq.errors import NotAllowed
 from jsq.model.revision import StoredRevision
 from jsq.transport.replies import NoResponders, Reply, sequence_of
@@ -48,12 +49,13 @@ class ScheduleReplacement:
         """Whether a job fired by its `old` due time though its schedule was replaced.
 
         `found` is the job as it was before. If it fired, the `new` schedule is removed. Returns at once if
-        the old due time has yet to come.
+        the old due time has yet to come. The `new` schedule may fire during the check. Its message counts as
+        fired before, unless it has another time of submit.
         """
         if not await self._has_fired(found, old):
             return False
         message = await self.schedule(found)
-        if message is not None and scheduled_time(message.headers) == new:
+        if message is not None and scheduled_time(message.headers) == parse_time(format_time(new)):
             subjects, queue = self._subjects, found.current_queue
             stream, subject = subjects.streams.scheduled(queue), subjects.scheduled(queue, found.job)
             with contextlib.suppress(NotAllowed):  # then the job's record refuses the start
@@ -80,12 +82,18 @@ class ScheduleReplacement:
             (subjects.streams.scheduled(queue), subjects.due(queue, "*", id)),
             (subjects.streams.ready(queue), subjects.ready(queue, "*", id)),
         ):
-            if await self._reads.last(stream, subject, consistent=True) is not None:
-                return True
-        if await self._job_reader.find_in_group(queue, id) is not None:
-            return True
+            if (message := await self._reads.last(stream, subject, consistent=True)) is not None:
+                return is_of_same_submit(revision_from_message(queue, id, message, "queued"), found)
+        if (message := await self._job_reader.find_in_group(queue, id)) is not None:
+            return is_of_same_submit(revision_from_message(queue, id, message, "queued"), found)
         last = await self._job_reader.find(id, found.queue, consistent=True)
-        return last is not None and (last.state, last.revision.attempt) != (
-            found.state,
-            found.revision.attempt,
+        return (
+            last is not None
+            and (last.state, last.revision.attempt) != (found.state, found.revision.attempt)
+            and is_of_same_submit(last, found)
         )
+
+
+def is_of_same_submit(one: StoredRevision, other: StoredRevision) -> bool:
+    """Whether two revisions of a job have the same time of submit. A debounced submit replaces it."""
+    return one.revision.submitted == other.revision.submitted

@@ -6,8 +6,9 @@ Unique keys depend on leader reads: a replica that is behind could report a star
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
-from jsq.broker.jobs.messages import revision_from_message
+from jsq.broker.jobs.messages import revision_from_message, scheduled_time
 from jsq.broker.jobs.records import expectation_headers, read_revision
 from jsq.broker.jobs.store import JobStore
 from jsq.broker.topology.namespace import Namespace
@@ -18,6 +19,7 @@ from jsq.model.revision import FINAL_STATES, StoredRevision
 from jsq.model.unique import JobLife
 from jsq.transport.replies import Reply, WrongSequence
 from jsq.transport.retrying import READ_SECONDS, publish_with_retry
+from jsq.transport.server_clock import PAST
 
 NEVER_SEQUENCE = 10**18
 """A sequence above all others: the server refuses a write that expects it, and reports the last sequence."""
@@ -30,12 +32,15 @@ SUBMITTER_WAITS = (0.01, 0.02, 0.05, 0.1, 0.2)
 class JobPosition:
     """The position of a job in its life.
 
-    `found` is the state of a waiting job. `schedule` is the sequence of the schedule of a delayed job.
+    `found` is the state of a waiting job. `schedule` is the sequence of the schedule of a delayed job, and
+    `due` its time. A job that was requeued until the end of a pause has a schedule too, but no due time in
+    its state.
     """
 
     life: JobLife
     found: StoredRevision | None = None
     schedule: int = 0
+    due: datetime = PAST
 
 
 class JobPositions:
@@ -105,9 +110,11 @@ class JobPositions:
             subject = subjects.scheduled(queue, id)
             found = await self.last_message(scheduled, subject, subject)
             if found is not None:
-                schedule = int(found.headers["Nats-Sequence"])
                 return await self.find_started(queue, id) or JobPosition(
-                    JobLife.DELAYED, revision_from_message(queue, id, found, "scheduled"), schedule
+                    JobLife.DELAYED,
+                    revision_from_message(queue, id, found, "scheduled"),
+                    sequence_or_zero(found),
+                    scheduled_time(found.headers),
                 )
             found = await self._reads.last(scheduled, subjects.due(queue, "*", id), consistent=True)
             found = found or await self._job_reader.find_in_group(queue, id)

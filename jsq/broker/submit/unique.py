@@ -259,7 +259,7 @@ class UniqueKeys:
         if not await self._job_writer.submit_if_absent(job, due, order.room, expect=seen.schedule):
             return None
         found = seen.found
-        if found is not None and await self._replacement.is_too_late(found, found.revision.due or PAST, due):
+        if found is not None and await self._replacement.is_too_late(found, seen.due, due):
             return None
         last = await self.positions.find_started(job.queue, job.id)
         if last is not None and last.life is JobLife.ENDED:
