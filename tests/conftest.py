@@ -15,7 +15,7 @@ from jsq.settings import WorkerSettings
 from jsq.worker import Observer, Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until, until
-from tests.helpers.servers import delete_streams
+from tests.helpers.servers import delete_streams, memory_server
 from tests.helpers.workers import Working, running_worker
 
 pytest_plugins = ["tests.helpers.tiers", "tests.helpers.crash_points", "tests.helpers.forks"]
@@ -28,17 +28,21 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
+# Go collects the garbage of a small heap often. The servers of the tests have small heaps.
+os.environ.setdefault("GOGC", "400")
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
     """The server of this process. It does not sync its files; tests of durability start their own server."""
-    with EmbeddedServer(sync_interval="1h") as server:
+    with memory_server(sync_interval="1h") as server:
         yield server
 
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
     """A server for one test, which may kill and restart it."""
-    with EmbeddedServer() as server:
+    with memory_server() as server:
         yield server
 
 

@@ -32,7 +32,6 @@ def section(heading: str) -> str:
     return TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
-@pytest.mark.timeout(90)  # as the pages of the guide
 def test_every_block_does_what_it_shows(
     tmp_path: Path, server: EmbeddedServer, namespace: str, forks: ForkServer
 ) -> None:

@@ -24,14 +24,10 @@ MAX_LINES = 200
 LANGUAGES = {"python", "console", "text", "toml", "yaml", "sql", "mermaid"}
 WORDS = {"python": ("", "other"), "console": ("", "background")}
 
-READ_SECONDS = 90
-"""Limit of a page, which runs processes: 2 to 8 s on an idle machine, several times that on a busy one."""
-
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
 
 @each_page
-@pytest.mark.timeout(READ_SECONDS)
 def test_every_block_of_a_page_does_what_it_shows(
     path: Path, tmp_path: Path, server: EmbeddedServer, namespace: str, forks: ForkServer
 ) -> None:

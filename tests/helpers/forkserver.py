@@ -1,9 +1,9 @@
 """Runs `jsq` commands and programs in forks of one process that has imported the command line already.
 
 A command needs half a second of CPU for its imports and a hundredth of that to run. A fork starts with the
-imports done and is a process of its own: it has its own environment, working directory, streams, modules and
-exit code, and several may run at once. Tests that depend on the start of the interpreter, such as its
-encoding, need a new interpreter.
+imports done and is a process of its own: it has its own session, environment, working directory, streams,
+modules and exit code, and several may run at once. Tests that depend on the start of the interpreter, such as
+its encoding, need a new interpreter.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ PRELOADED = (
     *(
         "bulk",
         "dead",
+        "banner",
         "doctor",
         "events",
         "guide",
@@ -42,8 +43,15 @@ PRELOADED = (
         "provision",
         "queue",
     ),
-    *("schedule", "session", "stdin", "submission", "submit", "sweep", "version", "worker"),
+    *("schedule", "session", "stdin", "submission", "submit", "sweep", "version", "worker", "worker_queues"),
 )
+"""The modules of the commands."""
+
+ALSO_PRELOADED = (
+    *("rich.console", "rich.text", "rich.cells"),
+    *("jsq.worker.run", "jsq.telemetry.logging", "pydantic.json_schema", "pydantic.type_adapter"),
+)
+"""Other modules that commands and workers import when they run."""
 
 
 class ForkServer:
@@ -74,6 +82,26 @@ class ForkServer:
         files = [stream.fileno() for stream in streams]
         return request_fork(self._address, words, environment, str(folder), files)
 
+    def run_worker(
+        self, words: Sequence[str], environment: Mapping[str, str], folder: Path, stderr: int = 2
+    ) -> "ForkedProcess":
+        """Start a command that has the standard streams of this process, but for `stderr`."""
+        return ForkedProcess(request_fork(self._address, words, environment, str(folder), (0, 1, stderr)))
+
+    def run(
+        self, words: Sequence[str], environment: Mapping[str, str], folder: Path, seconds: float
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command without standard input to its end. Kills it, and raises an error, after `seconds`."""
+        with contextlib.ExitStack() as held:
+            empty = held.enter_context(open(os.devnull, "rb"))
+            out, err = (held.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            process = ForkedProcess(self.start(words, environment, folder, (empty, out, err)))
+            held.callback(process.kill)
+            code = process.wait(seconds)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(words, code, out.read().decode(), err.read().decode())
+
     def install(self, folder: Path) -> dict[str, str]:
         """Write a `jsq` that runs commands in forks into a folder; returns the environment that it needs."""
         command = folder / "jsq"
@@ -84,6 +112,53 @@ class ForkServer:
     def close(self) -> None:
         self._process.communicate()
         self._folder.cleanup()
+
+
+class ForkedProcess:
+    """A command in a fork, with the methods of `subprocess.Popen` that tests use."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._received = b""
+        self.returncode: int | None = None
+        self.pid = self._read_number(None)
+
+    def poll(self) -> int | None:
+        """The exit code; None while the process runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end of the process. Raises `subprocess.TimeoutExpired`."""
+        if self.returncode is None:
+            try:
+                self.returncode = self._read_number(timeout)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(f"fork {self.pid}", timeout or 0.0) from None
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _read_number(self, timeout: float | None) -> int:
+        """The next line that the fork server sends."""
+        self._connection.settimeout(timeout)
+        while b"\n" not in self._received:
+            more = self._connection.recv(64)
+            if not more:
+                raise RuntimeError("the fork server has ended")
+            self._received += more
+        line, _, self._received = self._received.partition(b"\n")
+        return int(line)
 
 
 def serve(address: str) -> Any:
@@ -123,8 +198,10 @@ def preload() -> None:
     """Import the modules of commands, and prevent the garbage collector from copying their pages."""
     for name in PRELOADED:
         importlib.import_module(f"jsq.cli.{name}")
-    for name in ("rich.console", "rich.text", "rich.cells"):
+    for name in ALSO_PRELOADED:
         importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("uvloop")
     gc.collect()
     gc.freeze()
 
@@ -162,6 +239,7 @@ def become_command(files: list[int]) -> None:
         os.dup2(file, number)
         os.close(file)
     reopen_streams()
+    os.setsid()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

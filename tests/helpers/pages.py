@@ -15,6 +15,7 @@ import ast
 import contextlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ import pytest
 from jsq.server import EmbeddedServer
 from tests.helpers.forkserver import ForkServer
 from tests.helpers.repository import ROOT
+from tests.helpers.workers import WorkerProcess
 
 GUIDE = ROOT / "jsq" / "guide"
 PAGES = sorted(GUIDE.glob("*.md"))
@@ -36,10 +38,11 @@ WORKER = "jsq worker tasks:app"
 """The worker of a page that does not name another command."""
 
 START_SECONDS = 20.0
-COMMAND_SECONDS = 60.0
+COMMAND_SECONDS = 25.0
 
 _BLOCK = re.compile(r"^```(\w+) ?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+_PLAIN = re.compile(r"jsq (?!bench|dev|worker)[\w\s=.,:/@+%'\"-]+")
 _LINK = re.compile(r"(?<!!)\[(?:[^\]]|\n)*?\]\(([^)\s]+)\)")
 
 
@@ -90,12 +93,13 @@ class Reader:
 
     folder: Path
     settings: dict[str, str]
+    forks: ForkServer
 
     @classmethod
     def at(cls, folder: Path, server: EmbeddedServer, namespace: str, forks: ForkServer) -> "Reader":
         (folder / "home").mkdir()
         connection = {"JSQ_URL": server.url, "JSQ_NAMESPACE": namespace}
-        return cls(folder, connection | forks.install(folder / "home"))
+        return cls(folder, connection | forks.install(folder / "home"), forks)
 
     def write(self, files: dict[str, str]) -> None:
         for name, text in files.items():
@@ -120,10 +124,11 @@ class Reader:
 
 @dataclass(frozen=True)
 class Place:
-    """The folder and the environment of a reader's commands."""
+    """The folder and the environment of a reader's commands, and the fork server that runs them."""
 
     folder: Path
     environment: dict[str, str]
+    forks: ForkServer
 
 
 def reader_environment(folder: Path, **settings: str) -> dict[str, str]:
@@ -135,19 +140,22 @@ def reader_environment(folder: Path, **settings: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_worker(command: str, reader: Reader) -> Iterator[Place]:
-    """Run a worker. The command `jsq dev` starts a server of its own on a free port."""
+    """Run a worker, in a fork. The command `jsq dev` starts a server of its own, on a free port."""
     settings = reader.settings
     if command.startswith("jsq dev"):
         command = f"{command} --port 0"
         settings = {name: value for name, value in settings.items() if not name.startswith("JSQ_")}
     log = reader.folder / "home" / "log"
+    environment = reader_environment(reader.folder, **settings)
+    process: WorkerProcess
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command.split()],
-            cwd=reader.folder,
-            env=reader_environment(reader.folder, **settings),
-            stderr=file,
-        )
+        if command.startswith("jsq worker"):
+            words = command.split()[1:]
+            process = reader.forks.run_worker(words, environment, reader.folder, file.fileno())
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command.split()], cwd=reader.folder, env=environment, stderr=file
+            )
     try:
         end = time.monotonic() + START_SECONDS
         while "worker ready" not in log.read_text():
@@ -156,14 +164,14 @@ def running_worker(command: str, reader: Reader) -> Iterator[Place]:
             time.sleep(0.01)
         url = re.findall(r"JSQ_URL=(\S+)\)", log.read_text())
         found = {"JSQ_URL": url[0]} if url else {}
-        yield Place(reader.folder, reader_environment(reader.folder, **settings, **found))
+        yield Place(reader.folder, reader_environment(reader.folder, **settings, **found), reader.forks)
     finally:
         process.terminate()
         process.wait(30)
 
 
 def run_python(block: Block, place: Place) -> None:
-    done = _run([str(place.folder / "home" / "jsq"), "-c", block.text], place)
+    done = place.forks.run(["-c", block.text], place.environment, place.folder, COMMAND_SECONDS)
     if done.returncode != 0:
         block.fail(f"exit code {done.returncode}\n{done.stdout}{done.stderr}")
 
@@ -171,7 +179,7 @@ def run_python(block: Block, place: Place) -> None:
 def run_console(block: Block, place: Place) -> None:
     """Run each `$` line, and compare its output with the lines below it; `...` matches anything."""
     for command, expected in _COMMAND.findall(block.text):
-        done = _run(["bash", "-o", "pipefail", "-c", command], place)
+        done = _run(command, place)
         printed = done.stdout or done.stderr
         if done.returncode != 0 and not re.search("failed|error", expected):
             block.fail(f"`{command}` ended with {done.returncode}\n{done.stdout}{done.stderr}")
@@ -180,9 +188,13 @@ def run_console(block: Block, place: Place) -> None:
             block.fail(f"`{command}` printed\n{printed}\nand the page has\n{expected}")
 
 
-def _run(command: list[str], place: Place) -> "subprocess.CompletedProcess[str]":
+def _run(command: str, place: Place) -> "subprocess.CompletedProcess[str]":
+    """Run a command of `jsq` in a fork, and one with more of the shell's syntax than quotes in a shell."""
+    if _PLAIN.fullmatch(command):
+        words = shlex.split(command)[1:]
+        return place.forks.run(words, place.environment, place.folder, COMMAND_SECONDS)
     return subprocess.run(
-        command,
+        ["bash", "-o", "pipefail", "-c", command],
         cwd=place.folder,
         env=place.environment,
         capture_output=True,

@@ -3,14 +3,39 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jsq.server import find_server
+import pytest
+
+from jsq.server import EmbeddedServer, find_server
+
+MEMORY = Path("/dev/shm")
+"""A file system in memory, where there is one."""
+
+LEAST_FREE_BYTES = 4 * 2**30
+
+
+@contextlib.contextmanager
+def memory_server(*, sync_interval: str = "always") -> Iterator[EmbeddedServer]:
+    """Run a server whose streams are in memory, if there is room. They survive the death of the server.
+
+    A test creates and deletes a dozen streams. On a disk, most of the CPU time of that is spent in the file
+    system.
+    """
+    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > LEAST_FREE_BYTES
+    with contextlib.ExitStack() as held:
+        with pytest.MonkeyPatch.context() as context:
+            if has_room:
+                context.setattr(tempfile, "tempdir", str(MEMORY))
+            server = held.enter_context(EmbeddedServer(sync_interval=sync_interval))
+        yield server
 
 
 @contextlib.contextmanager

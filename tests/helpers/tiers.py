@@ -31,6 +31,7 @@ The proof tier of each subject, and after the semicolon the part that the defaul
   fault a counterexample found by the search.
 """
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("proof") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(PROOF_TIMEOUT_SECONDS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    """Pause the garbage collector while the tests are collected: almost all that is made then stays."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the collected tests from the garbage collector: each full collection would visit them."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

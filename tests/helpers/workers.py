@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from jsq import Client
 from jsq.worker import Worker
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.repository import ROOT
 
 Working = Callable[..., AbstractAsyncContextManager[Worker]]
@@ -49,10 +51,35 @@ class Effect:
     attempt: int
 
 
-class Workers:
-    """Starts worker processes for one namespace and reads the effects of their tasks."""
+class WorkerProcess(Protocol):
+    """A worker process: a new interpreter, or a fork of the fork server."""
 
-    def __init__(self, url: str, namespace: str, folder: Path, client: Client) -> None:
+    returncode: int | None
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Workers:
+    """Starts worker processes for one namespace and reads the effects of their tasks.
+
+    With a fork server they start as its forks, at a tenth of the CPU time.
+    """
+
+    def __init__(
+        self, url: str, namespace: str, folder: Path, client: Client, forks: ForkServer | None = None
+    ) -> None:
+        self._forks = forks
         self.effects_file = folder / "effects"
         self.effects_file.touch()
         self.client = client
@@ -63,25 +90,20 @@ class Workers:
             "EFFECTS": str(self.effects_file),
             "LEASE": "5",
         }
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[WorkerProcess] = []
 
-    async def start(self, *args: str, lease: float = 5, known: int | None = 1) -> subprocess.Popen[bytes]:
+    async def start(self, *args: str, lease: float = 5, known: int | None = 1) -> WorkerProcess:
         """Start a worker and wait until `known` more workers are registered; None does not wait."""
         before = len(await self.client.admin.workers())
-        command = [
-            sys.executable,
-            "-m",
-            "jsq",
-            "worker",
-            "tests.apps.faults:app",
-            "--log-level",
-            "warning",
-            *args,
-        ]
+        words = ["worker", "tests.apps.faults:app", "--log-level", "warning", *args]
         env = self.env | {"LEASE": str(lease)}
-        process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
-            command, cwd=ROOT, env=env, start_new_session=True
-        )
+        process: WorkerProcess
+        if self._forks is not None:
+            process = self._forks.run_worker(words, env, ROOT)
+        else:
+            process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
+                [sys.executable, "-m", "jsq", *words], cwd=ROOT, env=env, start_new_session=True
+            )
         self.processes.append(process)
         async with asyncio.timeout(60):
             while known is not None and len(await self.client.admin.workers()) < before + known:
@@ -98,15 +120,17 @@ class Workers:
         return [one for one in found if one.word == word and pid in (None, one.pid)]
 
 
-async def exit_code(process: subprocess.Popen[bytes], seconds: float | None = 90) -> int:
+async def exit_code(process: WorkerProcess, seconds: float | None = 90) -> int:
     return await asyncio.to_thread(process.wait, seconds)
 
 
 @contextlib.asynccontextmanager
-async def worker_processes(url: str, namespace: str, folder: Path) -> AsyncIterator[Workers]:
+async def worker_processes(
+    url: str, namespace: str, folder: Path, forks: ForkServer | None = None
+) -> AsyncIterator[Workers]:
     async with Client(url, namespace=namespace) as client:
         await client.admin.provision()
-        workers = Workers(url, namespace, folder, client)
+        workers = Workers(url, namespace, folder, client, forks)
         try:
             yield workers
         finally:

@@ -11,13 +11,16 @@ import pytest
 from jsq import JobFailed
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.jobs import final_states
 from tests.helpers.workers import Workers, worker_processes
 
 
 @pytest.fixture
-async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
-    async with worker_processes(server.url, namespace, tmp_path) as workers:
+async def workers(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, forks: ForkServer
+) -> AsyncIterator[Workers]:
+    async with worker_processes(server.url, namespace, tmp_path, forks) as workers:
         yield workers
 
 

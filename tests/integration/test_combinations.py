@@ -29,6 +29,7 @@ from jsq import (
 )
 from jsq.task import Task
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.jobs import final_states
 from tests.helpers.key_groups import nothing_is_left
 from tests.helpers.rate_limits import most_in_a_window
@@ -997,8 +998,8 @@ async def test_every_option_works_with_the_blocking_form(harness: Harness, optio
 
 
 @pytest.fixture
-async def workers(server: Any, namespace: str, tmp_path: Any) -> AsyncIterator[Workers]:
-    async with worker_processes(server.url, namespace, tmp_path) as workers:
+async def workers(server: Any, namespace: str, tmp_path: Any, forks: ForkServer) -> AsyncIterator[Workers]:
+    async with worker_processes(server.url, namespace, tmp_path, forks) as workers:
         yield workers
 
 

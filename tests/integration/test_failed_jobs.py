@@ -15,6 +15,7 @@ from jsq import Client, JobFailed, JobHandle, JobNotFound
 from jsq.server import EmbeddedServer
 from tests.helpers.cluster import cluster, replicas_of
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.workers import worker_processes
 
 WAIT = 120.0
@@ -36,11 +37,11 @@ async def address(kind: str, folder: Path) -> AsyncIterator[str]:
 @pytest.mark.parametrize("rounds", [20, pytest.param(1_000, marks=pytest.mark.proof)])
 @pytest.mark.parametrize("kind", ["plain", "always", "three replicas"])
 async def test_a_failed_job_is_complete_when_it_is_visible(
-    kind: str, rounds: int, tmp_path: Path, namespace: str, until: Until
+    kind: str, rounds: int, tmp_path: Path, namespace: str, until: Until, forks: ForkServer
 ) -> None:
     async with (
         address(kind, tmp_path) as url,
-        worker_processes(url, namespace, tmp_path) as workers,
+        worker_processes(url, namespace, tmp_path, forks) as workers,
         Client(url, namespace=namespace) as client,
     ):
         if kind == "three replicas":

@@ -19,6 +19,7 @@ from jsq.model.revision import FINAL_STATES, Revision
 from jsq.server import EmbeddedServer
 from jsq.transport.replies import WrongSequence
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.jobs import final_states
 from tests.helpers.workers import Workers, exit_code, worker_processes
 
@@ -26,8 +27,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
-    async with worker_processes(server.url, namespace, tmp_path) as workers:
+async def workers(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, forks: ForkServer
+) -> AsyncIterator[Workers]:
+    async with worker_processes(server.url, namespace, tmp_path, forks) as workers:
         yield workers
 
 
@@ -150,9 +153,9 @@ async def test_a_worker_suspended_past_its_lease_runs_no_step(workers: Workers, 
 
 
 async def test_a_killed_server_loses_and_repeats_no_job(
-    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until, forks: ForkServer
 ) -> None:
-    async with worker_processes(own_server.url, namespace, tmp_path) as workers:
+    async with worker_processes(own_server.url, namespace, tmp_path, forks) as workers:
         await workers.start("--concurrency", "20", lease=10)
         running = [await workers.client.task("nap").submit(3) for _ in range(20)]
         await until(lambda: len(workers.effects()) == 20)

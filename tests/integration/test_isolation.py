@@ -13,12 +13,15 @@ from jsq.model.revision import Revision
 from jsq.server import EmbeddedServer
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.workers import Workers, Working, exit_code, worker_processes
 
 
 @pytest.fixture
-async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
-    async with worker_processes(server.url, namespace, tmp_path) as workers:
+async def workers(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, forks: ForkServer
+) -> AsyncIterator[Workers]:
+    async with worker_processes(server.url, namespace, tmp_path, forks) as workers:
         yield workers
 
 

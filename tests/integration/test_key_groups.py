@@ -30,6 +30,7 @@ from jsq.transport.replies import Reply
 from jsq.worker import Worker
 from jsq.worker.duties.group_wakeups import GroupWakeups
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.jobs import final_states
 from tests.helpers.key_groups import QUEUE, nothing_is_left, on_queue, waiting_for_key
 from tests.helpers.workers import Workers, Working, running_worker, worker_processes
@@ -41,8 +42,10 @@ async def broker(client: Client) -> Broker:
 
 
 @pytest.fixture
-async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
-    async with worker_processes(server.url, namespace, tmp_path) as workers:
+async def workers(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, forks: ForkServer
+) -> AsyncIterator[Workers]:
+    async with worker_processes(server.url, namespace, tmp_path, forks) as workers:
         yield workers
 
 
@@ -196,9 +199,9 @@ async def test_a_key_never_exceeds_its_limit_over_a_killed_worker(workers: Worke
 
 
 async def test_a_server_killed_repeatedly_loses_no_slot_and_no_order(
-    own_server: EmbeddedServer, until: Until, tmp_path: Path
+    own_server: EmbeddedServer, until: Until, tmp_path: Path, forks: ForkServer
 ) -> None:
-    async with worker_processes(own_server.url, "jsq", tmp_path) as workers:
+    async with worker_processes(own_server.url, "jsq", tmp_path, forks) as workers:
         await workers.start("--concurrency", "5", lease=2)
         await workers.start("--concurrency", "5", lease=2)
         jobs: list[JobHandle[Any]] = []

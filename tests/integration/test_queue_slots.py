@@ -17,6 +17,7 @@ from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.workers import Effect, Workers, Working, running_worker, worker_processes
 
 WAIT = 25.0
@@ -46,8 +47,10 @@ def running() -> Running:
 
 
 @pytest.fixture
-async def workers(server: EmbeddedServer, namespace: str, tmp_path: Path) -> AsyncIterator[Workers]:
-    async with worker_processes(server.url, namespace, tmp_path) as workers:
+async def workers(
+    server: EmbeddedServer, namespace: str, tmp_path: Path, forks: ForkServer
+) -> AsyncIterator[Workers]:
+    async with worker_processes(server.url, namespace, tmp_path, forks) as workers:
         yield workers
 
 
