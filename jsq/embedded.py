@@ -1,7 +1,7 @@
 """A worker in a process of the user's own: a web server, a notebook, a script, a test.
 
-`App.working` makes one. The worker runs in an asyncio task beside the block, and touches nothing of the
-process: no signal handler, no logging, no exit. Its error ends the block as an error of a `TaskGroup` does.
+`App.working` makes one. The worker runs in an asyncio task beside the block. It installs no signal handler,
+configures no logging and does not exit. Its error ends the block as an error of a `TaskGroup` does.
 """
 
 import asyncio

@@ -58,11 +58,13 @@ def jsq_lifespan(
     worker: bool | WebWorker = False,
     connect: bool = True,
 ) -> Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]]:
-    """A lifespan that connects an App before the first request, and closes it after the last one.
+    """A lifespan that connects an App before the first request, and disconnects it after the last one.
 
-    `lifespan` is one of your own. It is entered after the App has connected, and left before the App is
-    closed; what it yields is kept. `worker=True` runs a worker in this process, inside both; a dictionary
-    gives its settings: `worker={"concurrency": 4, "queues": ["mail"]}`. Without `connect`, the first submit
+    It closes the connection of this event loop. That of blocking calls is closed at the end of the process.
+
+    `lifespan` is one of your own. It is entered after the App has connected, and left before it disconnects.
+    Its state is kept. `worker=True` runs a worker in this process, inside both; a dictionary gives its
+    settings: `worker={"concurrency": 4, "queues": ["mail"]}`. Without `connect`, the first submit
     connects, so the server starts also while NATS is out of reach.
 
     A worker that fails does not end the server: the error is logged as `worker failed`, `is_ready` of the
@@ -72,7 +74,7 @@ def jsq_lifespan(
     @asynccontextmanager
     async def running(server: Any) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(app.close)
+            stack.push_async_callback(app.client.connection.disconnect)
             if connect:
                 await app.connect()
             server.state.jsq = app
@@ -110,6 +112,11 @@ def app_of(*states: Any) -> App:
 
 
 # -- the status of a job -----------------------------------------------------------------------------------
+
+
+def allow_anyone(request: object, job: JobRecord) -> bool:
+    """The rule by which everyone who knows the id of a job may see it."""
+    return True
 
 
 class JobView(BaseModel):

@@ -8,7 +8,15 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from jsq.app import App
-from jsq.contrib.asgi import HEARTBEAT, JobRule, JobStatus, StatusAnswer, WebWorker, jsq_lifespan
+from jsq.contrib.asgi import (
+    HEARTBEAT,
+    JobRule,
+    JobStatus,
+    StatusAnswer,
+    WebWorker,
+    allow_anyone,
+    jsq_lifespan,
+)
 from jsq.model.durations import Duration
 from jsq.model.job import JobRecord
 
@@ -19,7 +27,14 @@ try:
 except ImportError:
     raise ImportError("jsq.contrib.litestar needs one more package: pip install litestar") from None
 
-__all__ = ["AuthorizeConnection", "WebWorker", "jsq_dependencies", "jsq_lifespan", "status_handlers"]
+__all__ = [
+    "AuthorizeConnection",
+    "WebWorker",
+    "allow_anyone",
+    "jsq_dependencies",
+    "jsq_lifespan",
+    "status_handlers",
+]
 
 AuthorizeConnection: TypeAlias = Callable[[Request[Any, Any, Any], JobRecord], bool | Awaitable[bool]]
 """Decides whether a request may see a job, or cancel it if the method is DELETE."""

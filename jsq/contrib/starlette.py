@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from jsq.app import App
 from jsq.client.client import Client
-from jsq.contrib.asgi import HEARTBEAT, JobStatus, StatusAnswer, WebWorker, app_of, jsq_lifespan
+from jsq.contrib.asgi import HEARTBEAT, JobStatus, StatusAnswer, WebWorker, allow_anyone, app_of, jsq_lifespan
 from jsq.embedded import EmbeddedWorker
 from jsq.model.durations import Duration
 from jsq.model.job import JobRecord
@@ -50,11 +50,6 @@ def get_worker(connection: HTTPConnection) -> EmbeddedWorker | None:
     """The worker in this process; None without `jsq_lifespan(app, worker=True)`."""
     found = getattr(getattr(connection.scope.get("app"), "state", None), "jsq_worker", None)
     return found if isinstance(found, EmbeddedWorker) else None
-
-
-def allow_anyone(request: object, job: JobRecord) -> bool:
-    """The rule by which everyone who knows the id of a job may see it."""
-    return True
 
 
 def status_routes(

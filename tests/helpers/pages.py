@@ -134,7 +134,8 @@ class Place:
 def reader_environment(folder: Path, **settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JSQ_", "NATS_"))}
     path = os.pathsep.join((str(folder / "home"), str(Path(sys.executable).parent), os.environ["PATH"]))
-    plain = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # a page that runs pytest needs no plugin of ours
+    # A page that runs pytest has the plug-in of jsq, as if that were installed, and none of ours.
+    plain = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "jsq.testing.plugin"}
     return kept | {"PATH": path, "HOME": str(folder / "home")} | plain | settings
 
 
