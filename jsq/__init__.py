@@ -45,6 +45,7 @@ _homes = {
         "CannotChange",
         "DuplicateJob",
         "ForeignStream",
+        "ImmediateUnsupported",
         "JetStreamOff",
         "JobCancelled",
         "JobError",

@@ -21,6 +21,7 @@ from jsq.errors import BulkUnknown as BulkUnknown
 from jsq.errors import CannotChange as CannotChange
 from jsq.errors import DuplicateJob as DuplicateJob
 from jsq.errors import ForeignStream as ForeignStream
+from jsq.errors import ImmediateUnsupported as ImmediateUnsupported
 from jsq.errors import JetStreamOff as JetStreamOff
 from jsq.errors import JobCancelled as JobCancelled
 from jsq.errors import JobError as JobError

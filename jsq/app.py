@@ -14,6 +14,7 @@ from jsq.embedded import EmbeddedWorker
 from jsq.errors import BadOption, UnknownTask, count_noun
 from jsq.functions import read_functions
 from jsq.hooks import AppHooks, AppHooksOptions
+from jsq.immediate import Immediate, ImmediateOptions
 from jsq.model.durations import Duration, seconds
 from jsq.model.job import DEFAULT_QUEUE
 from jsq.model.options import check_known
@@ -208,6 +209,17 @@ class App(Declarations, AppHooks):
         from jsq.worker import Worker
 
         return EmbeddedWorker(Worker(self, queues=queues, settings=WorkerSettings(**settings)), self.connect)
+
+    def immediate(self, **options: Unpack[ImmediateOptions]) -> Immediate:
+        """A block for tests, without a server: `async with app.immediate() as immediate:`.
+
+        In the block, a submit runs its job at once, in this process. `ImmediateOptions` lists the options.
+        Entering the block raises what the start of a worker raises. Raises `BadOption`.
+        """
+        from jsq.testing.immediate import ImmediateSession
+
+        check_known(options, (*ImmediateOptions.__annotations__,), APP_TERMS)
+        return Immediate(ImmediateSession(self, options), self.client.connection.portal)
 
     async def __aenter__(self) -> Self:
         return await self.connect()

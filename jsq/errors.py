@@ -235,6 +235,10 @@ class NoCurrentJob(UsageError):
         )
 
 
+class ImmediateUnsupported(UsageError):
+    """Immediate mode cannot show what a server does here; the message names the reason and an alternative."""
+
+
 # -- NATS could not -------------------------------------------------------------------------------------
 
 

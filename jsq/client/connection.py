@@ -28,7 +28,7 @@ class Connection:
         self.portal = Portal(self.disconnect)
         self._login = url if isinstance(url, Login) and not is_bound_to_test() else None
         self._url = url if isinstance(url, str) else None
-        self._brokers: dict[asyncio.AbstractEventLoop, asyncio.Task[Broker]] = {}
+        self._brokers: dict[asyncio.AbstractEventLoop, asyncio.Future[Broker]] = {}
 
     @property
     def login(self) -> Login:
@@ -91,6 +91,13 @@ class Connection:
         """The event loops that have a broker, and are not closed."""
         self._forget_closed_loops()
         return list(self._brokers)
+
+    def swap_brokers(
+        self, brokers: dict[asyncio.AbstractEventLoop, asyncio.Future[Broker]]
+    ) -> dict[asyncio.AbstractEventLoop, asyncio.Future[Broker]]:
+        """Use other brokers from now on; returns those that were used before. They stay open."""
+        before, self._brokers = self._brokers, brokers
+        return before
 
     async def disconnect(self) -> None:
         """Close this loop's broker; the next use opens another one."""

@@ -22,14 +22,17 @@ FOLDERS = (
     *("codec", "transport", "broker"),
     *("context", "batch", "dependencies", "lifespan", "middleware", "hooks"),
     *("client", "declaration", "task", "declarations", "router"),
-    *("discovery", "functions", "embedded", "app"),
+    *("discovery", "functions", "embedded", "immediate", "app"),
     *("executors", "worker", "telemetry", "testing"),
     *("dashboard", "outbox", "guide", "cli", "contrib"),
 )
 """Folders and top-level modules in import order: each may import those before it, and itself."""
 
-LATE_IMPORTS = {"app": "worker"}
-"""The one folder after its own that a module may import in a function: `App.working` starts a worker."""
+LATE_IMPORTS = {"app": ("worker", "testing"), "immediate": ("testing",)}
+"""The folders after its own that a module may import, if that loads no worker with an App.
+
+`App.working` and `App.immediate` start a worker. `immediate` has the types of what a test gets from a block.
+"""
 
 WINGS = (
     *("topology", "delivery", "access", "jobs", "flow", "operations", "submit"),
@@ -128,7 +131,7 @@ def test_a_module_imports_only_folders_before_its_own(module: str) -> None:
         f"jsq/{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
         for name, line in imported(module)
         if (found := target(name)) is not None
-        and folder_of(found) not in (*allowed, LATE_IMPORTS.get(module))
+        and folder_of(found) not in (*allowed, *LATE_IMPORTS.get(module, ()))
     ]
 
     assert wrong == []

@@ -197,7 +197,13 @@ class RateLimits:
             limiters.append(Limiter(subjects.limits.task_rate(options.name), options.rate))
         if queue_rate is not None:
             limiters.append(Limiter(subjects.limits.queue_rate(delivery.queue), queue_rate, queue_wide=True))
-        return Reservation(self, self._broker, delivery, limiters, together=options.batch is not None)
+        return self.build_reservation(delivery, limiters, together=options.batch is not None)
+
+    def build_reservation(
+        self, delivery: Delivery, limiters: list[Limiter], *, together: bool
+    ) -> "Reservation":
+        """The reservation of a job that these limiters hold back."""
+        return Reservation(self, self._broker, delivery, limiters, together=together)
 
     def pause_wait(self, queue: str, task: str, key: str) -> StartDelay | None:
         """The wait of a job because its queue, its task or its key is paused."""
