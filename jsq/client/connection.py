@@ -28,6 +28,7 @@ class Connection:
         self.portal = Portal(self.disconnect)
         self._login = url if isinstance(url, Login) and not is_bound_to_test() else None
         self._url = url if isinstance(url, str) else None
+        self._is_named = bool(url)
         self._brokers: dict[asyncio.AbstractEventLoop, asyncio.Future[Broker]] = {}
 
     @property
@@ -36,6 +37,15 @@ class Connection:
         if self._login is None:
             self._login = read_login(self._url)
         return self._login
+
+    def set_default_url(self, url: str) -> None:
+        """Use an address in place of `JSQ_URL`, if the App names none. Call it before the first use.
+
+        The server of a running test has priority.
+        """
+        if self._is_named or is_bound_to_test():
+            return
+        self._url, self._login = url, None
 
     async def close(self) -> None:
         """Close this loop's broker, and the broker of the blocking calls."""

@@ -73,11 +73,21 @@ def test_every_command_option_and_metric_that_a_page_names_exists(path: Path) ->
     shown = re.findall(r"`(jsq [a-z][^`\n]*)`", without_code(text))
     shown += [line.removeprefix("$ ") for line in lines if line.startswith(("$ jsq ", "jsq "))]
     metrics = {name.strip("`") for name, _, _ in metric_rows()}
-    named = set(re.findall(r"\bjsq_\w*[a-z]\b", text)) - BUCKETS
+    named = set(JSQ_NAME.findall(text)) - BUCKETS - NAMES_IN_CODE
 
     assert [line for line in shown if not is_command(line)] == []
     assert {name for name in named if not name.endswith(("_bucket", "_count", "_sum"))} - metrics == set()
 
+
+JSQ_NAME = re.compile(r"\bjsq_\w*[a-z]\b")
+
+NAMES_IN_CODE = {
+    name
+    for folder in ("contrib", "testing")
+    for source in (ROOT / "jsq" / folder).rglob("*.py")
+    for name in JSQ_NAME.findall(source.read_text())
+}
+"""The functions, fixtures and dependencies of frameworks and tests that begin like a metric."""
 
 BUCKETS = {"jsq_jobs", "jsq_ids", "jsq_workers", "jsq_limits"}
 """The KV buckets of the namespace `jsq`."""

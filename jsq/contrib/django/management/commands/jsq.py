@@ -10,16 +10,11 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from jsq.cli import run_command_line
+from jsq.contrib.command import with_app
 from jsq.contrib.django.project import app_options, project_app
 from jsq.settings import Login
 
 PROJECT_APP = "jsq.contrib.django:app"
-
-APP_COMMANDS = ("worker", "dev", "provision")
-"""The commands whose first argument is the App."""
-
-APP_OPTION_COMMANDS = (("submit",), ("schedule", "add"))
-"""The commands that take the App as an option."""
 
 
 class Command(BaseCommand):
@@ -53,18 +48,8 @@ class Command(BaseCommand):
             )
         export_address()
         export_module_path()
-        sys.argv = ["jsq", *with_project_app(words)]
+        sys.argv = ["jsq", *with_app(words, lambda: PROJECT_APP)]
         run_command_line()
-
-
-def with_project_app(words: list[str]) -> list[str]:
-    """The arguments of the command line, with the App of the project."""
-    if words[:1] and words[0] in APP_COMMANDS and words[1:2] != ["ls"]:
-        return [words[0], PROJECT_APP, *words[1:]]
-    for path in APP_OPTION_COMMANDS:
-        if tuple(words[: len(path)]) == path and not {"--app", "-A"} & set(words):
-            return [*path, "--app", PROJECT_APP, *words[len(path) :]]
-    return words
 
 
 def export_address() -> None:
