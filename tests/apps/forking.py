@@ -27,7 +27,19 @@ def end_fork() -> int | None:
     process = fork.Process(target=time.sleep, args=(60,))
     process.start()
     process.terminate()
+    return exit_code(process)
+
+
+def exit_code(process: multiprocessing.process.BaseProcess) -> int | None:
+    """Wait for the end of a process; returns its exit code.
+
+    When another thread starts a process, `multiprocessing` reads the exit codes of all that have ended. It
+    stores each a moment later, and `exitcode` is None until then.
+    """
     process.join(20)
+    end = time.monotonic() + 5
+    while process.exitcode is None and time.monotonic() < end:
+        time.sleep(0.01)
     return process.exitcode
 
 
@@ -38,8 +50,7 @@ async def end_fork_on_loop() -> int | None:
 def log_in_fork() -> int | None:
     process = fork.Process(target=logging.getLogger("forked").warning, args=("from the fork",))
     process.start()
-    process.join(20)
-    return process.exitcode
+    return exit_code(process)
 
 
 def leave_forks(file: str) -> None:

@@ -35,6 +35,7 @@ BANNED_IN_NAMES = frozenset({"told", "anew", "twin", "mend", "mends", "mended", 
 
 _WORDS = re.compile(rf"\b({'|'.join(' '.join(BANNED).split())})\b", re.IGNORECASE)
 _PHRASES = re.compile(rf"\b({'|'.join(BANNED_PHRASES)})\b", re.IGNORECASE)
+_PARTS = re.compile("|".join(BANNED_IN_NAMES), re.IGNORECASE)
 _HEADLESS = re.compile(r"(Who|What|Whoever|Whatever|Whose|Those who|Those that|One that|One who)\b")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[A-Z`\"'(*])")
 _BLOCK_START = re.compile(r"\s*(?:[-*|#>]|\d+\.)\s")
@@ -105,6 +106,8 @@ def python_prose(path: Path) -> Iterator[tuple[int, str]]:
 
 def _comments(source: str) -> Iterator[tuple[int, str]]:
     """Comments, those on successive lines joined."""
+    if "#" not in source:
+        return
     block, first, last = "", 0, -1
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -122,7 +125,10 @@ def _comments(source: str) -> Iterator[tuple[int, str]]:
 
 def name_faults(path: Path) -> Iterator[str]:
     """The identifiers of a Python file that contain a private word."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    source = path.read_text()
+    if not _PARTS.search(source):
+        return
+    for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
                 pass

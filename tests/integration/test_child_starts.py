@@ -93,7 +93,7 @@ async def test_a_child_that_never_reaches_the_function_fails_the_job(
 ) -> None:
     monkeypatch.setattr(run, "CHILD_START_SECONDS", 0.5)
     importing(60)
-    async with working():
+    async with working(concurrency=1):
         with pytest.raises(JobFailed, match=r"ChildDied: .* did not call it within 0\.5 s") as caught:
             await (await app.tasks["child_pid"].submit()).result(WAIT)
     assert caught.value.reason == "child_died"
@@ -103,7 +103,7 @@ async def test_a_deadline_applies_while_a_child_starts(
     app: App, working: Working, importing: Callable[[float], Imports]
 ) -> None:
     importing(60)
-    async with working():
+    async with working(concurrency=1):
         with pytest.raises(JobExpired):
             await (await app.tasks["child_pid"].options(deadline=1).submit()).result(WAIT)
 
@@ -126,7 +126,7 @@ async def test_a_child_that_dies_during_imports_is_not_restarted_in_a_loop(
     app: App, working: Working, importing: Callable[[float], Imports], until: Until
 ) -> None:
     imports = importing(-1)
-    async with working():
+    async with working(concurrency=1):
         await until(lambda: len(imports()) == 1, 20)
         for _ in range(2):
             with pytest.raises(JobFailed, match="exit code 9"):

@@ -90,7 +90,7 @@ async def app(server: EmbeddedServer, namespace: str) -> AsyncIterator[App]:
 
 
 async def test_what_a_plain_function_returns_is_awaited(app: App, client: Client, working: Working) -> None:
-    async with working():
+    async with working(concurrency=1):
         jobs = [await client.task(task.name).submit(4) for task in AWAITED]
         results = await asyncio.gather(*(job.result(WAIT) for job in jobs), return_exceptions=True)
 
@@ -102,7 +102,7 @@ async def test_what_a_plain_function_returns_is_awaited(app: App, client: Client
 async def test_a_coroutine_function_that_awaits_nothing_fails(
     app: App, client: Client, working: Working
 ) -> None:
-    async with working():
+    async with working(concurrency=1):
         for task in FORGOTTEN:
             with pytest.raises(
                 JobFailed, match="forgotten returned a coroutine that it did not await"
@@ -117,6 +117,6 @@ async def test_a_batch_function_behind_a_plain_decorator_is_awaited(app: App, wo
     async def double_all(items: list[int]) -> list[int]:
         return [2 * item for item in items]
 
-    async with working():
+    async with working(concurrency=1):
         jobs = await double_all.submit_many([(1,), (2,)])
         assert [await job.result(WAIT) for job in jobs] == [2, 4]

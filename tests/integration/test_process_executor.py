@@ -47,7 +47,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def test_a_function_runs_in_another_process(app: App, working: Working) -> None:
-    async with working():
+    async with working(concurrency=1):
         assert await ran(app, "add", 1, 2) == 3
         assert await ran(app, "add_async", 1, 2) == 3
         child = await ran(app, "pid")
@@ -66,7 +66,7 @@ DEATHS = {
 
 
 async def test_a_child_that_dies_is_one_failure_and_the_worker_survives(app: App, working: Working) -> None:
-    async with working():
+    async with working(concurrency=1):
         for how, message in DEATHS.items():
             with pytest.raises(JobFailed, match=message) as caught:
                 await ran(app, "die", how)
@@ -77,7 +77,7 @@ async def test_a_child_that_dies_is_one_failure_and_the_worker_survives(app: App
 async def test_the_death_of_a_child_is_retried_like_any_failure(app: App, working: Working) -> None:
     retried = app.task(name="again", executor="process", retries=2, backoff="none")(children.die.function)
 
-    async with working():
+    async with working(concurrency=1):
         job = await retried.submit("exit")
         with pytest.raises(JobFailed):
             await job.result(WAIT)
@@ -85,7 +85,7 @@ async def test_the_death_of_a_child_is_retried_like_any_failure(app: App, workin
 
 
 async def test_an_idle_child_that_is_killed_is_replaced(app: App, working: Working, until: Until) -> None:
-    async with working():
+    async with working(concurrency=1):
         child = await ran(app, "pid")
         os.kill(child, 9)
         await until(lambda: not is_alive(child))
@@ -93,7 +93,7 @@ async def test_an_idle_child_that_is_killed_is_replaced(app: App, working: Worki
 
 
 async def test_a_base_exception_in_a_child_fails_the_job(app: App, working: Working) -> None:
-    async with working():
+    async with working(concurrency=1):
         for kind in ("SystemExit", "KeyboardInterrupt", "MemoryError"):
             with pytest.raises(JobFailed, match=kind) as caught:
                 await ran(app, "leave", kind)
@@ -102,7 +102,7 @@ async def test_a_base_exception_in_a_child_fails_the_job(app: App, working: Work
 
 
 async def test_retry_snooze_and_reject_work_in_a_child(app: App, working: Working, until: Until) -> None:
-    async with working():
+    async with working(concurrency=1):
         with pytest.raises(JobFailed, match="Reject: never") as caught:
             await ran(app, "signalled", "Reject")
         assert caught.value.reason == "rejected"
@@ -115,7 +115,7 @@ async def test_retry_snooze_and_reject_work_in_a_child(app: App, working: Workin
 
 
 async def test_a_result_of_a_child_that_cannot_be_stored_is_dropped(app: App, working: Working) -> None:
-    async with working():
+    async with working(concurrency=1):
         for kind, message in (("object", "object"), ("large", "2,000,0"), ("lambda", "func")):
             with pytest.raises(ResultDropped, match=message):
                 await ran(app, "give", kind)
@@ -123,7 +123,7 @@ async def test_a_result_of_a_child_that_cannot_be_stored_is_dropped(app: App, wo
 
 async def test_an_error_of_the_child_is_the_error_of_the_job(app: App, working: Working) -> None:
     """An exception that cannot be pickled, invalid arguments, and a checkpoint that is too large."""
-    async with working():
+    async with working(concurrency=1):
         with pytest.raises(JobFailed, match="Unpicklable: cannot be sent") as caught:
             await ran(app, "raise_unpicklable")
         assert "raise Unpicklable(1, 2)" in caught.value.traceback
@@ -140,7 +140,7 @@ async def test_a_call_that_holds_the_gil_longer_than_the_lease_keeps_its_job(
 ) -> None:
     app.queue("default", lease=1)
 
-    async with working(), working():
+    async with working(concurrency=1), working(concurrency=1):
         job = await app.tasks["hold_the_lock"].submit(3)
         assert await job.result(WAIT) == "held"
         record = await job.status()
@@ -150,7 +150,7 @@ async def test_a_call_that_holds_the_gil_longer_than_the_lease_keeps_its_job(
 async def test_a_task_may_clean_up_at_its_timeout(app: App, working: Working, tmp_path: Path) -> None:
     file = tmp_path / "file"
 
-    async with working():
+    async with working(concurrency=1):
         await ran(app, "pid")
         with pytest.raises(JobFailed) as caught:
             await ran(app, "clean_up", str(file))
@@ -163,7 +163,7 @@ async def test_a_task_is_killed_at_its_hard_timeout(
 ) -> None:
     file = tmp_path / "file"
 
-    async with working():
+    async with working(concurrency=1):
         await ran(app, "pid")
         start_time = time.monotonic()
         with pytest.raises(JobFailed) as caught:
@@ -179,7 +179,7 @@ async def test_a_cancelled_job_ends_its_function_in_the_child(
 ) -> None:
     file = tmp_path / "file"
 
-    async with working():
+    async with working(concurrency=1):
         job = await app.tasks["nap"].submit(str(file))
         await until(lambda: file.exists() and file.read_text(), WAIT)
         assert await job.cancel()
@@ -214,7 +214,7 @@ async def test_a_child_reports_progress_and_logs_like_the_worker(
     file = tmp_path / "file"
     caplog.set_level(logging.INFO)
 
-    async with working() as worker:
+    async with working(concurrency=1) as worker:
         job = await app.tasks["describe_context"].submit(str(file))
 
         async def is_half() -> bool:
@@ -229,13 +229,13 @@ async def test_a_child_reports_progress_and_logs_like_the_worker(
 
 
 async def test_a_child_is_replaced_after_its_maximum_number_of_tasks(app: App, working: Working) -> None:
-    async with working(child_tasks=2):
+    async with working(concurrency=1, child_tasks=2):
         pids = [await ran(app, "pid") for _ in range(4)]
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
 async def test_a_child_that_has_grown_too_large_is_replaced(app: App, working: Working) -> None:
-    async with working(child_memory=200):
+    async with working(concurrency=1, child_memory=200):
         small = [await ran(app, "grow", 1) for _ in range(2)]
         large = await ran(app, "grow", 250)
         after = await ran(app, "pid")
@@ -276,7 +276,7 @@ def test_a_hard_timeout_below_the_timeout_is_refused() -> None:
 
 
 async def test_a_checkpoint_of_a_child_survives_its_death(app: App, working: Working) -> None:
-    async with working():
+    async with working(concurrency=1):
         for name in ("climb", "climb_async"):
             assert await ran(app, name) == [2, {"step": 1}]
 
@@ -285,7 +285,7 @@ async def test_a_step_of_a_child_runs_once_though_the_child_dies(
     app: App, working: Working, tmp_path: Path
 ) -> None:
     file = tmp_path / "effects"
-    async with working():
+    async with working(concurrency=1):
         assert await ran(app, "buy", str(file)) == ["receipt"]
     assert file.read_text() == "charged\n"
 
@@ -294,7 +294,7 @@ async def test_a_step_during_which_a_child_died_is_unknown(
     app: App, working: Working, tmp_path: Path
 ) -> None:
     file = tmp_path / "effects"
-    async with working():
+    async with working(concurrency=1):
         with pytest.raises(JobFailed, match="started by attempt 1 and has no known end") as caught:
             await ran(app, "buy_and_die", str(file))
     assert caught.value.reason == "step_unknown"

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -18,6 +16,7 @@ import pytest
 from jsq import Client
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkedProcess, ForkServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 class WorkerOutput:
     """A worker process, its output on stderr, and what it serves."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stderr_file: Path) -> None:
+    def __init__(self, process: ForkedProcess, stderr_file: Path) -> None:
         self.process = process
         self.stderr_file = stderr_file
 
@@ -55,7 +54,12 @@ class WorkerOutput:
 
 @contextlib.asynccontextmanager
 async def worker(
-    server: EmbeddedServer, namespace: str, folder: Path, *args: str, app: str = "tests.apps.faults:app"
+    server: EmbeddedServer,
+    namespace: str,
+    folder: Path,
+    forks: ForkServer,
+    *args: str,
+    app: str = "tests.apps.faults:app",
 ) -> AsyncIterator[WorkerOutput]:
     stderr_file = folder / "stderr"
     env = {
@@ -66,13 +70,7 @@ async def worker(
         "PYTHONPATH": str(ROOT),
     }
     with stderr_file.open("wb") as file:
-        process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
-            [sys.executable, "-m", "jsq", "worker", app, *args],
-            cwd=folder,
-            env=env,
-            stderr=file,
-            start_new_session=True,
-        )
+        process = forks.run_worker(["worker", app, *args], env, folder, file.fileno())
     try:
         yield WorkerOutput(process, stderr_file)
     finally:
@@ -87,9 +85,11 @@ async def client(server: EmbeddedServer, namespace: str) -> AsyncIterator[Client
 
 
 async def test_metrics_count_attempts(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until, forks: ForkServer
 ) -> None:
-    async with worker(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--concurrency", "7") as output:
+    async with worker(
+        server, namespace, tmp_path, forks, "--http", "127.0.0.1:0", "--concurrency", "7"
+    ) as output:
         await until(lambda: "worker ready" in output.stderr_file.read_text())
         for n in range(3):
             await (await client.task("add").submit(n, 1)).result(60)
@@ -115,7 +115,13 @@ async def test_metrics_count_attempts(
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 async def test_metrics_show_the_size_of_queues(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until, processes: str
+    server: EmbeddedServer,
+    namespace: str,
+    tmp_path: Path,
+    client: Client,
+    until: Until,
+    forks: ForkServer,
+    processes: str,
 ) -> None:
     task = client.task("add").options(queue="mail")
     await task.submit(1, 1)
@@ -141,9 +147,9 @@ async def test_metrics_show_the_size_of_queues(
 
 
 async def test_a_lost_server_makes_a_worker_unready_but_not_dead(
-    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until, forks: ForkServer
 ) -> None:
-    async with worker(own_server, namespace, tmp_path, "--http", "127.0.0.1:0") as output:
+    async with worker(own_server, namespace, tmp_path, forks, "--http", "127.0.0.1:0") as output:
         await until(lambda: "worker ready" in output.stderr_file.read_text())
         assert await output.get("/readyz") == (200, "ok\n")
         assert await output.get("/livez") == (200, "ok\n")
@@ -169,10 +175,10 @@ async def test_a_lost_server_makes_a_worker_unready_but_not_dead(
 
 
 async def test_a_worker_that_starts_before_its_server_waits_for_it(
-    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until, forks: ForkServer
 ) -> None:
     own_server.kill()
-    async with worker(own_server, namespace, tmp_path, "--http", "127.0.0.1:0") as output:
+    async with worker(own_server, namespace, tmp_path, forks, "--http", "127.0.0.1:0") as output:
         await until(lambda: "start delayed" in output.stderr_file.read_text(), 20)
         assert await output.get("/readyz") == (503, "no\n")
         assert await output.get("/livez") == (200, "ok\n")
@@ -186,10 +192,15 @@ async def test_a_worker_that_starts_before_its_server_waits_for_it(
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 async def test_a_worker_that_waits_for_its_server_ends_at_once_when_stopped(
-    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until, processes: str
+    own_server: EmbeddedServer,
+    namespace: str,
+    tmp_path: Path,
+    until: Until,
+    forks: ForkServer,
+    processes: str,
 ) -> None:
     own_server.kill()
-    async with worker(own_server, namespace, tmp_path, "--processes", processes) as output:
+    async with worker(own_server, namespace, tmp_path, forks, "--processes", processes) as output:
         await until(lambda: output.stderr_file.read_text().count("start delayed") == int(processes), 20)
         output.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(output.process.wait, 3) == 0
@@ -197,10 +208,10 @@ async def test_a_worker_that_waits_for_its_server_ends_at_once_when_stopped(
 
 
 async def test_the_metrics_of_all_processes_are_merged(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until, forks: ForkServer
 ) -> None:
     async with worker(
-        server, namespace, tmp_path, "--http", "127.0.0.1:0", "--processes", "2", "--concurrency", "3"
+        server, namespace, tmp_path, forks, "--http", "127.0.0.1:0", "--processes", "2", "--concurrency", "3"
     ) as output:
 
         async def ready() -> bool:
@@ -224,9 +235,11 @@ async def test_the_metrics_of_all_processes_are_merged(
 
 
 async def test_each_event_of_a_job_is_one_json_log_entry_without_its_arguments(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until, forks: ForkServer
 ) -> None:
-    async with worker(server, namespace, tmp_path, "--log-format", "json", "--log-level", "debug") as output:
+    async with worker(
+        server, namespace, tmp_path, forks, "--log-format", "json", "--log-level", "debug"
+    ) as output:
         job = await client.task("add").submit("s3cret", 1)
         await job.wait(10)
         await until(lambda: "job failed" in output.stderr_file.read_text())
@@ -248,13 +261,13 @@ async def test_each_event_of_a_job_is_one_json_log_entry_without_its_arguments(
 
 
 async def test_a_worker_that_reloads_runs_the_new_code(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until
+    server: EmbeddedServer, namespace: str, tmp_path: Path, client: Client, until: Until, forks: ForkServer
 ) -> None:
     code = tmp_path / "changing.py"
     text = f"from jsq import App\napp = App(namespace={namespace!r})\n"
     text += "@app.task\ndef state() -> str:\n    return %r\n"
     code.write_text(text % "old")
-    async with worker(server, namespace, tmp_path, "--reload", app="changing:app") as output:
+    async with worker(server, namespace, tmp_path, forks, "--reload", app="changing:app") as output:
         assert await (await client.task("state").submit()).result(60) == "old"
         code.write_text(text % "new!")
         await until(lambda: output.stderr_file.read_text().count("worker ready") == 2, 20)
@@ -267,16 +280,11 @@ async def test_a_worker_that_reloads_runs_the_new_code(
 
 @pytest.mark.parametrize("address", ["x", "127.0.0.1:99999", "203.0.113.1:80"])
 def test_a_bad_address_for_the_probes_is_refused(
-    server: EmbeddedServer, namespace: str, address: str
+    server: EmbeddedServer, namespace: str, address: str, forks: ForkServer
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "jsq", "worker", "tests.apps.faults:app", "--http", address],
-        cwd=ROOT,
-        env={**os.environ, "JSQ_URL": server.url, "JSQ_NAMESPACE": namespace},
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    env = {**os.environ, "JSQ_URL": server.url, "JSQ_NAMESPACE": namespace}
+    words = ["worker", "tests.apps.faults:app", "--http", address]
+    done = forks.run(words, env, ROOT, 20)
     assert done.returncode == 2
     assert done.stderr.startswith(("jsq: error: http must be HOST:PORT", "jsq: error: cannot listen on"))
     assert "Traceback" not in done.stderr

@@ -11,17 +11,25 @@ EXEMPT = ("tests/helpers/wording.py", "tests/unit/test_wording.py")
 """Files that contain the banned words as data."""
 
 FILES = sorted(
-    path.relative_to(ROOT)
+    path
     for pattern in ("jsq/**/*.py", "jsq/**/*.md", "tests/**/*.py", "deploy/**/*.py", "*.md")
     for path in ROOT.glob(pattern)
 )
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if str(path) not in EXEMPT], ids=str)
-def test_the_prose_of_a_file_follows_the_rules(path: Path) -> None:
-    check = markdown_faults if path.suffix == ".md" else python_faults
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
-    assert check(ROOT / path) == []
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=named)
+def test_the_prose_of_a_folder_follows_the_rules(folder: Path) -> None:
+    faults = {}
+    for path in FILES:
+        if path.parent == folder and named(path) not in EXEMPT:
+            check = markdown_faults if path.suffix == ".md" else python_faults
+            faults[named(path)] = check(path)
+
+    assert {name: found for name, found in faults.items() if found} == {}
 
 
 def test_every_exempt_file_exists() -> None:
