@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -20,6 +19,7 @@ from jsq.transport.replies import NoReply
 from jsq.worker import Worker
 from tests.apps.crash import declare, served_queues
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 
 ROOT = Path(__file__).parents[2]
 CONCURRENT_SITES = 2
@@ -43,6 +43,7 @@ class Site:
     namespace: str
     effects: Path
     points: Path
+    forks: ForkServer
     app: App = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,10 +61,8 @@ class Site:
             "POINTS": str(self.points),
             "EFFECTS": str(self.effects),
         }
-        command = (sys.executable, "-m", "tests.apps.crash", what)
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env)
-        async with asyncio.timeout(120):
-            died = await process.wait() == KILLED
+        process = self.forks.spawn(["-c", "from tests.apps.crash import main; main()", what], env, ROOT)
+        died = await asyncio.to_thread(process.wait, 120) == KILLED
         assert died is (len(self.passed()) == point), self.passed()
         return died
 
@@ -126,7 +125,11 @@ NewSite = Callable[[], Site]
 
 @pytest.fixture
 def new_site(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedServer,
+    namespace: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forks: ForkServer,
 ) -> NewSite:
     effects = tmp_path / "effects"
     monkeypatch.setenv("EFFECTS", str(effects))
@@ -134,7 +137,7 @@ def new_site(
 
     def new_site() -> Site:
         number = next(numbers)
-        return Site(server, f"{namespace}-{number}", effects, tmp_path / f"points-{number}")
+        return Site(server, f"{namespace}-{number}", effects, tmp_path / f"points-{number}", forks)
 
     return new_site
 

@@ -82,10 +82,13 @@ class ForkServer:
         files = [stream.fileno() for stream in streams]
         return request_fork(self._address, words, environment, str(folder), files)
 
-    def run_worker(
+    def spawn(
         self, words: Sequence[str], environment: Mapping[str, str], folder: Path, stderr: int = 2
     ) -> "ForkedProcess":
-        """Start a command that has the standard streams of this process, but for `stderr`."""
+        """Start a command that has the standard streams of this process, except for `stderr`.
+
+        The words `-c TEXT ...` are a program of Python.
+        """
         return ForkedProcess(request_fork(self._address, words, environment, str(folder), (0, 1, stderr)))
 
     def run(
@@ -245,15 +248,15 @@ def become_command(files: list[int]) -> None:
     os.chdir(folder)
     sys.path[0] = folder
     if words[:1] == ["-c"]:
-        run_code(words[1])
+        run_code(words[1], words[2:])
     else:
         sys.argv = ["jsq", *words]
         importlib.import_module("jsq.cli").run_command_line()
 
 
-def run_code(text: str) -> None:
+def run_code(text: str, words: Sequence[str]) -> None:
     """Run a program in this process, as `python -c` does."""
-    sys.argv = ["-c"]
+    sys.argv = ["-c", *words]
     main = ModuleType("__main__")
     sys.modules["__main__"] = main
     exec(compile(text, "<string>", "exec"), main.__dict__)

@@ -152,7 +152,7 @@ def running_worker(command: str, reader: Reader) -> Iterator[Place]:
     with log.open("wb") as file:
         if command.startswith("jsq worker"):
             words = command.split()[1:]
-            process = reader.forks.run_worker(words, environment, reader.folder, file.fileno())
+            process = reader.forks.spawn(words, environment, reader.folder, file.fileno())
         else:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command.split()], cwd=reader.folder, env=environment, stderr=file

@@ -99,7 +99,7 @@ class Workers:
         env = self.env | {"LEASE": str(lease)}
         process: WorkerProcess
         if self._forks is not None:
-            process = self._forks.run_worker(words, env, ROOT)
+            process = self._forks.spawn(words, env, ROOT)
         else:
             process = subprocess.Popen(  # noqa: ASYNC220 -- it returns at once
                 [sys.executable, "-m", "jsq", *words], cwd=ROOT, env=env, start_new_session=True

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +34,7 @@ from jsq.settings import WorkerSettings
 from jsq.worker import Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkServer
 from tests.helpers.jobs import queued_job
 from tests.helpers.workers import Working, running_worker
 
@@ -612,7 +612,7 @@ async def is_settled(client: Client, job: JobHandle[Any]) -> bool:
 
 
 async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
-    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+    own_server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until, forks: ForkServer
 ) -> None:
     """Workers are killed (-9) while jobs die. Each death is reported once, and each job has one fallback."""
     effects = tmp_path / "effects"
@@ -623,12 +623,7 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
         "JSQ_NAMESPACE": namespace,
         "EFFECTS": str(effects),
     }
-    command = (sys.executable, "-m", "jsq", "worker", "tests.apps.dying:app", "--concurrency", "4")
-
-    async def worker() -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env=env, stderr=asyncio.subprocess.DEVNULL
-        )
+    words = ("worker", "tests.apps.dying:app", "--concurrency", "4", "--log-level", "error")
 
     def lines(kind: str) -> list[str]:
         return [line.split()[1] for line in effects.read_text().splitlines() if line.startswith(kind)]
@@ -639,19 +634,19 @@ async def test_a_callback_runs_once_though_its_worker_is_killed_twice(
         await app.client.admin.provision(dying.app.declared)
         jobs = [job.id for job in await app.client.task("die").submit_many([(n,) for n in range(30)])]
         for kill_round in range(2):
-            process = await worker()
+            process = forks.spawn(words, env, ROOT)
             try:
                 await until(lambda: len(lines("die")) >= 10 * (kill_round + 1), WAIT)  # noqa: B023 -- waited for here
             finally:
                 process.kill()
-                await process.wait()
-        process = await worker()
+                process.wait()
+        process = forks.spawn(words, env, ROOT)
         try:
             await until(lambda: len(set(lines("dead"))) == 30 and len(set(lines("instead"))) == 30, 60)
             await until(lambda: nothing_is_stored(app.client), 60)
         finally:
             process.kill()
-            await process.wait()
+            process.wait()
         assert sorted(dead_letter.id for dead_letter in await app.client.dead_letters.list()) == sorted(jobs)
         broker = await app.client.broker()
         events = await broker.records.history()

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +12,49 @@ from jsq import App, ContextVars, JobFailed
 from jsq.server import EmbeddedServer
 from tests.apps.hooks import tenant
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkedProcess, ForkServer
 from tests.helpers.repository import ROOT
 
 
-async def start_worker(
-    server: EmbeddedServer, namespace: str, notes: Path, *arguments: str, **more: str
-) -> asyncio.subprocess.Process:
-    """Start a worker of `tests.apps.hooks`."""
-    variables = {"JSQ_URL": server.url, "JSQ_NAMESPACE": namespace, "HOOKS_FILE": str(notes)}
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "jsq", "worker", "tests.apps.hooks:app", *arguments),
-        cwd=ROOT,
-        env={**os.environ, **variables, **more},
-        stderr=asyncio.subprocess.PIPE,
-    )
+class HookedWorkers:
+    """Starts workers of `tests.apps.hooks`, whose notes are in the file `notes`."""
+
+    def __init__(self, server: EmbeddedServer, namespace: str, folder: Path, forks: ForkServer) -> None:
+        self.notes = folder / "notes"
+        self._log = folder / "log"
+        self._forks = forks
+        self._variables = {"JSQ_URL": server.url, "JSQ_NAMESPACE": namespace, "HOOKS_FILE": str(self.notes)}
+
+    def start(self, *arguments: str, **more: str) -> ForkedProcess:
+        words = ["worker", "tests.apps.hooks:app", *arguments]
+        with self._log.open("wb") as log:
+            return self._forks.spawn(words, {**os.environ, **self._variables, **more}, ROOT, log.fileno())
+
+    async def run_burst(self, **more: str) -> tuple[int, str]:
+        """Run a worker until its queue is empty; returns its exit code and its stderr."""
+        return await self.ended(self.start("--burst", **more))
+
+    async def ended(self, process: ForkedProcess) -> tuple[int, str]:
+        """Wait for the worker that was started last; returns its exit code and its stderr."""
+        code = await asyncio.to_thread(process.wait, 60)
+        return code, self._log.read_text()
 
 
-async def run_burst(server: EmbeddedServer, namespace: str, notes: Path, **more: str) -> tuple[int, str]:
-    """Run a worker until its queue is empty; returns its exit code and its stderr."""
-    process = await start_worker(server, namespace, notes, "--burst", **more)
-    return await ended(process)
-
-
-async def ended(process: asyncio.subprocess.Process) -> tuple[int, str]:
-    """The exit code and the stderr of a worker."""
-    async with asyncio.timeout(60):
-        _, printed = await process.communicate()
-    return process.returncode or 0, printed.decode()
+@pytest.fixture
+def hooked(server: EmbeddedServer, namespace: str, tmp_path: Path, forks: ForkServer) -> HookedWorkers:
+    return HookedWorkers(server, namespace, tmp_path, forks)
 
 
 async def test_every_executor_runs_tasks_inside_their_hooks(
-    server: EmbeddedServer, namespace: str, tmp_path: Path
+    server: EmbeddedServer, namespace: str, hooked: HookedWorkers
 ) -> None:
-    notes = tmp_path / "notes"
+    notes = hooked.notes
     async with App(server.url, namespace=namespace, middleware=[ContextVars(tenant)]) as app:
         tenant.set("seven")
         names = ["on_loop", "in_thread", "in_child", "in_child_async", "in_child"]
         jobs = [await app.client.task(name).submit("hello") for name in names]
 
-        code, printed = await run_burst(server, namespace, notes)
+        code, printed = await hooked.run_burst()
 
         assert code == 0, printed
         results: list[Any] = [await job.result(5) for job in jobs]
@@ -73,12 +76,12 @@ async def test_every_executor_runs_tasks_inside_their_hooks(
 
 
 async def test_a_lifespan_that_cannot_start_ends_the_worker_and_takes_no_job(
-    server: EmbeddedServer, namespace: str, tmp_path: Path
+    server: EmbeddedServer, namespace: str, hooked: HookedWorkers
 ) -> None:
     async with App(server.url, namespace=namespace) as app:
         job = await app.client.task("on_loop").submit("hello")
 
-        code, printed = await run_burst(server, namespace, tmp_path / "notes", HOOKS_START="fails")
+        code, printed = await hooked.run_burst(HOOKS_START="fails")
 
         assert code == 1
         last = printed.splitlines()[-1]
@@ -88,14 +91,14 @@ async def test_a_lifespan_that_cannot_start_ends_the_worker_and_takes_no_job(
 
 
 async def test_a_child_with_an_event_loop_can_be_interrupted_and_is_used_again(
-    server: EmbeddedServer, namespace: str, tmp_path: Path
+    server: EmbeddedServer, namespace: str, hooked: HookedWorkers
 ) -> None:
-    notes = tmp_path / "notes"
+    notes = hooked.notes
     async with App(server.url, namespace=namespace) as app:
         names = ["hang_in_child_async", "hang_in_child", "fail_in_child", "in_child"]
         jobs = [await app.client.task(name).submit(*(["a"] * (name == "in_child"))) for name in names]
 
-        code, printed = await run_burst(server, namespace, notes, JSQ_CONCURRENCY="1")
+        code, printed = await hooked.run_burst(JSQ_CONCURRENCY="1")
 
         assert code == 0, printed
         for job, error in zip(jobs, ["TaskTimeout", "TaskTimeout", "LookupError: not here"], strict=False):
@@ -108,11 +111,11 @@ async def test_a_child_with_an_event_loop_can_be_interrupted_and_is_used_again(
 
 
 async def test_a_lifespan_lives_on_while_its_child_waits_for_a_job(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+    server: EmbeddedServer, namespace: str, hooked: HookedWorkers, until: Until
 ) -> None:
-    notes = tmp_path / "notes"
+    notes = hooked.notes
     async with App(server.url, namespace=namespace) as app:
-        worker = await start_worker(server, namespace, notes, HOOKS_BEAT="1")
+        worker = hooked.start(HOOKS_BEAT="1")
         child = (await (await app.client.task("in_child").submit("a")).result(30))[6]
 
         def beats() -> int:
@@ -121,22 +124,20 @@ async def test_a_lifespan_lives_on_while_its_child_waits_for_a_job(
         before = beats()
         await until(lambda: beats() > before + 10)
         worker.terminate()
-        code, printed = await ended(worker)
+        code, printed = await hooked.ended(worker)
 
     assert code == 0, printed
     assert f"leave {child}" in notes.read_text()
 
 
 async def test_a_lifespan_that_cannot_start_in_a_child_fails_the_attempt(
-    server: EmbeddedServer, namespace: str, tmp_path: Path
+    server: EmbeddedServer, namespace: str, hooked: HookedWorkers
 ) -> None:
     async with App(server.url, namespace=namespace) as app:
         names = ("in_child_async", "on_loop")
         jobs = [await app.client.task(name).options(retries=0).submit("a") for name in names]
 
-        code, printed = await run_burst(
-            server, namespace, tmp_path / "notes", HOOKS_START="fails in children"
-        )
+        code, printed = await hooked.run_burst(HOOKS_START="fails in children")
 
         assert code == 0, printed
         with pytest.raises(JobFailed, match=r"LifespanFailed: .* failed to start: RuntimeError: no database"):
@@ -145,19 +146,19 @@ async def test_a_lifespan_that_cannot_start_in_a_child_fails_the_attempt(
 
 
 async def test_a_killed_worker_loses_no_job_whose_hooks_raise(
-    server: EmbeddedServer, namespace: str, tmp_path: Path
+    server: EmbeddedServer, namespace: str, hooked: HookedWorkers
 ) -> None:
-    notes = tmp_path / "notes"
+    notes = hooked.notes
     async with App(server.url, namespace=namespace) as app:
         job = await app.client.task("kill_worker").submit()
-        killed = await start_worker(server, namespace, notes)
-        code, _ = await ended(killed)
+        killed = hooked.start()
+        code, _ = await hooked.ended(killed)
         assert code == -signal.SIGKILL
 
-        second = await start_worker(server, namespace, notes)
+        second = hooked.start()
         assert await job.result(30) == 3
         second.terminate()
-        code, printed = await ended(second)
+        code, printed = await hooked.ended(second)
 
         assert code == 0, printed
         record = await job.status()
@@ -169,20 +170,20 @@ async def test_a_killed_worker_loses_no_job_whose_hooks_raise(
 
 
 async def test_a_middleware_gets_an_outcome_again_if_the_worker_died_before_it_settled(
-    server: EmbeddedServer, namespace: str, tmp_path: Path, until: Until
+    server: EmbeddedServer, namespace: str, hooked: HookedWorkers, until: Until
 ) -> None:
-    notes = tmp_path / "notes"
+    notes = hooked.notes
     async with App(server.url, namespace=namespace) as app:
         job = await app.client.task("record_then_die").submit("a")
-        killed = await start_worker(server, namespace, notes)
-        code, _ = await ended(killed)
+        killed = hooked.start()
+        code, _ = await hooked.ended(killed)
         assert code == -signal.SIGKILL
         assert (await job.status()).state == "succeeded"
 
-        second = await start_worker(server, namespace, notes)
+        second = hooked.start()
         await until(lambda: notes.read_text().count("settled") == 1)
         second.terminate()
-        await ended(second)
+        await hooked.ended(second)
 
     lines = [line for line in notes.read_text().splitlines() if not line.startswith(("enter", "leave"))]
     assert lines == ["run a", "succeeded a around", "succeeded a around", "settled 1"]

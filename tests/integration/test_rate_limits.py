@@ -4,8 +4,6 @@ import asyncio
 import collections
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +20,10 @@ from jsq.transport.replies import NoReply
 from jsq.transport.wire import Wire
 from jsq.worker import Observer, Worker
 from tests.helpers.conditions import Until
+from tests.helpers.forkserver import ForkedProcess, ForkServer
 from tests.helpers.proxy import Proxy
 from tests.helpers.rate_limits import most_in_a_window
+from tests.helpers.repository import ROOT
 from tests.helpers.workers import Working, running_worker
 
 WAIT = 60.0
@@ -204,8 +204,8 @@ asyncio.run(Worker(app, settings=WorkerSettings(concurrency=5)).run())
 
 
 @pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
-    started: list[subprocess.Popen[bytes]] = []
+def processes() -> Iterator[list[ForkedProcess]]:
+    started: list[ForkedProcess] = []
     yield started
     for process in started:
         process.kill()
@@ -217,12 +217,13 @@ async def test_a_rate_holds_over_the_death_of_a_worker(
     client: Client,
     tmp_path: Path,
     until: Until,
-    processes: list[subprocess.Popen[bytes]],
+    processes: list[ForkedProcess],
+    forks: ForkServer,
 ) -> None:
     effects = tmp_path / "effects"
     effects.touch()
-    command = [sys.executable, "-c", WORKER, server.url, client.namespace, str(effects)]
-    processes += [await asyncio.to_thread(subprocess.Popen, command) for _ in range(2)]
+    words = ["-c", WORKER, server.url, client.namespace, str(effects)]
+    processes += [forks.spawn(words, os.environ, ROOT) for _ in range(2)]
     await until(lambda: client.admin.workers(), WAIT)
     jobs = await client.task("send").options(queue="mail").submit_many([[number] for number in range(60)])
 
@@ -262,22 +263,23 @@ async def test_a_dead_worker_keeps_no_slot_of_its_queue(
     client: Client,
     tmp_path: Path,
     until: Until,
-    processes: list[subprocess.Popen[bytes]],
+    processes: list[ForkedProcess],
+    forks: ForkServer,
 ) -> None:
     """The later ones end only if two of them run at the same time."""
     effects = tmp_path / "effects"
     effects.touch()
 
-    async def start(way: str) -> None:
-        command = [sys.executable, "-c", PAIRS, server.url, client.namespace, str(effects), way]
-        processes.append(await asyncio.to_thread(subprocess.Popen, command))
+    def start(way: str) -> None:
+        words = ["-c", PAIRS, server.url, client.namespace, str(effects), way]
+        processes.append(forks.spawn(words, os.environ, ROOT))
 
-    await start("hold")
+    start("hold")
     await until(lambda: client.admin.workers(), WAIT)
     jobs = [await client.task("pair").options(queue="narrow").submit(number) for number in range(6)]
     await until(lambda: len(effects.read_text().splitlines()) == 2, WAIT)
     processes[0].kill()
-    await start("pair")
+    start("pair")
     await asyncio.gather(*(job.result(WAIT) for job in jobs))
 
     assert sum([(await job.status()).crashes for job in jobs]) == 2

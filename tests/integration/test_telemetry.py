@@ -70,7 +70,7 @@ async def worker(
         "PYTHONPATH": str(ROOT),
     }
     with stderr_file.open("wb") as file:
-        process = forks.run_worker(["worker", app, *args], env, folder, file.fileno())
+        process = forks.spawn(["worker", app, *args], env, folder, file.fileno())
     try:
         yield WorkerOutput(process, stderr_file)
     finally:
@@ -129,7 +129,18 @@ async def test_metrics_show_the_size_of_queues(
     await task.options(delay=3600).submit(1, 1)
     await client.queues.pause("mail")
     async with worker(
-        *(server, namespace, tmp_path, "--http", "127.0.0.1:0", "--queues", "mail", "--processes", processes)
+        *(
+            server,
+            namespace,
+            tmp_path,
+            forks,
+            "--http",
+            "127.0.0.1:0",
+            "--queues",
+            "mail",
+            "--processes",
+            processes,
+        )
     ) as output:
         await until(lambda: "probes at" in output.stderr_file.read_text(), 20)
 
