@@ -48,7 +48,7 @@ class Broker:
         self.subjects = namespace.subjects
         self.streams = namespace.streams
         self.provisioner = Provisioner(namespace)
-        self.store = store = JobStore.of(namespace)
+        self.store = store = self.build_store(namespace)
         self.records = store.records
         self.event_log = EventLog(namespace, store.records)
         self.expiry = store.expiry
@@ -82,6 +82,10 @@ class Broker:
         scanner = Scanner(namespace, store.records, self.dead_letters, self.key_groups, self.unique)
         repairs = Repairs(namespace, store, self.dead_letters, self.key_groups, self.unique)
         self.sweeper = Sweeper(namespace, self.provisioner, scanner, repairs)
+
+    def build_store(self, namespace: Namespace) -> JobStore:
+        """The objects that read and store the jobs."""
+        return JobStore.of(namespace)
 
     @classmethod
     async def connect(cls, login: Login, *, namespace: str = "jsq", name: str = "jsq") -> "Broker":

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import weakref
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from jsq.app import App
 from jsq.broker import Broker
@@ -23,8 +23,6 @@ from jsq.testing.immediate_storage import MemoryStorage
 from jsq.testing.immediate_wire import unsupported
 from jsq.testing.immediate_worker import ImmediateWorker, memory_namespace
 from jsq.testing.submits import Submits
-
-T = TypeVar("T")
 
 MOST_FOLLOWING = 1_000
 """Delayed jobs that `run_due` runs at most, besides those that waited when it was called."""
@@ -66,7 +64,7 @@ class ImmediateSession:
         """Restore the brokers of the App, and stop the worker. Raises `LifespanFailed`."""
         _in_block.discard(self._app)
         opened = self._app.client.connection.swap_brokers(self._before)
-        await self._on_home(self._worker.stop())
+        await self._worker.on_home(self._worker.stop())
         for broker in opened.values():
             await broker.result().close()
 
@@ -87,11 +85,11 @@ class ImmediateSession:
     async def jobs(self) -> list[JobRecord]:
         """The records of all jobs, the last change last."""
         found = self._worker.broker.query.newest(JobCriteria())
-        return [job_record(one) for one in await self._on_home(found)]
+        return [job_record(one) for one in await self._worker.on_home(found)]
 
     async def delays(self, id: str, queue: str) -> list[float]:
         """The delays before the later attempts of a job, in seconds."""
-        history = await self._on_home(self._worker.broker.records.history(id, queue))
+        history = await self._worker.on_home(self._worker.broker.records.history(id, queue))
         found = [
             (event.revision.due, event.at)
             for before, event in itertools.pairwise(one for one in history if one.revision.progress is None)
@@ -114,16 +112,9 @@ class ImmediateSession:
 
     async def _raising(self, work: Coroutine[Any, Any, None]) -> None:
         known = set(self._worker.errors)
-        await self._on_home(work)
+        await self._worker.on_home(work)
         for id in [id for id in self._worker.errors if id not in known]:
             raise self._worker.errors.pop(id)
-
-    async def _on_home(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something on the event loop of the block."""
-        home = self._worker.home
-        if asyncio.get_running_loop() is home:
-            return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home))
 
 
 class BrokersByLoop(dict[asyncio.AbstractEventLoop, "asyncio.Future[Broker]"]):

@@ -5,27 +5,32 @@ server or several workers are replaced by ones that raise `ImmediateUnsupported`
 """
 
 import contextlib
-import contextvars
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from jsq.broker import Broker
 from jsq.broker.delivery.delivery import REQUEUED
 from jsq.broker.flow.pauses import PAUSED_BY
+from jsq.broker.jobs.backpressure import Backpressure, WaitForRoom, WaitingSubmits
+from jsq.broker.jobs.expiry import JobExpiry
 from jsq.broker.jobs.messages import id_of, message_priority
 from jsq.broker.jobs.reader import JobReader
-from jsq.broker.jobs.records import EXPECTED
+from jsq.broker.jobs.records import EXPECTED, RecordStore
+from jsq.broker.jobs.store import JobStore
+from jsq.broker.jobs.writer import JobWriter
 from jsq.broker.operations.completions import Completions
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
-from jsq.errors import BadEnvelope, BadName, ImmediateUnsupported, JobNotFound, NewerEnvelope
+from jsq.errors import BadEnvelope, BadName, ImmediateUnsupported, NewerEnvelope
 from jsq.model.revision import FINAL_STATES, StoredRevision
+from jsq.testing.immediate_calls import ClientCall, client_call, running_jobs
 from jsq.testing.immediate_streams import MemoryMessage
 from jsq.testing.immediate_wire import unsupported
-from jsq.testing.immediate_worker import ImmediateWorker, running_jobs
+from jsq.testing.immediate_worker import ImmediateWorker
 from jsq.testing.submits import Submits
+
+T = TypeVar("T")
 
 RUN_AFTER: Mapping[str, tuple[str, ...]] = {
     "job_writer": ("submit", "submit_like", "submit_once"),
@@ -62,34 +67,27 @@ UNSUPPORTED_PARTS = {
 SCHEDULES_OFF = ("schedules", "they are off in this block", "use app.immediate(schedules=True)")
 
 
-@dataclass(slots=True)
-class ClientCall:
-    """A call of a client, and the ids of the jobs that it has stored. `submits` is false for changes."""
-
-    submits: bool
-    ids: list[str] = field(default_factory=list)
-
-
-client_call: contextvars.ContextVar[ClientCall | None] = contextvars.ContextVar("client_call", default=None)
-"""The call of a client that the present code runs in."""
-
-
 class ImmediateBroker(Broker):
     """The broker of one event loop in a block of immediate mode."""
 
     def __init__(
         self, namespace: Namespace, worker: ImmediateWorker, *, max_depth: int, schedules: bool
     ) -> None:
-        super().__init__(namespace)
         self._worker = worker
         self._max_depth = max_depth
+        super().__init__(namespace)
         for name, methods in RUN_AFTER.items():
             setattr(self, name, RunningPart(self, name, methods))
         for name, about in UNSUPPORTED_PARTS.items():
             setattr(self, name, UnsupportedPart(*about))
         if not schedules:
             self.schedules = UnsupportedPart(*SCHEDULES_OFF)  # type: ignore[assignment]  # raises
-        self.job_reader = ImmediateReader(namespace, self.store, worker)
+
+    def build_store(self, namespace: Namespace) -> JobStore:
+        records, room = RecordStore(namespace), ImmediateBackpressure(namespace, self._worker)
+        expiry = JobExpiry(namespace, records)
+        reader = ImmediateReader(namespace, records, expiry, self._worker)
+        return JobStore(records, expiry, reader, JobWriter(namespace, records, reader, room), room)
 
     @contextlib.asynccontextmanager
     async def subscribe_completions(self, queue: str) -> AsyncIterator[Completions]:
@@ -139,22 +137,46 @@ class UnsupportedPart:
         raise unsupported(*self._about)
 
 
+class ImmediateBackpressure(Backpressure):
+    """Waits for room on a queue by running its jobs."""
+
+    def __init__(self, namespace: Namespace, worker: ImmediateWorker) -> None:
+        super().__init__(namespace)
+        self._worker = worker
+
+    async def _retry_until_room(
+        self, waiting: WaitingSubmits, store: Callable[[], Awaitable[T]], room: WaitForRoom
+    ) -> T:
+        await self._worker.settle_from_any_loop()
+        return await store()
+
+
 class ImmediateReader(JobReader):
     """Finds jobs. A wait that could never end raises an error instead."""
 
-    def __init__(self, namespace: Namespace, store: Any, worker: ImmediateWorker) -> None:
-        super().__init__(namespace, store.records, store.expiry)
+    def __init__(
+        self, namespace: Namespace, records: RecordStore, expiry: JobExpiry, worker: ImmediateWorker
+    ) -> None:
+        super().__init__(namespace, records, expiry)
         self._worker = worker
 
-    async def wait_for_outcome(self, id: str, queue: str) -> StoredRevision:
+    async def follow(
+        self, id: str, queue: str, *, final_only: bool = False
+    ) -> AsyncGenerator[StoredRevision, None]:
+        async with contextlib.aclosing(super().follow(id, queue, final_only=final_only)) as revisions:
+            async for found in revisions:
+                yield found
+                if found.state not in FINAL_STATES:
+                    await self._wait_for_next(found, final_only=final_only)
+
+    async def _wait_for_next(self, found: StoredRevision, *, final_only: bool) -> None:
+        """Wait until a job has another revision, or the final one. Raises if nothing can write it."""
         while True:
-            found = await self.find(id, queue, pending=True)
-            if found is None:
-                raise JobNotFound(id)
-            if found.state in FINAL_STATES:
-                return await super().wait_for_outcome(id, queue)
-            if not await self._worker.wait_for_other(id):
-                raise endless_wait(found)
+            last = await self.find(found.job, found.queue, pending=True)
+            if last is None or last.state in FINAL_STATES or (last != found and not final_only):
+                return
+            if not await self._worker.wait_for_other(found.job):
+                raise endless_wait(last)
 
 
 class ImmediateCompletions(Completions):

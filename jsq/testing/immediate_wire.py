@@ -280,7 +280,7 @@ class MemoryJetStream(JetStreamApi):
         self._storage = storage
 
     async def call(self, name: str, request: Mapping[str, Any] | None = None) -> Any:
-        raise unsupported(f"the request {name}", "there is no server")
+        raise unsupported("another worker, and `provision`", "its queues need neither")
 
     async def pages(self, call: str, subject: str) -> AsyncIterator[list[Any]]:
         prefix = subject.removesuffix(">")

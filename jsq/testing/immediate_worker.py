@@ -8,11 +8,10 @@ job submits runs before that submit returns, so the running job can await its re
 import asyncio
 import contextlib
 import contextvars
-import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
 
 from jsq.app import App
 from jsq.broker import Broker, Delivery, Leases
@@ -26,6 +25,7 @@ from jsq.lifespan import RunningLifespan
 from jsq.model.job import Job
 from jsq.model.outcome import Cancelled, Expired, Failed, Interrupted, Outcome
 from jsq.settings import WorkerSettings
+from jsq.testing.immediate_calls import client_call, running_jobs
 from jsq.testing.immediate_limits import ImmediatePlans, VirtualRateLimits
 from jsq.testing.immediate_storage import MemoryStorage
 from jsq.testing.immediate_streams import MemoryMessage
@@ -44,16 +44,13 @@ from jsq.worker.stages.order import build_stages
 from jsq.worker.start import decode_delivery
 from jsq.worker.timings import WorkerTimings
 
-log = logging.getLogger("jsq.testing")
+T = TypeVar("T")
 
 WORKER = "immediate"
 """The name of the worker in records."""
 
 MAX_ATTEMPTS_AT_ONCE = 1_000
 """Attempts of a job that one call may run: a job that is snoozed without end must not hang a test."""
-
-running_jobs: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("running_jobs", default=())
-"""The ids of the jobs that the present code runs in: the outermost first."""
 
 _threads = ThreadExecutor()
 """The threads of all blocks, so that a thousand tests do not leave a thousand idle threads."""
@@ -152,15 +149,18 @@ class ImmediateWorker:
         """
         drain = self.home.create_task(self._drain(tuple(ids)))
         self._drains.add(drain)
-        drain.add_done_callback(self._drains.discard)
+        drain.add_done_callback(self._drained)
         await asyncio.shield(drain)
 
     async def settle_from_any_loop(self, ids: Iterable[str] = ()) -> None:
         """As `settle`, from the event loop of a blocking call too."""
+        await self.on_home(self.settle(ids))
+
+    async def on_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something on the event loop of the block."""
         if asyncio.get_running_loop() is self.home:
-            await self.settle(ids)
-        else:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.settle(ids), self.home))
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.home))
 
     async def move_clock(self, moment: float) -> None:
         """Move the clock to a time, and run what becomes due until then, each at its time."""
@@ -171,15 +171,16 @@ class ImmediateWorker:
         self.storage.clock.move_to(moment)
         await self.settle()
 
-    def is_running(self, id: str) -> bool:
-        """Whether a job runs now."""
-        return id in self._running
-
     async def wait_for_other(self, id: str) -> bool:
         """Wait until a job has ended that others run, or another job that may hold it back.
 
-        False if there is none: what runs now waits for the caller.
+        False if there is none: the jobs that run now wait for the caller.
         """
+        return await self.on_home(self._wait_for_other(id))
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    async def _wait_for_other(self, id: str) -> bool:
         waiting = running_jobs.get()
         found = [ended for job, (_, ended) in self._running.items() if job not in waiting]
         if id in self._running and id not in waiting:
@@ -187,12 +188,16 @@ class ImmediateWorker:
         if not found:
             return False
         await asyncio.wait(found, return_when="FIRST_COMPLETED")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # so that the caller of its submit runs what follows it
         return True
 
-    # -- inside ------------------------------------------------------------------------------------------
+    def _drained(self, drain: asyncio.Task[None]) -> None:
+        self._drains.discard(drain)
+        if not drain.cancelled():
+            drain.exception()  # its caller may have been cancelled
 
     async def _drain(self, ids: tuple[str, ...]) -> None:
+        client_call.set(None)
         storage, attempts = self.storage, Counter[str]()
         while True:
             await self._refresh_rules()
@@ -282,6 +287,8 @@ class ImmediateWorker:
             running.append(self.home.create_task(self._attempt(delivery), context=context))
         if running:
             await asyncio.wait(running)
+        for one in running:
+            one.result()
 
     async def _attempt(self, delivery: Delivery) -> None:
         attempt = Attempt(delivery, self.resources, TaskRun(self.resources.timings.unwind))

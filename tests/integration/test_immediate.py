@@ -163,6 +163,8 @@ async def test_a_wait_that_could_never_end_raises(app: App) -> None:
         held = await work.options(delay=60).submit()
         with pytest.raises(ImmediateUnsupported, match=r"due at .*; move the clock first"):
             await held.result(5)
+        with pytest.raises(ImmediateUnsupported, match=r"due at .*; move the clock first"):
+            assert [event.state async for event in held.events()] == []
         with pytest.raises(ImmediateUnsupported, match="submit them without delay"):
             await work.options(delay=60).map([()])
         job = await parent.options(key="same").submit()
@@ -189,6 +191,46 @@ async def test_jobs_without_end_are_refused(app: App) -> None:
     assert reached == [1, 2, 3, 4, 5]
 
 
+async def test_a_long_chain_of_jobs_needs_no_deep_stack(app: App) -> None:
+    @app.task
+    async def page(number: int) -> int:
+        if number == 90:
+            return number
+        return await (await page.submit(number + 1)).result()
+
+    @app.task
+    def plain_page(number: int) -> int:
+        return number if number == 40 else plain_page.delay(number + 1).result()
+
+    async with app.immediate():
+        assert await (await page.submit(1)).result() == 90
+        assert await (await plain_page.submit(1)).result() == 40
+    await app.close()
+
+
+async def test_a_thread_waits_for_a_job_that_others_run(app: App) -> None:
+    started, release = asyncio.Event(), asyncio.Event()
+
+    @app.task
+    async def slow() -> str:
+        started.set()
+        await release.wait()
+        return "done"
+
+    async with app.immediate() as immediate:
+        submit = asyncio.create_task(slow.submit())
+        await started.wait()
+        [found] = await immediate.jobs()
+        handle = app.client.blocking.jobs.handle(found.id)
+        waiting = asyncio.create_task(asyncio.to_thread(handle.result))
+        threading_waits = asyncio.create_task(asyncio.to_thread(handle.status))
+        assert (await threading_waits).state == "running"
+        release.set()
+        assert await waiting == "done"
+        await submit
+    await app.close()
+
+
 async def test_what_it_cannot_show_raises_and_names_an_alternative(app: App) -> None:
     app.queue("mail")
     client = app.client
@@ -205,6 +247,8 @@ async def test_what_it_cannot_show_raises_and_names_an_alternative(app: App) -> 
                 await call
         with pytest.raises(ImmediateUnsupported, match="declare the task on this App"):
             await client.submit("nobody_knows")
+        with pytest.raises(ImmediateUnsupported, match="another worker"):
+            await app.working().__aenter__()
 
 
 async def test_a_block_checks_the_app_as_a_worker_does(app: App) -> None:

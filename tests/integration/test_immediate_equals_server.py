@@ -73,7 +73,9 @@ def declare_queues(app: App) -> App:
     """An App with the queues of the cases."""
     app.queue("narrow", concurrency=1)
     app.queue("keyed", per_key=1)
-    app.queue("paused")
+    app.queue("small", max_jobs=3)
+    app.queue("paused", max_jobs=1)
+    app.queue("held")
     app.queue("closed")
     app.queue("forgetful", keep_arguments=False)
     app.queue("limited", rate="20/s")
@@ -1054,6 +1056,29 @@ async def a_second_bulk_submit_loop(lab: Lab) -> Any:
 
 
 @case
+async def a_queue_without_room(lab: Lab) -> Any:
+    @lab.task(queue="paused")
+    async def work(number: int) -> int:
+        return number
+
+    await lab.client.queues.pause("paused")
+    first = await work.submit(1)
+    errors = [await lab.error(one.submit(2)) for one in (work, work.options(wait_for_room=0.1))]
+    await lab.client.queues.resume("paused")
+    return errors, await lab.outcome(first)
+
+
+@case
+async def a_wait_for_room(lab: Lab) -> Any:
+    @lab.task(queue="small")
+    async def work(number: int) -> int:
+        return number
+
+    jobs = await work.options(wait_for_room=20).submit_many([[number] for number in range(8)])
+    return [await job.result(20) for job in jobs]
+
+
+@case
 async def a_bulk_submit_with_ids(lab: Lab) -> Any:
     @lab.task
     async def add(a: int, b: int) -> int:
@@ -1190,15 +1215,15 @@ async def a_rate_limit_of_each_key(lab: Lab) -> Any:
 
 @case
 async def a_pause(lab: Lab) -> Any:
-    @lab.task(queue="paused")
+    @lab.task(queue="held")
     async def work(a: int) -> int:
         lab.note(a)
         return a
 
-    await lab.client.queues.pause("paused")
+    await lab.client.queues.pause("held")
     job = await work.submit(1)
     before = (await job.status()).state, list(lab.notes)
-    await lab.client.queues.resume("paused")
+    await lab.client.queues.resume("held")
     return before, await lab.outcome(job), lab.notes
 
 
