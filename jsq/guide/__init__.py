@@ -23,7 +23,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     ),
     "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
     "Queues": ("queues", "limits"),
-    "Frameworks": ("embedding", "fastapi", "web-status", "flask"),
+    "Frameworks": ("embedding", "fastapi", "web-status", "flask", "django", "django-tasks"),
     "In production": (
         *("deploy", "operations", "logs", "tracing", "tracing-example", "security", "troubleshooting"),
         *("cookbook", "cookbook-operations"),

@@ -146,16 +146,17 @@ def running_worker(command: str, reader: Reader) -> Iterator[Place]:
     if command.startswith("jsq dev"):
         command = f"{command} --port 0"
         settings = {name: value for name, value in settings.items() if not name.startswith("JSQ_")}
+    words = command.split()
+    words = words[1:] if words[0] == "python" else ["-m", *words]
     log = reader.folder / "home" / "log"
     environment = reader_environment(reader.folder, **settings)
     process: WorkerProcess
     with log.open("wb") as file:
         if command.startswith("jsq worker"):
-            words = command.split()[1:]
-            process = reader.forks.spawn(words, environment, reader.folder, file.fileno())
+            process = reader.forks.spawn(command.split()[1:], environment, reader.folder, file.fileno())
         else:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command.split()], cwd=reader.folder, env=environment, stderr=file
+                [sys.executable, *words], cwd=reader.folder, env=environment, stderr=file
             )
     try:
         end = time.monotonic() + START_SECONDS

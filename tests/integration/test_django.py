@@ -19,7 +19,7 @@ from jsq import Client
 from jsq.server import EmbeddedServer
 from tests.helpers.repository import ROOT
 
-SUITES = ("commit", "configuration", "connections", "pages")
+SUITES = ("commit", "configuration", "connections", "pages", "states")
 BACKEND_SUITES = ("backend",) if django.VERSION >= (6,) else ()
 OWN_TESTS = os.environ.get("DJANGO_TESTS", "")
 """The folder `tests` of Django's source, which `.ci/django` has downloaded."""

@@ -23,7 +23,9 @@ NAME_MODULES = {
     "DjangoApp": "project",
     "JsqBackend": "backend",
     "JsqTask": "backend",
+    "JsqTestRunner": "runner",
     "OnCommit": "commit",
+    "job_urls": "status",
     "on_commit": "commit",
 }
 """The modules of the other names."""
