@@ -46,6 +46,9 @@ DATABASES = {
         "TEST": {"NAME": FILE},  # worker processes use it too
     }
 }
+MIGRATION_MODULES = dict.fromkeys(
+    ("admin", "auth", "contenttypes", "sessions")
+)  # tables without their history
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 JSQ = {"middleware": ["tests.django.shop.hooks.Notes"]}

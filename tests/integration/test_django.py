@@ -5,6 +5,7 @@ module again on the newest Django, with the tests of the task backend and those 
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import pytest
 
 from jsq import Client
 from jsq.server import EmbeddedServer
+from tests.django.own.excluded import EXCLUDED
+from tests.helpers.pages import GUIDE, page_blocks
 from tests.helpers.repository import ROOT
 
 SUITES = ("commit", "configuration", "connections", "pages", "states")
@@ -66,6 +69,42 @@ if OWN_TESTS:
         done = project("tests.django.own", OWN_TESTS)
 
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_names_the_tests_of_django_that_do_not_apply() -> None:
+    page = (GUIDE / "django-tasks.md").read_text()
+
+    named = set(re.findall(r"`(\w+TestCase\.test_\w+)`", page))
+
+    assert named == {".".join(name.split(".")[-2:]) for name in EXCLUDED}
+
+
+if BACKEND_SUITES:
+
+    def test_the_example_of_the_page_runs(server: EmbeddedServer, namespace: str, tmp_path: Path) -> None:
+        manage = write_project(tmp_path)
+        settings, example = [
+            block.text for block in page_blocks(GUIDE / "django-tasks.md") if block.word == "other"
+        ]
+        tasks, _, calls = example.partition("\n\nresult = ")
+        settings = settings.replace("[...,", '["shop",').replace("nats://127.0.0.1:4222", server.url)
+        settings = settings.replace('"namespace": "shop"', f'"namespace": "{namespace}"')
+        (tmp_path / "settings.py").write_text(f'SECRET_KEY = "for tests"\n{settings}')
+        (tmp_path / "shop" / "tasks.py").write_text(tasks)
+        names, ids = "from shop.tasks import report, send", "print(result.id, report.enqueue('May').id)"
+        program = f"{names}\nresult = {calls}\n{ids}"
+
+        def run(*arguments: str) -> str:
+            command = [sys.executable, str(manage), *arguments]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.strip()
+
+        sent, reported = run("shell", "-v", "0", "-c", program).split()
+        run("jsq", "worker", "--burst")
+
+        assert run("jsq", "job", "result", sent) == '"sent to a@b.c"'
+        assert run("jsq", "job", "result", reported) == '"May in attempt 1"'
 
 
 async def test_the_command_line_has_the_app_of_the_project(

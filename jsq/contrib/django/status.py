@@ -74,7 +74,7 @@ def is_allowed(authorize: DjangoRule, request: Any, record: JobRecord) -> bool:
     return authorize(request, record) is True
 
 
-def response_to(answer: StatusAnswer) -> HttpResponse:
+def response_to(answer: StatusAnswer) -> Any:
     """The response of an answer."""
-    kind = HttpResponse if isinstance(answer.body, bytes) else StreamingHttpResponse
+    kind: Any = HttpResponse if isinstance(answer.body, bytes) else StreamingHttpResponse
     return kind(answer.body, status=answer.status, content_type=answer.media_type, headers=answer.headers)

@@ -3,12 +3,10 @@
 The runner checks that each exists and fails.
 """
 
-NO_RESULT = "they hold that the immediate backend keeps no results; JsqBackend does"
-RAISES_HERE = "the immediate backend runs a task in the caller; a worker cannot interrupt the caller"
-IN_MEMORY = (
-    "they change a result in the memory of the dummy backend, and read the change; the server has jsq's"
-)
-NO_DEFER = "they hold that the immediate backend cannot defer; JsqBackend can"
+NO_RESULT = "they require that the backend keeps no results; JsqBackend keeps them"
+RAISES_HERE = "it requires that the task interrupts the caller; a worker runs it"
+IN_MEMORY = "they change a result in the memory of the dummy backend; JsqBackend reads the server"
+NO_DEFER = "it requires that a task cannot be deferred; JsqBackend can"
 
 EXCLUDED = {
     "tasks.test_dummy_backend.DummyBackendTestCase.test_refresh_result": IN_MEMORY,
