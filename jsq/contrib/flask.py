@@ -34,7 +34,7 @@ FLASK_APP = "FLASK_APP"
 
 
 class Jsq:
-    """The extension: `Jsq(flask_app, app)`, or `jsq = Jsq(app=app)` and `jsq.init_app(flask_app)`.
+    """The extension: `Jsq(flask_app, app)`, or `Jsq(app=app)` and its `init_app` in a factory.
 
     Each job of the App runs in an application context: `current_app` and `g` are there, and the functions of
     `teardown_appcontext` run at its end. `app` is the App; without one the extension makes it. An extension

@@ -79,10 +79,10 @@ def status_routes(
         return response_of(await status.stream(id, rule, request.headers.get("last-event-id")))
 
     methods = ["GET", "DELETE"] if cancel else ["GET"]
-    return [
-        Route(f"{prefix}/{{id}}", job_status, methods=methods, name="job_status"),
-        Route(f"{prefix}/{{id}}/events", job_events, name="job_events"),
-    ]
+    state = Route(f"{prefix}/{{id}}", job_status, methods=methods, name="job_status")
+    events = Route(f"{prefix}/{{id}}/events", job_events, name="job_events")
+    events.methods = {"GET"}  # a HEAD, which Starlette adds, would wait for the end of the job
+    return [state, events]
 
 
 def response_of(answer: StatusAnswer) -> Response:

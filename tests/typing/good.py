@@ -19,6 +19,7 @@ from jsq import (
     ContextVars,
     CurrentJob,
     Depends,
+    EmbeddedWorker,
     Failure,
     JobError,
     JobHandle,
@@ -544,3 +545,12 @@ async def submit_injected() -> None:
 
 
 assert_type(client.blocking.submit("shop.tasks:send", "a@b.c"), BlockingJobHandle[Any])
+
+
+async def work_in_this_process() -> None:
+    async with app.working(concurrency=4, queues={"mail": 3, "slow": 1}, max_idle=5.0) as worker:
+        assert_type(worker, EmbeddedWorker)
+        assert_type(worker.state(), str)
+        assert_type(await worker.wait(), None)
+    async for record in client.jobs.handle("any").follow():
+        assert_type(record, JobRecord)

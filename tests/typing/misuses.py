@@ -223,6 +223,8 @@ Backoff("quadratic")  # error
 Snooze()  # error
 QueueSettings(replicas=2)  # error
 client.task()  # error
+app.working(concurency=4)  # error
+app.working(queues=5)  # error
 
 
 def unspecific(anything: Any) -> None:
