@@ -24,11 +24,11 @@ SERVER_CHECK_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class DevServer:
-    """The server of `jsq dev`: its address, whether it has ended by itself, and its log."""
+    """The server of `jsq dev`: its address, and the folder of one that it started, which may die."""
 
     url: str
     has_died: Callable[[], bool] = lambda: False
-    log: str = ""
+    folder: Path | None = None
 
 
 @command
@@ -90,7 +90,7 @@ def dev_server(common: CommonOptions, port: int, folder: Path) -> Iterator[DevSe
     with EmbeddedServer(folder.resolve(), port=free_or_any(port), sync_interval="1s") as server:
         typer.echo(f"nats-server at {server.url}  (JSQ_URL={server.url})", err=True)
         typer.echo(f"monitoring at {server.monitor}, streams in {folder}/", err=True)
-        yield DevServer(server.url, lambda: server.has_died, str(folder / "nats.log"))
+        yield DevServer(server.url, lambda: server.has_died, folder)
 
 
 async def run_dev_worker(target: str, server: DevServer, concurrency: int, reload: bool, http: str) -> int:
@@ -100,6 +100,9 @@ async def run_dev_worker(target: str, server: DevServer, concurrency: int, reloa
         code = await run_until_stopped(target, server.url, concurrency, reload, http)
     finally:
         watching.cancel()
+    if code == 1 and server.folder:
+        fix = "move the folder away, or choose another one with --folder"
+        typer.echo(f"{server.folder}/ has streams that this version of jsq cannot use; {fix}", err=True)
     return 1 if server.has_died() else code
 
 
@@ -109,7 +112,7 @@ async def watch_server(server: DevServer) -> None:
         await asyncio.sleep(SERVER_CHECK_SECONDS)
         if server.has_died():
             break
-    typer.echo(f"the nats-server has ended; its log is {server.log}", err=True)
+    typer.echo(f"the nats-server has ended; its log is {server.folder}/nats.log", err=True)
     signal.raise_signal(signal.SIGTERM)
 
 

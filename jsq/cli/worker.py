@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jsq.cli.errors import print_error
 from jsq.cli.loop import run_on_loop
 from jsq.cli.options import CommonOptions, command
 from jsq.cli.printing import Form
@@ -294,8 +295,9 @@ async def run_worker(
 ) -> int:
     """Run one worker in this process."""
     from jsq.cli.worker_queues import find_queues
+    from jsq.errors import ForeignStream
     from jsq.worker import Worker
-    from jsq.worker.supervisor import SPENT_EXIT_CODE, report_to_supervisor
+    from jsq.worker.supervisor import SPENT_EXIT_CODE, UNUSABLE_EXIT_CODE, report_to_supervisor
 
     registry, observer = metrics.observer()
     http = metrics.http if supervised < 0 else ""
@@ -306,18 +308,21 @@ async def run_worker(
     with on_worker_signals(runner), stacks, serving_probes(http, registry, runner):
         running = asyncio.ensure_future(runner.run())
         shown = asyncio.ensure_future(show_banner(runner) if banner else asyncio.sleep(0))
-        parent = None
+        parent, code = None, 1
         if supervised >= 0:
             parent = asyncio.ensure_future(report_to_supervisor(supervised, runner.is_ready, runner.stop))
         try:
             await running
+            code = SPENT_EXIT_CODE if supervised >= 0 and runner.spent else 0
+        except ForeignStream as error:
+            code = print_error(error)
+            code = UNUSABLE_EXIT_CODE if supervised >= 0 else code
         finally:
             if parent is not None:
                 parent.cancel()
             shown.cancel()
             await app.close()
-            code = SPENT_EXIT_CODE if supervised >= 0 and runner.spent else 0
-            leave_soon(code if running.done() and not running.exception() else 1)
+            leave_soon(code)
     return code
 
 

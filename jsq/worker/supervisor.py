@@ -30,6 +30,9 @@ FINAL_EXIT_CODES = frozenset({2, 4, 7})
 SPENT_EXIT_CODE = 80
 """The exit code of a child that has run as many jobs as it may: another one replaces it at once."""
 
+UNUSABLE_EXIT_CODE = 81
+"""The exit code of a child that cannot use the streams of its server: a restart would not change that."""
+
 READY, ALIVE = b"r", b"a"
 
 
@@ -71,8 +74,8 @@ class WorkerCommand:
 class Supervisor:
     """Keeps `processes` processes of one command alive, and restarts them when code below `watched` changes.
 
-    `run` returns the exit code: 0 after a stop, else the code of a process that cannot work. `on_exit` is
-    called with the process id of each process that has ended.
+    `run` returns the exit code: 0 after a stop, 1 if the streams of the server cannot be used, else the code
+    of a process that cannot work. `on_exit` is called with the process id of each process that has ended.
     """
 
     def __init__(
@@ -153,6 +156,10 @@ class Supervisor:
             if code == SPENT_EXIT_CODE:
                 log.info("worker process replaced", extra={"pid": child.process.pid})
                 continue
+            if code == UNUSABLE_EXIT_CODE:
+                self._code = 1
+                self.stop()
+                return
             if code in FINAL_EXIT_CODES and not child.ready and self._watched is not None:
                 log.error("app not loaded", extra={"code": code})
                 await self._wait_for_change()

@@ -1,12 +1,14 @@
 """The reports of `jsq worker`, `jsq submit` and `jsq dev` about tasks, queues and workers."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from jsq import App, Client
 from jsq.cli.dev import DevServer, run_dev_worker
 from jsq.cli.waiting import limit_reason
+from jsq.server import EmbeddedServer
 from jsq.worker import Worker
 from tests.acceptance.conftest import Command
 from tests.helpers.conditions import Until
@@ -107,6 +109,24 @@ async def test_the_list_of_workers_shows_a_busy_worker_soon(app: App, client: Cl
 
 
 async def test_dev_ends_with_an_error_when_its_server_has_died(capsys: pytest.CaptureFixture[str]) -> None:
-    dead = DevServer("nats://127.0.0.1:1", lambda: True, "nats.log")
+    dead = DevServer("nats://127.0.0.1:1", lambda: True, Path(".jsq"))
     assert await run_dev_worker("", dead, 1, reload=False, http="") == 1
-    assert capsys.readouterr().err == "the nats-server has ended; its log is nats.log\n"
+    assert capsys.readouterr().err == "the nats-server has ended; its log is .jsq/nats.log\n"
+
+
+async def test_dev_ends_with_one_error_if_its_folder_has_streams_of_another_version(
+    jsq: Command, namespace: str
+) -> None:
+    jsq.write("shop.py", "from jsq import App\napp = App()\n@app.task\ndef add() -> None: ...\n")
+    with EmbeddedServer(jsq.folder / "old") as old:
+        async with Client(old.url) as client:
+            wire = (await client.broker()).wire
+            await wire.api("STREAM.CREATE.DEAD", {"name": "DEAD", "subjects": [f"{namespace}.dead.>"]})
+
+    async with jsq.running("dev", "shop:app", "--folder", "old", "--port", "0", "--no-reload") as dev:
+        err = (await dev.communicate())[1].decode()
+
+    assert (dev.returncode, err.count("jsq: error: subjects of ")) == (1, 1)
+    assert "(`nats stream rm DEAD`)" in err
+    assert err.endswith("move the folder away, or choose another one with --folder\n")
+    assert "worker process died" not in err

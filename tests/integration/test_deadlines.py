@@ -23,6 +23,8 @@ from jsq import (
 )
 from jsq.cli.errors import JOB_FAILED, code_of
 from jsq.model.options import read_options
+from jsq.settings import WorkerSettings
+from jsq.worker import Worker
 from tests.helpers.conditions import Until
 from tests.helpers.workers import Working
 
@@ -106,6 +108,24 @@ async def test_a_coroutine_is_cancelled_at_its_deadline_and_may_clean_up(
         == []
     )
     assert await client.dead_letters.list() == []
+
+
+async def test_a_job_that_stops_its_worker_each_time_is_handed_back_until_its_deadline(app: App) -> None:
+    workers: list[Worker] = []
+
+    @app.task
+    async def stopping() -> None:
+        workers[-1].stop()
+        await asyncio.sleep(WAIT)
+
+    job = await stopping.options(deadline=2).submit()
+    while (await job.status()).state != "expired":
+        workers.append(Worker(app, settings=WorkerSettings(grace=0.0, burst=True)))
+        await workers[-1].run()
+
+    record = await job.status()
+    assert (record.failures, record.crashes) == (0, 0)
+    assert 2 <= record.interruptions <= len(workers)
 
 
 async def test_the_result_of_a_thread_after_the_deadline_is_refused(

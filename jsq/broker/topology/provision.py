@@ -200,7 +200,10 @@ class Provisioner:
                 f"(`nats stream rm {wanted['name']}`), or choose another name for the queue"
             )
         if changes and write:
-            await self._jetstream.update_stream(have | wanted)
+            try:
+                await self._jetstream.update_stream(have | wanted)
+            except ForeignStream as error:
+                raise await self._streams.subjects_taken(wanted) from error
             if have["num_replicas"] != wanted["num_replicas"]:
                 self._replicating.add(wanted["name"])
         return changes

@@ -282,15 +282,30 @@ class Streams:
             try:
                 first = await self._first_sequence(config)
                 return await self._jetstream.create_stream(config | first)
-            except ForeignStream:
+            except ForeignStream as error:
                 found = await self._jetstream.stream_info(config["name"])
+                if found is None:
+                    raise await self.subjects_taken(config) from error
             except NotAllowed as error:
                 raise NotAllowed(
                     f"stream {config['name']} is missing, and {error}; have an admin run `jsq provision`"
                 ) from error
         check_owner(self._subjects, config, found)
-        assert found is not None
         return dict(found["config"])
+
+    async def subjects_taken(self, wanted: Config) -> ForeignStream:
+        """The error of a stream whose subjects others have, with the names of these streams."""
+        owners: set[str] = set()
+        with contextlib.suppress(NotAllowed):
+            for subject in wanted["subjects"] or ():
+                async for page in self._jetstream.pages("STREAM.NAMES", subject):
+                    owners.update(page)
+        names = sorted(owners - {wanted["name"]})
+        fix = "; ".join(f"`nats stream rm {name}`" for name in names)
+        return ForeignStream(
+            f"subjects of {wanted['name']} belong to another stream, of another application or of another "
+            f"version of jsq; remove it ({fix or 'its name is not known'}), or choose another namespace"
+        )
 
     async def _first_sequence(self, config: Config) -> Config:
         """The first sequence of a bucket of records that replaces a deleted one, as configuration.
@@ -321,16 +336,8 @@ class Streams:
         )
 
 
-def check_owner(subjects: Subjects, wanted: Config, found: Config | None) -> None:
-    """Raise `ForeignStream` if a stream is not of this namespace.
-
-    `found` is None if a stream of another name has the subjects.
-    """
-    if found is None:
-        raise ForeignStream(
-            f"subjects {', '.join(wanted['subjects'] or ())} belong to another stream; remove that stream, "
-            "or choose another namespace"
-        )
+def check_owner(subjects: Subjects, wanted: Config, found: Config) -> None:
+    """Raise `ForeignStream` if a stream is not of this namespace."""
     metadata = found["config"].get("metadata") or {}
     if metadata.get("jsq.namespace") != subjects.namespace:
         raise ForeignStream(
