@@ -204,6 +204,16 @@ def i30(history: History) -> Iterator[str]:
             yield f"{job} ran again, and nobody requested that"
 
 
+def i31(history: History) -> Iterator[str]:
+    """The errors of hooks fail no job for good, and a job that a middleware refuses is not stored."""
+    for job, events in history.events.items():
+        last = events[-1]
+        if last.revision.task in history.hooked and last.state == "failed" and not died_of_crashes(events):
+            yield f"{job} failed because of its hooks: {last.revision.error}"
+        if history.refused and last.revision.task == history.refused:
+            yield f"{job} was refused by its middleware, and is stored"
+
+
 CHECKS: dict[str, Check] = {
     "I1 every acknowledged job reaches a final state": i1,
     "I2 a job has one final state": i2,
@@ -234,6 +244,7 @@ CHECKS: dict[str, Check] = {
     "I28 no concurrency limit is exceeded": within_concurrency,
     "I29 an acknowledged edit holds": i29,
     "I30 a second run takes place if and only if it was requested": i30,
+    "I31 the errors of hooks change no outcome": i31,
 }
 """I12 is checked only if no server or link was affected. I14 is reserved for the joins of workflows."""
 

@@ -373,8 +373,23 @@ def happened(history: History) -> dict[str, int]:
         "limits used up": sum(used_up(history, task) for task in history.concurrency),
         "items of batches": kinds["batched"],
         "atomic submits": len({bulk.jobs for bulk in history.bulks}),
+        **{f"successes of {task}": successes(history, task) for task in sorted(history.hooked)},
+        **({"refused by a middleware": refusals(history)} if history.refused else {}),
         "pauses": sum(effective_from(history, pause.began) < pause.ended for pause in history.pauses),
     }
+
+
+def successes(history: History, task: str) -> int:
+    """How many jobs of a task have succeeded after failed attempts."""
+    last = [events[-1] for events in history.events.values()]
+    return sum(
+        (one.state, one.revision.task) == ("succeeded", task) and one.revision.failures > 0 for one in last
+    )
+
+
+def refusals(history: History) -> int:
+    """How many submits a middleware refused."""
+    return sum(submit.outcome == "HookError" for submit in history.submits)
 
 
 def used_up(history: History, task: str) -> bool:

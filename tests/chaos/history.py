@@ -120,6 +120,10 @@ class History:
     """The rates, by the task whose starts they limit."""
     concurrency: Mapping[str, int] = field(default_factory=dict)
     """The concurrency limits, by the task whose runs they limit."""
+    hooked: frozenset[str] = frozenset()
+    """The tasks around which every hook raises."""
+    refused: str = ""
+    """The task whose submits a middleware refuses."""
     cancelled: set[str] = field(default_factory=set)
     replayed: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)

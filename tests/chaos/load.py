@@ -12,6 +12,8 @@ from jsq.codec.envelope import new_id
 from jsq.errors import JsqError, PartlySubmitted
 from tests.chaos.flow import Flow, Order
 from tests.chaos.history import History, Submitted
+from tests.chaos.hooks import REFUSED, HookError
+from tests.chaos.tasks import HOOKED
 
 MAX_CONCURRENT = 200
 BULK_SIZE = 20
@@ -83,6 +85,8 @@ class Load:
         """Submit a job, with the same id again if the outcome is unknown; return the acknowledged id."""
         own = order.task == "plain" or self._chance.random() < 0.4
         id = f"own:{new_id()}.*.>" if own else None  # of characters that subjects hold encoded
+        if order.task == REFUSED:
+            client = self._clients[0]  # the one with middleware
         args = (id, *order.args) if order.task == "plain" else order.args
         first, deadline = time.time(), time.monotonic() + 60
         while True:
@@ -94,6 +98,9 @@ class Load:
                 self._note(id, "unknown")
             except BrokerError as error:
                 self._refused(id or "", error)
+            except HookError as error:
+                self._note(id or "", type(error).__name__)
+                return None
             except DuplicateJob as error:
                 return self._acknowledged(order, error.id, first, began, duplicate=True)
             else:
@@ -125,7 +132,11 @@ class Load:
             return Order("snoozing", (time.time() + chance.uniform(0, 2),), options)
         if draw < 0.13:
             return Order("doomed", (), options)
-        if draw < 0.18:
+        if draw < 0.135:
+            return Order(REFUSED)
+        if draw < 0.16:
+            return Order(chance.choice(HOOKED), (), options)
+        if draw < 0.21:
             return Order("stepping", (chance.choice([0.0, 0.1, 1.0]),), options)
         seconds = chance.choice([0.0, 0.0, 0.0, 0.01, 0.1, 1.0])
         return Order(chance.choice(["work", "plain", "plain", "work_in_a_thread"]), (seconds,), options)

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,9 +29,10 @@ from tests.chaos.brokers import NAMESPACE, Broker, serving
 from tests.chaos.checker import TICKING, check, i7
 from tests.chaos.flow import EDITED_KEYS, KEYS
 from tests.chaos.history import History, by_job, read_effects
+from tests.chaos.hooks import REFUSED, RaisingApp
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis, Workers
-from tests.chaos.tasks import CONCURRENCY, RATES, queues, settings
+from tests.chaos.tasks import CONCURRENCY, HOOKED, RATES, queues, settings
 from tests.helpers.proxy import Link
 
 CLIENTS = 4
@@ -72,7 +74,7 @@ async def run(
     """
     chance, history, began = (
         random.Random(seed),
-        History(rates=RATES, concurrency=CONCURRENCY),
+        History(rates=RATES, concurrency=CONCURRENCY, hooked=frozenset(HOOKED), refused=REFUSED),
         time.monotonic(),
     )
     history.slot_lease = settings(servers).lease
@@ -94,6 +96,8 @@ async def run(
                 await stack.enter_async_context(Client(links["clients"].url, namespace=NAMESPACE))
                 for _ in range(CLIENTS)
             ]
+            clients[0].connection.app = RaisingApp()
+            stack.enter_context(silent(logging.getLogger("jsq.job")))
             workers = Workers(WORKERS, env, folder / "worker.log")
             nemesis = Nemesis(broker, workers, links, chance, history, settings(servers).lease, only)
             load = Load(clients, history, random.Random(seed + 1), rate)
@@ -126,6 +130,17 @@ async def run(
         time.monotonic() - began,
         evidence,
     )
+
+
+@contextlib.contextmanager
+def silent(logger: logging.Logger) -> Iterator[None]:
+    """Log nothing: the middleware of a client raises at every submit."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 async def stop_ticking(client: Client, history: History, since: datetime, quiet: float) -> None:

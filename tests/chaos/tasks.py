@@ -3,14 +3,22 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Protocol
 
-from jsq import INJECTED, App, BatchItem, Context, Depends, Middleware, Rate, Reject, Snooze
-from jsq.model.job import Job
+from jsq import INJECTED, App, BatchItem, Context, Rate, Reject, Snooze
+from jsq.declaration import TaskOptions
 from jsq.settings import QueueSettings
+from tests.chaos.hooks import (
+    Broken,
+    BrokenLater,
+    Raising,
+    RaisingAtOutcomes,
+    fail_to_start,
+    lifespan,
+    stop_late,
+)
 
 KEEP = 7_200.0
 """Seconds that results are kept: the checker reads all of them at the end."""
@@ -44,7 +52,21 @@ def queues(servers: int) -> dict[str, QueueSettings]:
     }
 
 
-app = App(namespace=os.environ.get("JSQ_NAMESPACE", "chaos"))
+HOOKED = ("hooked", "hooked_in_a_thread", "hooked_in_a_child")
+"""The tasks around which every hook raises. They fail twice because of it, and then succeed."""
+
+HOOKED_OPTIONS: TaskOptions = {
+    "keep_result": KEEP,
+    "retries": 9,
+    "backoff": [0.2],
+    "middleware": [Raising()],
+}
+
+HOOKED_IN_A_CHILD: TaskOptions = {**HOOKED_OPTIONS, "executor": "process"}
+
+app = App(namespace=os.environ.get("JSQ_NAMESPACE", "chaos"), lifespan=lifespan)
+app.on_start(fail_to_start)
+app.on_stop(stop_late)
 for name, declared in queues(int(os.environ.get("CHAOS_SERVERS", "1"))).items():
     app.queue(name, **declared.as_dict())
 
@@ -89,36 +111,7 @@ async def work(ctx: Context, seconds: float) -> str:
     return ctx.id
 
 
-class Raising(Middleware):
-    """Raises after each outcome, which must change nothing."""
-
-    async def settled(self, job: Job) -> None:
-        raise OSError("the outcome of a job cannot be noted")
-
-
-def break_at_the_end() -> Iterator[None]:
-    """Fail in the clean-up, which must change nothing."""
-    yield
-    raise OSError("the session cannot be closed")
-
-
-Broken = Annotated[None, Depends(break_at_the_end)]
-
-
-@app.on_start
-def fail_to_start() -> None:
-    """Fail in some of the processes: another one replaces the worker."""
-    if os.environ.get("EFFECTS") and os.getpid() % 4 == 0:
-        raise ConnectionError("the pool cannot be opened")
-
-
-@app.on_stop
-async def stop_late() -> None:
-    await asyncio.sleep(0.5)
-    raise OSError("the pool cannot be closed")
-
-
-@app.task(middleware=[Raising()])
+@app.task(middleware=[RaisingAtOutcomes()])
 def work_in_a_thread(ctx: Context, seconds: float, broken: Broken = INJECTED) -> str:
     effects.note("begin", ctx)
     time.sleep(seconds)
@@ -126,12 +119,42 @@ def work_in_a_thread(ctx: Context, seconds: float, broken: Broken = INJECTED) ->
     return ctx.id
 
 
-@app.task(keep_result=KEEP, retries=5, backoff=[0.2], middleware=[Raising()])
+@app.task(keep_result=KEEP, retries=5, backoff=[0.2], middleware=[RaisingAtOutcomes()])
 async def flaky(ctx: Context, broken: Broken = INJECTED) -> str:
     effects.note("begin", ctx)
     if ctx.attempt < 3:
         raise RuntimeError("not yet")
     effects.note("end", ctx)
+    return ctx.id
+
+
+@app.task(**HOOKED_OPTIONS)
+async def hooked(ctx: Context, first: Broken = INJECTED, second: BrokenLater = INJECTED) -> str:
+    return run_hooked(ctx, first, second)
+
+
+@app.task(**HOOKED_OPTIONS)
+def hooked_in_a_thread(ctx: Context, first: Broken = INJECTED, second: BrokenLater = INJECTED) -> str:
+    return run_hooked(ctx, first, second)
+
+
+@app.task(**HOOKED_IN_A_CHILD)
+def hooked_in_a_child(ctx: Context, first: Broken = INJECTED, second: BrokenLater = INJECTED) -> str:
+    return run_hooked(ctx, first, second)
+
+
+def run_hooked(ctx: Context, *provided: int) -> str:
+    effects.note("begin", ctx)
+    if {*provided, ctx.state["pid"]} != {os.getpid()}:
+        raise Reject("a hook belongs to another process")
+    effects.note("end", ctx)
+    return ctx.id
+
+
+@app.task
+async def refused(ctx: Context) -> str:
+    """Never run: the middleware of the client refuses the submit."""
+    effects.note("begin", ctx)
     return ctx.id
 
 

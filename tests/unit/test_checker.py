@@ -302,6 +302,10 @@ BAD: dict[str, list[Callable[[], History]]] = {
         lambda: history_of([], ran("a", 2, 3), again={"a": True}),
         lambda: history_of([], twice()),
     ],
+    "I31": [
+        lambda: with_events(RUNNING, FAILED, hooked=frozenset({"work"}), dead_letters=["j1"]),
+        lambda: replace(good(), refused="work"),
+    ],
 }
 
 
@@ -373,6 +377,15 @@ def test_edits_and_second_runs_that_hold_are_accepted() -> None:
     assert violated(history_of([], argued(0.5), edited=unknown)) == []
     assert violated(history_of([], argued(0.5), edited=[Edited("a", value=0.5)])) == []
     assert violated(history_of([], twice(), again={"a": True})) == []
+
+
+def test_a_hooked_job_may_succeed_after_failures_or_die_of_crashes() -> None:
+    hooked = frozenset({"work"})
+    assert violated(with_events(RUNNING, SUCCEEDED, hooked=hooked, refused="other")) == []
+    assert violated(replace(crashed(starts=3, crashes=3), hooked=hooked)) == []
+    again = logged(3, "succeeded", token=2, result="j1", failures=2)
+    assert happened(with_events(RUNNING, again, hooked=hooked))["successes of work"] == 1
+    assert happened(with_events(RUNNING, SUCCEEDED, hooked=hooked))["successes of work"] == 0
 
 
 def test_the_checker_counts_whether_each_situation_occurred() -> None:
