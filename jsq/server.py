@@ -37,13 +37,21 @@ def find_server() -> str:
 class EmbeddedServer:
     """A nats-server with JetStream that runs from `start` to `stop`.
 
-    `folder` holds its streams and is left in place; without it the server uses a temporary folder. `port` -1
-    takes a free port. The server listens on 127.0.0.1 only. On Linux it ends with the process that started
-    it, even if that process is killed.
+    `folder` holds its streams and is left in place; without it the server uses a temporary folder, in
+    `parent` if that is given. `port` -1 takes a free port. The server listens on 127.0.0.1 only. On Linux it
+    ends with the process that started it, even if that process is killed.
     """
 
-    def __init__(self, folder: Path | None = None, *, port: int = -1, sync_interval: str = "always") -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        port: int = -1,
+        sync_interval: str = "always",
+        parent: Path | None = None,
+    ) -> None:
         self._kept = folder
+        self._parent = parent
         self._port = port
         self._sync = sync_interval
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,7 +80,7 @@ class EmbeddedServer:
 
     def start(self) -> Self:
         """Start, and wait until the server accepts connections. Raises `BrokerUnavailable`, `UsageError`."""
-        self._folder = self._kept or Path(tempfile.mkdtemp(prefix="jsq-nats-"))
+        self._folder = self._kept or Path(tempfile.mkdtemp(prefix="jsq-nats-", dir=self._parent))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock()

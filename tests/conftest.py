@@ -12,10 +12,11 @@ import pytest
 from jsq import App, Client
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
+from jsq.testing.servers import delete_streams
 from jsq.worker import Observer, Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until, until
-from tests.helpers.servers import delete_streams, memory_server
+from tests.helpers.servers import memory_server
 from tests.helpers.workers import Working, running_worker
 
 pytest_plugins = ["tests.helpers.tiers", "tests.helpers.crash_points", "tests.helpers.forks"]

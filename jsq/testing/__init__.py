@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _homes = {
+    "clock": ["JsqClock"],
     "servers": ["JsqServer"],
     "submits": ["Submits", "SubmittedJob"],
     "worker": ["Drain", "JsqWorker", "WorkerDied"],

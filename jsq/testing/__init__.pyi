@@ -1,3 +1,4 @@
+from jsq.testing.clock import JsqClock as JsqClock
 from jsq.testing.servers import JsqServer as JsqServer
 from jsq.testing.submits import Submits as Submits
 from jsq.testing.submits import SubmittedJob as SubmittedJob

@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
@@ -21,8 +20,9 @@ from jsq.discovery import import_named_module
 from jsq.errors import UsageError
 from jsq.settings import TEST_NAMESPACE, TEST_URL
 from jsq.testing.recording import record_submits
-from jsq.testing.servers import JsqServer
+from jsq.testing.servers import JsqServer, environment
 from jsq.testing.submits import Submits
+from jsq.testing.worker import JsqWorker
 
 Bindable: TypeAlias = App | Client
 
@@ -34,7 +34,7 @@ class Binding:
     """The Apps and Clients of one test, which use a namespace of its own.
 
     `item` is the test as pytest knows it. If it is a coroutine function, the context managers that `during`
-    makes are entered around its code, on its event loop.
+    makes are entered around its code, on its event loop. `worker` is that of the fixture `jsq_worker`.
     """
 
     def __init__(self, apps: Sequence[Bindable], server: JsqServer, item: object = None) -> None:
@@ -43,6 +43,7 @@ class Binding:
         self._item: Any = item
         self.namespace = server.new_namespace()
         self.submits = Submits()
+        self.worker: JsqWorker | None = None
         self.during: list[Callable[[], AbstractAsyncContextManager[object]]] = []
         self._apps = apps
         self._guards: list[tuple[asyncio.AbstractEventLoop, AsyncIterator[None]]] = []
@@ -180,21 +181,6 @@ def forget_templates(app: Bindable) -> None:
     """Have the tasks of an App make their messages again: these name the namespace."""
     for task in app.tasks.values() if isinstance(app, App) else ():
         task.forget_template()
-
-
-@contextlib.contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables until the end of the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def read_apps(given: object) -> list[Bindable]:

@@ -70,7 +70,7 @@ def jsq_worker(request: pytest.FixtureRequest, jsq_binding: Any) -> Iterator[Any
     """A worker that runs during the test: on its event loop, or for a plain test in a thread."""
     from jsq.testing.worker import JsqWorker
 
-    worker = JsqWorker(jsq_binding.app, queues=marked_queues(request))
+    jsq_binding.worker = worker = JsqWorker(jsq_binding.app, queues=marked_queues(request))
     if jsq_binding.is_async:
         jsq_binding.during.append(worker.running)
         yield worker
@@ -88,6 +88,14 @@ def jsq_drain(request: pytest.FixtureRequest, jsq_binding: Any) -> Any:
     from jsq.testing.worker import Drain
 
     return Drain(jsq_binding.app, queues=marked_queues(request))
+
+
+@pytest.fixture
+def jsq_clock(jsq_binding: Any) -> Any:
+    """`await jsq_clock.advance("1h")` lets time pass for delayed jobs, retries and schedules."""
+    from jsq.testing.clock import JsqClock
+
+    return JsqClock(jsq_binding.app, lambda: jsq_binding.worker)
 
 
 def marked_queues(request: pytest.FixtureRequest) -> list[str] | None:

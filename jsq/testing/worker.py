@@ -7,17 +7,19 @@ from typing import Any, NoReturn
 
 from jsq.app import App
 from jsq.broker import Broker
-from jsq.broker.jobs.messages import scheduled_time
+from jsq.broker.flow.due_jobs import has_started
+from jsq.broker.jobs.messages import id_of, message_priority, scheduled_time
 from jsq.broker.topology.configs import TICKS_CONSUMER
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.handle import BlockingJobHandle, JobHandle
+from jsq.codec import envelope
 from jsq.codec.subject_token import ANY
 from jsq.errors import JobNotFound, UsageError
 from jsq.model.durations import Duration, seconds
 from jsq.model.job import Job, JobRecord
 from jsq.model.outcome import Outcome
 from jsq.settings import WorkerSettings
-from jsq.transport.replies import NoResponders
+from jsq.transport.replies import NoResponders, sequence_of
 from jsq.worker.observer import Observer
 from jsq.worker.timings import WorkerTimings
 from jsq.worker.worker import Worker
@@ -193,6 +195,11 @@ class JsqWorker:
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    async def wait_idle(self, timeout: Duration = DRAIN_SECONDS) -> None:
+        """Wait as `drain` does, and leave the jobs that ran for the next drain."""
+        await self._await_death()
+        await self._wait_idle(timeout)
+
     async def drain_once(self, timeout: Duration) -> list[JobRecord]:
         """Run a worker until no job can start, as `jsq worker --burst` does, and stop it."""
         await self._start(burst=True)
@@ -316,24 +323,61 @@ class Drain:
 
 async def is_idle(worker: MortalWorker) -> bool:
     """Whether a worker runs no job, and none of its queues has a job or a tick that is due."""
-    if not await worker.housekeeping.nothing_left() or worker.broker is None:
+    broker = worker.broker
+    if worker.dispatcher.attempts or broker is None:
         return False
     for queue in worker.queues:
-        if await has_due(worker.broker, queue):
+        await delete_started(broker, queue)
+    if not await worker.housekeeping.nothing_left():
+        return False
+    for queue in worker.queues:
+        if await has_due_ticks(broker, queue) or await has_due_jobs(broker, queue):
             return False
     return not worker.dispatcher.attempts
 
 
-async def has_due(broker: Broker, queue: str) -> bool:
-    """Whether the SCHEDULED stream of a queue holds a job or a tick that is due, or is being handled."""
-    subjects, stream = broker.subjects, broker.subjects.streams.scheduled(queue)
+async def delete_started(broker: Broker, queue: str) -> None:
+    """Delete the due messages of jobs that have started since: the server does that up to a second later."""
+    stream = broker.subjects.streams.scheduled(queue)
+    with contextlib.suppress(NoResponders):
+        for message in await broker.reads.fetch(stream, broker.subjects.due(queue, "*", ANY)):
+            job = envelope.decode(
+                message.headers,
+                message.payload,
+                id=id_of(message),
+                queue=queue,
+                priority=message_priority(message),
+            )
+            record = await broker.records.last(job.id, job.queue, consistent=True)
+            retried = record is not None and record.state == "retrying"
+            if record is not None and (
+                has_started(record) or (retried and record.revision.attempt >= job.attempt)
+            ):
+                await broker.jetstream.delete_message(stream, sequence_of(message))
+
+
+async def has_due_ticks(broker: Broker, queue: str) -> bool:
+    """Whether a tick of a schedule of a queue is due, or is being handled by a worker."""
+    stream = broker.subjects.streams.scheduled(queue)
     ticks = await broker.jetstream.consumer_info(stream, TICKS_CONSUMER)
     if ticks and ticks["num_pending"] + ticks["num_ack_pending"]:
         return True
+    return await holds_due(broker, queue, broker.subjects.next_tick(queue, ANY))
+
+
+async def has_due_jobs(broker: Broker, queue: str) -> bool:
+    """Whether a job is due, and the server has not moved it to its queue yet."""
+    stream = broker.subjects.streams.scheduled(queue)
+    if await broker.jetstream.count(stream, broker.subjects.due(queue, "*", ANY)):
+        return True
+    return await holds_due(broker, queue, broker.subjects.scheduled(queue, ANY))
+
+
+async def holds_due(broker: Broker, queue: str, subject: str) -> bool:
+    """Whether the SCHEDULED stream of a queue holds a message on a subject whose due time has come."""
     try:
-        waiting = await broker.reads.fetch(stream, subjects.scheduled(queue, ANY))
-        waiting += await broker.reads.fetch(stream, subjects.next_tick(queue, ANY))
+        found = await broker.reads.fetch(broker.subjects.streams.scheduled(queue), subject)
     except NoResponders:
         return False
     now = broker.wire.clock.moment()
-    return any(scheduled_time(one.headers) <= now for one in waiting)
+    return any(scheduled_time(one.headers) <= now for one in found)

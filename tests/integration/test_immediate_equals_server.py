@@ -44,9 +44,9 @@ from jsq import (
 )
 from jsq.model.job import Job
 from jsq.server import EmbeddedServer
+from jsq.testing.servers import delete_streams
 from tests.apps.immediate import add_in_child, fail_in_child, report_in_child
 from tests.helpers.immediate_lab import Case, DelayLog, Lab
-from tests.helpers.servers import delete_streams
 from tests.helpers.workers import running_worker
 
 CASES: dict[str, Case] = {}

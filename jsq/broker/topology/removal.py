@@ -31,10 +31,14 @@ async def remove_streams(namespace: Namespace, names: tuple[str, ...]) -> None:
     namespace.streams.forget()
 
 
+def stream_prefixes(namespace: str) -> tuple[str, ...]:
+    """The prefixes of the names of a namespace's streams: buckets, object stores, and others."""
+    return f"KV_{namespace}_", f"OBJ_{namespace}_", f"{namespace.upper()}_"
+
+
 async def remove_namespace(wire: Wire, name: str) -> int:
     """Delete every stream of a namespace, whatever its kind; returns how many."""
-    jetstream = JetStreamApi(wire)
-    prefixes = f"KV_{name}_", f"OBJ_{name}_", f"{name.upper()}_"
+    jetstream, prefixes = JetStreamApi(wire), stream_prefixes(name)
     found = [
         stream
         async for page in jetstream.pages("STREAM.NAMES", "")
