@@ -19,7 +19,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "First steps": ("start", "tutorial", "concepts"),
     "Tasks": (
         *("tasks", "values", "layout", "lifespan", "dependencies", "middleware"),
-        *("executors", "checkpoints", "retries", "immediate"),
+        *("executors", "checkpoints", "retries", "testing", "immediate"),
     ),
     "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
     "Queues": ("queues", "limits"),

@@ -2,7 +2,7 @@
 
 The server's clock cannot be set. So a clock of a test lets each delayed job start early, as `jsq job promote`
 does, and has the ticks of schedules submit their jobs early. It goes from one due time to the next, in their
-order. What is due after the end comes nearer by the time that has passed.
+order. Jobs that are due after the end come nearer by the time that has passed.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 A page is a folder with a worker. A block of the language
 
-- `python name.py` is a file in the folder;
+- `python name.py` is a file in the folder, and so is `toml pyproject.toml`;
 - `python` is run by `python -c`, and can import the files;
 - `python other` is code of another system, which is only compiled;
 - `console` has lines `$ command`, and below each the output, where `...` matches anything. A command may
@@ -37,6 +37,9 @@ PAGES = sorted(GUIDE.glob("*.md"))
 WORKER = "jsq worker tasks:app"
 """The worker of a page that does not name another command."""
 
+OPTIONS = "pyproject.toml"
+"""The file of a page with the options of pytest. Its tests may be coroutine functions."""
+
 START_SECONDS = 20.0
 COMMAND_SECONDS = 25.0
 
@@ -57,7 +60,9 @@ class Block:
 
     @property
     def is_file(self) -> bool:
-        return self.language == "python" and self.word.endswith(".py")
+        return (self.language, self.word) == ("toml", OPTIONS) or (
+            self.language == "python" and self.word.endswith(".py")
+        )
 
     @property
     def is_run(self) -> bool:
@@ -135,7 +140,10 @@ def reader_environment(folder: Path, **settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JSQ_", "NATS_"))}
     path = os.pathsep.join((str(folder / "home"), str(Path(sys.executable).parent), os.environ["PATH"]))
     # A page that runs pytest has the plug-in of jsq, as if that were installed, and none of ours.
-    plain = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "jsq.testing.plugin"}
+    plugins = (
+        "jsq.testing.plugin,pytest_asyncio.plugin" if (folder / OPTIONS).exists() else "jsq.testing.plugin"
+    )
+    plain = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": plugins}
     return kept | {"PATH": path, "HOME": str(folder / "home")} | plain | settings
 
 
