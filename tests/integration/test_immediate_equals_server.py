@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from jsq import (
     INJECTED,
     App,
+    Backoff,
     BatchItem,
     Context,
     ContextVars,
@@ -37,11 +38,13 @@ from jsq import (
     Reject,
     Retries,
     Retry,
+    Router,
     Snooze,
     Worker,
     WorkerSettings,
     current_job,
 )
+from jsq.app import AppOptions
 from jsq.model.job import Job
 from jsq.server import EmbeddedServer
 from jsq.testing.servers import delete_streams
@@ -52,6 +55,9 @@ from tests.helpers.workers import running_worker
 CASES: dict[str, Case] = {}
 HOOKED_CASES: dict[str, Case] = {}
 """The cases by their names; those of the second need the hooks of an App."""
+
+PLAIN: AppOptions = {"allow_functions": ["tests.apps.immediate:*"], "timeout": 25}
+"""The options of the App without hooks."""
 
 AT_ONCE = 20
 """Cases that run on the server at the same time: with more of them, one sees the load of the others."""
@@ -150,9 +156,8 @@ async def run_on_server(
     url: str, namespace: str, cases: Mapping[str, Case], log: DelayLog, *, hooked: bool
 ) -> dict[str, Any]:
     """The observations of all cases, with a server and one worker; an exception in place of them."""
-    app = (
-        hooked_app(url=url, namespace=namespace) if hooked else declare_queues(App(url, namespace=namespace))
-    )
+    where = {"url": url, "namespace": namespace}
+    app = hooked_app(**where) if hooked else declare_queues(App(**where, **PLAIN))
     async with app, running_worker(Worker(app, settings=WorkerSettings(concurrency=200))):
         labs = [Lab(name, app) for name in cases]
         for lab in labs:
@@ -1450,6 +1455,139 @@ async def a_dependency_that_is_replaced(lab: Lab) -> Any:
         return await lab.outcome(job), await job.result()
 
 
+@case
+async def an_older_name_of_a_task(lab: Lab) -> Any:
+    @lab.task(aliases=[lab.task_name("old")])
+    async def new(ctx: Context, a: int) -> list[Any]:
+        return [ctx.task, a]
+
+    job = await lab.client.submit(lab.task_name("old"), 1)
+    return await lab.outcome(job), await job.result()
+
+
+@case
+async def exceptions_that_are_not_retried(lab: Lab) -> Any:
+    @lab.task(retries=3, backoff="exponential", jitter=0, backoff_max=0.2, no_retry_on=[KeyError])
+    async def fail(kind: str) -> None:
+        raise {"key": KeyError, "value": ValueError}[kind](kind)
+
+    jobs = [await fail.submit("key"), await fail.options(backoff="none").submit("value")]
+    return [await lab.outcome(job) for job in jobs]
+
+
+@case
+async def an_exponential_backoff(lab: Lab) -> Any:
+    @lab.task(retries=2, backoff=Backoff("exponential", base=0.1, factor=3, jitter=0))
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    return await lab.outcome(await fail.submit())
+
+
+@case
+async def a_function_that_is_no_task(lab: Lab) -> Any:
+    job = await lab.client.submit("tests.apps.immediate:add_in_child", 1, 2)
+    return await lab.outcome(job), await job.result()
+
+
+@case
+async def a_task_of_a_router(lab: Lab) -> Any:
+    router = Router(prefix=lab.name, queue="keyed", tags=["routed"], retries=0)
+
+    @router.task
+    async def work(ctx: Context) -> list[Any]:
+        return [ctx.task, ctx.queue]
+
+    lab.app.include(router)
+    job = await work.submit()
+    return await lab.outcome(job), await job.result()
+
+
+@case
+async def a_task_that_takes_several_slots(lab: Lab) -> Any:
+    @lab.task(slots=2, keep_arguments=False)
+    async def work(a: int) -> int:
+        return a
+
+    return await lab.outcome(await work.submit(1)), await lab.outcome(await work.options(slots=3).submit(2))
+
+
+@case
+async def times_as_datetimes(lab: Lab) -> Any:
+    @lab.task
+    async def work(ctx: Context) -> bool:
+        return ctx.job.deadline == later
+
+    later = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
+    job = await work.options(deadline=later, expires=later, retry_for="1h").submit()
+    return await lab.outcome(job), await job.result()
+
+
+@case
+async def many_jobs_at_once(lab: Lab) -> Any:
+    @lab.task(retries=0)
+    async def work(a: int) -> int:
+        lab.note(a)
+        if a % 2 and lab.notes.count(a) == 1:
+            raise ValueError("odd")
+        return a
+
+    jobs = await work.submit_many([[1], [2], [3]])
+    await asyncio.gather(*(job.wait(20) for job in jobs))
+    retried = await lab.client.jobs.retry_many(task=work.name, state="failed")
+    await lab.until(lambda: len(lab.notes) == 5)
+    outcomes = [await lab.outcome(job) for job in jobs]
+    removed = await lab.client.jobs.remove_many(task=work.name)
+    return retried, outcomes, removed, await lab.client.jobs.list(task=work.name)
+
+
+@case
+async def the_removal_of_dead_letters(lab: Lab) -> Any:
+    @lab.task(retries=0)
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    job = await fail.submit()
+    await job.wait(20)
+    letters = await lab.client.dead_letters.list(task=fail.name)
+    fields = [(one.task, one.queue, one.reason, one.error, one.attempt) for one in letters]
+    purged = await lab.client.dead_letters.purge(task=fail.name)
+    return fields, purged, await lab.error(lab.client.dead_letters.get(job.id), job), await lab.outcome(job)
+
+
+@case
+async def a_function_that_returns_an_awaitable(lab: Lab) -> Any:
+    async def inner(a: int) -> int:
+        return a + 1
+
+    @lab.task
+    def work(a: int) -> Any:
+        return inner(a)
+
+    return await lab.outcome(await work.submit(1))
+
+
+@case
+async def a_job_that_submits_a_unique_job_twice(lab: Lab) -> Any:
+    @lab.task(unique=True)
+    async def child(a: int) -> int:
+        lab.note(a)
+        return a
+
+    @lab.task
+    async def parent() -> list[bool]:
+        delayed = child.options(delay=60)
+        jobs = [await delayed.submit(1), await delayed.submit(1)]
+        for job in jobs[:1]:
+            await job.promote()
+        return [job.duplicate for job in jobs]
+
+    job = await parent.submit()
+    found = await lab.outcome(job), await job.result()
+    await lab.until(lambda: lab.notes == [1])
+    return found
+
+
 # -- hooks of the App --------------------------------------------------------------------------------------
 
 
@@ -1551,7 +1689,7 @@ async def a_middleware_of_the_task(lab: Lab) -> Any:
 
 @pytest.mark.parametrize("name", CASES)
 async def test_immediate_mode_gives_the_outcome_of_a_server(name: str, on_server: dict[str, Any]) -> None:
-    app = declare_queues(App("nats://127.0.0.1:1", namespace="nowhere"))
+    app = declare_queues(App("nats://127.0.0.1:1", namespace="nowhere", **PLAIN))
 
     await check(name, CASES[name], app, on_server)
 
