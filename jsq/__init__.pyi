@@ -1,9 +1,14 @@
 from jsq.app import App as App
 from jsq.batch import BatchItem as BatchItem
 from jsq.client.client import Client as Client
+from jsq.client.flows import Flow as Flow
+from jsq.client.flows import chain as chain
+from jsq.client.flows import group as group
 from jsq.client.handle import BlockingJobHandle as BlockingJobHandle
 from jsq.client.handle import JobHandle as JobHandle
 from jsq.client.submitter import Submitter as Submitter
+from jsq.client.workflows import WorkflowBuilder as WorkflowBuilder
+from jsq.client.workflows import WorkflowRecord as WorkflowRecord
 from jsq.context import Context as Context
 from jsq.dependencies import INJECTED as INJECTED
 from jsq.dependencies import Depends as Depends
@@ -14,6 +19,7 @@ from jsq.errors import BadArguments as BadArguments
 from jsq.errors import BadName as BadName
 from jsq.errors import BadOption as BadOption
 from jsq.errors import BadResult as BadResult
+from jsq.errors import BadWorkflow as BadWorkflow
 from jsq.errors import BrokerError as BrokerError
 from jsq.errors import BrokerFull as BrokerFull
 from jsq.errors import BrokerUnavailable as BrokerUnavailable
@@ -67,6 +73,8 @@ from jsq.model.signals import RateLimited as RateLimited
 from jsq.model.signals import Reject as Reject
 from jsq.model.signals import Retry as Retry
 from jsq.model.signals import Snooze as Snooze
+from jsq.model.workflow import StepOutcome as StepOutcome
+from jsq.model.workflow import WorkflowNode as WorkflowNode
 from jsq.router import Router as Router
 from jsq.settings import Login as Login
 from jsq.settings import QueueSettings as QueueSettings

@@ -1,12 +1,16 @@
 """An App declares tasks, queues and schedules: clients submit jobs to it, and workers run them."""
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 from jsq.client.client import Client
+from jsq.client.flows import Flow
+from jsq.client.handle import JobHandle
+from jsq.client.workflows import WorkflowBuilder
 from jsq.declaration import Declaration, find_location
 from jsq.declarations import Declarations, WrittenSchedule
 from jsq.discovery import import_matching
@@ -21,9 +25,12 @@ from jsq.model.options import check_known
 from jsq.model.peer_terms import APP_TERMS, explain_missing
 from jsq.model.routes import check_pattern, read_routes
 from jsq.model.schedule import Schedule
+from jsq.model.workflow import WORKFLOW_TASK
 from jsq.router import Router
 from jsq.settings import Login, WorkerArguments, WorkerSettings
-from jsq.task import AnyTask
+from jsq.task import AnyTask, Task
+
+R = TypeVar("R")
 
 TaskNames = Literal["function", "module"]
 """The default name of a task: that of its function, or that with the module before it, `shop.tasks.send`."""
@@ -129,6 +136,25 @@ class App(Declarations, AppHooks):
     def _build_schedule(self, written: WrittenSchedule, declared: str = "") -> Schedule:
         return super()._build_schedule(written, self.name)
 
+    # -- workflows ---------------------------------------------------------------------------------------
+
+    async def submit(self, flow: Flow[R], *, name: str | None = None) -> JobHandle[R]:
+        """Submit a workflow: a chain, a group, a single step, or one built with `workflow`.
+
+        All of it is stored with one message, or nothing. `name` is its name for people. Options of the
+        workflow's job are given before: `app.submit(chain(...).options(unique="nightly"))`. Raises
+        `BadWorkflow` with the node that is wrong, before anything is sent; otherwise the errors of
+        `Submitter.submit`.
+        """
+        return await self.client.workflows.submit(flow, name=name)
+
+    def workflow(self, name: str) -> WorkflowBuilder:
+        """Build a workflow of any shape, node by node: `with app.workflow("order") as wf: wf.add(...)`.
+
+        See `WorkflowBuilder`. Raises `BadName`.
+        """
+        return WorkflowBuilder(name, self.client.workflows, self.find)
+
     # -- find --------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> AnyTask:
@@ -141,7 +167,12 @@ class App(Declarations, AppHooks):
     def known(self, name: str) -> AnyTask | None:
         """A task by its name or an older name; None if there is no such task."""
         found = self.tasks.get(name) or self.tasks.get(self.aliases.get(name, name))
-        return found or self.functions.find(name)
+        return found or self.functions.find(name) or (self._workflows if name == WORKFLOW_TASK else None)
+
+    @functools.cached_property
+    def _workflows(self) -> AnyTask:
+        """The task of workflows, which every worker knows."""
+        return Task(run_workflow, Declaration(WORKFLOW_TASK), self.client.connection)
 
     def check(self) -> None:
         """Check that the tasks fit together. A worker does this before it starts.
@@ -229,6 +260,10 @@ class App(Declarations, AppHooks):
 
 
 explain_missing(App, APP_TERMS)
+
+
+async def run_workflow() -> Any:
+    """The function of the task of workflows; a stage of the worker acts in its place."""
 
 
 def read_modules(include: object) -> tuple[str, ...]:

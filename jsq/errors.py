@@ -72,6 +72,18 @@ class BadArguments(UsageError):
         self.index = index
 
 
+class BadWorkflow(UsageError):
+    """A workflow cannot work as it is built; `node` is the number and the name of the node, if it is one."""
+
+    def __init__(self, workflow: str, rule: str, node: str = "") -> None:
+        place = f"node {node} of workflow {display(workflow)}" if node else f"workflow {display(workflow)}"
+        super().__init__(f"{place} {rule}")
+        self.workflow, self.rule, self.node = workflow, rule, node
+
+    def __reduce__(self) -> tuple[type["BadWorkflow"], tuple[str, str, str]]:
+        return type(self), (self.workflow, self.rule, self.node)
+
+
 class NoSuchMethod(UsageError, AttributeError):
     """The object has no such method; the message names the one to call instead."""
 

@@ -33,6 +33,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.presence import WorkerPresence
 from jsq.broker.topology.provision import Provisioner
 from jsq.broker.topology.subjects import Subjects
+from jsq.broker.workflows.workflows import Workflows
 from jsq.settings import Login
 from jsq.transport.wire import Wire
 
@@ -65,6 +66,7 @@ class Broker:
         self.dead_letters = DeadLetterStore(namespace, store, self.key_groups)
         self.second_runs = SecondRuns(namespace, store, self.dead_letters)
         self.remove = Remover(store, self.dead_letters)
+        self.workflows = Workflows(namespace, store, self.bulk, self.dead_letters, self.cancel)
         self.query = JobQuery(namespace, store, self.cancel)
         self.pauses = PauseStore(namespace)
         self.rate_limits = RateLimitStore(namespace)

@@ -35,6 +35,7 @@ SECTIONS = {
         "job": "List, get and await jobs; cancel, retry or remove them.",
         "queue": "List queues, count their jobs; purge, pause or update them.",
         "schedule": "List, add, remove, pause and run schedules.",
+        "workflow": "List workflows, show their nodes; cancel and retry them.",
         "dead": "List dead letters, show one; retry or purge them.",
         "events": "Print the events of jobs as they happen.",
         "worker ls": "List the live workers, with their queues and tasks.",

@@ -11,6 +11,7 @@ from jsq.client.jobs import BlockingJobs, JobsClient
 from jsq.client.queues import BlockingQueues, QueuesClient
 from jsq.client.schedules import BlockingSchedules, SchedulesClient
 from jsq.client.submitter import SubmitTarget, Submitter
+from jsq.client.workflows import BlockingWorkflows, WorkflowsClient
 from jsq.model.job import DEFAULT_QUEUE
 from jsq.model.options import Options
 from jsq.model.peer_terms import CLIENT_TERMS, explain_missing
@@ -33,6 +34,7 @@ class Client:
         self.queues = QueuesClient(self.connection)
         self.dead_letters = DeadLettersClient(self.connection)
         self.schedules = SchedulesClient(self.connection)
+        self.workflows = WorkflowsClient(self.connection)
         self.admin = AdminClient(self.connection)
         self.blocking = BlockingClient(self)
 
@@ -92,6 +94,7 @@ class BlockingClient:
         self.queues = BlockingQueues(client.queues, portal, "client.queues")
         self.dead_letters = BlockingDeadLetters(client.dead_letters, portal, "client.dead_letters")
         self.schedules = BlockingSchedules(client.schedules, portal, "client.schedules")
+        self.workflows = BlockingWorkflows(client.workflows, portal, "client.workflows")
         self.admin = BlockingAdmin(client.admin, portal, "client.admin")
 
     def submit(self, name: str, /, *args: Any, **kwargs: Any) -> BlockingJobHandle[Any]:

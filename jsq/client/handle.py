@@ -30,6 +30,7 @@ from jsq.model.job import JobRecord, Priority, check_queue
 from jsq.model.options import read_options
 from jsq.model.peer_terms import JOB_TERMS, explain_missing
 from jsq.model.revision import FINAL_STATES, Revision, StoredRevision
+from jsq.model.workflow import WORKFLOW_TASK
 
 R = TypeVar("R")
 
@@ -136,10 +137,15 @@ class JobHandle(Generic[R]):
     async def cancel(self) -> JobRecord:
         """Cancel the job; returns its record once the cancel is certain.
 
-        A job that has not started never starts. Raises `WrongState` if the job ended with another outcome,
+        A job that has not started never starts. The cancel of a workflow cancels its nodes, running ones too.
+        Raises `WrongState` if the job ended with another outcome,
         `JobNotFound`.
         """
-        return job_record(await (await self._connection.broker()).cancel.cancel(self.id, self.queue))
+        broker = await self._connection.broker()
+        found = await broker.cancel.cancel(self.id, self.queue)
+        if found.revision.task == WORKFLOW_TASK:
+            await broker.workflows.cancel_nodes(found.queue, self.id)
+        return job_record(found)
 
     async def retry(self, *, again: bool = False) -> JobRecord:
         """Run a failed job again, with all its retries; with `again` also a job that ended with another

@@ -24,6 +24,7 @@ from jsq.client.bulk import (
     store_prepared,
 )
 from jsq.client.connection import Connection
+from jsq.client.flows import Step
 from jsq.client.handle import BlockingJobHandle, JobHandle
 from jsq.client.map import MapOptions, Mapped, Results
 from jsq.client.submit_hooks import SubmitMiddleware, report_submitted, submit_inside
@@ -117,6 +118,18 @@ class Submitter(Generic[P, R]):
         """
         given = {**self._given, **options}
         return Submitter(self._connection, self.target, self.target.read_options(given), given)
+
+    def s(self, *args: Any, **kwargs: Any) -> Step[R]:
+        """A step of a workflow. It takes the result of the step before it as its first argument.
+
+        `chain(fetch.s(url), publish.s(to="cdn"))` calls `publish(result, to="cdn")`. The first step of a
+        workflow takes only its own arguments. See the guide's page on workflows.
+        """
+        return Step(self.target, self._options, args, kwargs)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
+        """A step of a workflow that takes only its own arguments, and no result."""
+        return Step(self.target, self._options, args, kwargs, takes_result=False)
 
     def job(self, id: str, queue: str = "*") -> JobHandle[R]:
         """The handle of a job of this task, by its id. The result has the type that the task returns.

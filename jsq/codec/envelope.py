@@ -13,6 +13,7 @@
     Jsq-Interruptions: 1                              how many stopping workers handed it back.
     Jsq-Submitted: 1795609959772                      when, if this message is not the first of the job.
     Jsq-First-Started: 1795609960103                  when its first attempt started, for a later one.
+    Jsq-Flow: default 06c5...                         the workflow of a node: its queue, and its id's token.
 
 The id, the queue and the priority are in the subject. A reader ignores unknown fields and refuses a higher
 version, so workers of two releases can run side by side.
@@ -55,6 +56,7 @@ UNIQUE = "Jsq-Unique"
 INTERRUPTIONS = "Jsq-Interruptions"
 SUBMITTED = "Jsq-Submitted"
 FIRST_STARTED = "Jsq-First-Started"
+FLOW = "Jsq-Flow"
 
 ORDER_OPTIONS = (*ENVELOPE_OPTIONS[2:], "rare")
 """The fields of a job for its options besides headers and tags: each option is written under its own name."""
@@ -76,6 +78,7 @@ _RARE = frozenset(
         INTERRUPTIONS,
         SUBMITTED,
         FIRST_STARTED,
+        FLOW,
     }
 )
 """Headers that most jobs do not have."""
@@ -107,7 +110,7 @@ def encode(job: Job) -> dict[str, str]:
         headers[RETRY_UNTIL] = format_time(job.retry_until)
     origin = encode_token(job.callback_of) if job.callback_of else ""
     rare = (CALLBACK_OF, origin), (UNIQUE, job.unique), (SUBMITTED, job.submitted)
-    for name, value in (*rare, (FIRST_STARTED, job.first_started)):
+    for name, value in (*rare, (FIRST_STARTED, job.first_started), (FLOW, format_flow(job.flow))):
         if value:
             headers[name] = str(value)
     return headers
@@ -280,6 +283,7 @@ def rare_fields(headers: Mapping[str, str], queue: str, priority: Priority) -> d
         "interruptions": parse_count(headers.get(INTERRUPTIONS, "0")),
         "submitted": parse_count(headers.get(SUBMITTED, "0")),
         "first_started": parse_count(headers.get(FIRST_STARTED, "0")),
+        "flow": parse_flow(headers.get(FLOW, "")),
     }
 
 
@@ -320,6 +324,18 @@ def parse_deadline(text: str | None) -> float | datetime | None:
     if text.startswith("+"):
         return seconds("deadline", float(text[1:]))
     return parse_time(text)
+
+
+def format_flow(flow: str) -> str:
+    """The workflow of a node for a header, which holds the token of its id."""
+    queue, space, id = flow.partition(" ")
+    return f"{queue} {encode_token(id)}" if space else flow
+
+
+def parse_flow(text: str) -> str:
+    """The workflow of a node, from the header."""
+    queue, space, token = text.partition(" ")
+    return f"{check_queue(queue)} {check_id(decode_token(token))}" if space else text
 
 
 def parse_unique_hash(text: str) -> str:

@@ -16,13 +16,13 @@ from pydantic_core import from_json, to_json
 
 from jsq.errors import BadEnvelope
 from jsq.model.job import Job
-from jsq.model.revision import MAX_RECORD_ARGUMENTS, DeliveryInfo, Revision, revision_headers
+from jsq.model.revision import MAX_RECORD_ARGUMENTS, DeliveryInfo, Revision, parent_of, revision_headers
 
 _plain = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "message", "delivery", "token"),
     *("reason", "error", "traceback", "text", "has_result", "quarantine", "forgiven_crashes", "key"),
     *("callbacks_pending", "fallback", "interruptions", "priority", "arguments_size", "arguments_hash"),
-    *("separate_result", "result_dropped"),
+    *("separate_result", "result_dropped", "parent"),
 )
 _values = operator.attrgetter(*_plain)
 _stamps = ("submitted", "started", "first_started")
@@ -82,9 +82,19 @@ def encode_running(job: Job, current: DeliveryInfo, submitted: int, started: int
         body += f',"expires":"{format_time(job.expires)}"'.encode()
     if job.headers:
         body += b',"headers":' + to_json(revision_headers(job.headers))
+    if job.retry_until is not None or job.flow:
+        body += rare_members(job)
+    return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
+
+
+def rare_members(job: Job) -> bytes:
+    """The members of a start for the end of the retry window, and for the workflow of a node."""
+    body = b""
     if job.retry_until is not None:
         body += f',"retry_until":"{format_time(job.retry_until)}"'.encode()
-    return body + b',"tags":' + to_json(list(job.tags)) + b"}" if job.tags else body + b"}"
+    if parent := parent_of(job.flow):
+        body += b',"parent":' + to_json(parent)
+    return body
 
 
 def running_format(job: Job, worker: str) -> bytes:

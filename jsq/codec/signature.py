@@ -49,6 +49,8 @@ class Signature:
         hints = resolve_hints(function)
         fields = {field_name(p): hints.get(p.name, Any) for p in self.shape.parameters.values()}
         types = {k: field_type(self.shape, k, self._sendable(f"argument {k}", t)) for k, t in fields.items()}
+        self._types = types
+        self._partial: dict[frozenset[str], JsonFields] = {}
         self._arguments = self._compile("arguments", types)
         returned = result_type(hints.get("return", Any))
         self._result = self._compile("result", {"result": self._sendable("the result", returned)})
@@ -83,6 +85,42 @@ class Signature:
         except _refusals as error:
             hint = misplaced_option_hint(self._unknown_names(named))
             raise BadArguments(f"{self.name}: {explain_refusal(error)}{hint}") from error
+
+    def pack_known(
+        self, args: Sequence[object], named: Mapping[str, object], unknown: Callable[[object], bool]
+    ) -> tuple[bytes, dict[int | str, object]]:
+        """Check and encode the known arguments of a call, with null in place of each unknown one.
+
+        Returns also the unknown ones, by their places. Raises `BadArguments`.
+        """
+        try:
+            bound = self.shape.bind(*args, **named)
+        except TypeError as error:
+            hint = misplaced_option_hint(self._unknown_names(named))
+            raise BadArguments(f"{self.name}: {explain_refusal(error)}{hint}") from error
+        values = {field_name(self.shape.parameters[key]): value for key, value in bound.arguments.items()}
+        if any("*" in key and any(map(unknown, held_values(value))) for key, value in values.items()):
+            return pack_unknown(args, named, unknown)
+        left: dict[int | str, object] = {key: value for key, value in values.items() if unknown(value)}
+        packed = self._pack_some({key: value for key, value in values.items() if key not in left})
+        return to_json(from_json(packed) | dict.fromkeys(left), inf_nan_mode="constants"), left
+
+    def _pack_some(self, values: Mapping[str, object]) -> bytes:
+        """Check and encode some of the arguments. Raises `BadArguments`."""
+        names = frozenset(values)
+        fields = self._partial.get(names)
+        if fields is None:
+            fields = self._compile("arguments", {name: self._types[name] for name in values})
+            self._partial[names] = fields
+        try:
+            checked = fields.check(values)
+            return fields.proven(checked, fields.encode(checked))
+        except ValueChanged as changed:
+            raise BadArguments(
+                f"{self.name}: {changed} would not come back from JSON as it is; {self._advice(str(changed))}"
+            ) from None
+        except _refusals as error:
+            raise BadArguments(f"{self.name}: {explain_refusal(error)}") from error
 
     def _advice(self, changed: str) -> str:
         """How to send an argument that would be changed."""
@@ -208,6 +246,26 @@ def pack_call(args: Sequence[object], named: Mapping[str, object]) -> bytes:
     raise BadArguments(
         f"the arguments cannot be sent as JSON: {first_difference(sent, back)} would not come back as it is"
     )
+
+
+def pack_unknown(
+    args: Sequence[object], named: Mapping[str, object], unknown: Callable[[object], bool]
+) -> tuple[bytes, dict[int | str, object]]:
+    """Encode the known arguments of a call for a task without its code, with null for each unknown one.
+
+    Returns also the unknown ones, by their places. Raises `BadArguments`.
+    """
+    left: dict[int | str, object] = {place: one for place, one in enumerate(args) if unknown(one)}
+    left |= {name: one for name, one in named.items() if unknown(one)}
+    positional = [None if place in left else one for place, one in enumerate(args)]
+    return pack_call(positional, {name: None if name in left else one for name, one in named.items()}), left
+
+
+def held_values(value: object) -> Sequence[object]:
+    """The values of a parameter that takes any number of arguments."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return value if isinstance(value, tuple) else ()
 
 
 def pack_value(field: str, value: object, largest: int) -> bytes:

@@ -21,7 +21,7 @@ AREAS: dict[str, tuple[str, ...]] = {
         *("tasks", "values", "layout", "lifespan", "dependencies", "middleware"),
         *("executors", "checkpoints", "retries", "testing", "immediate"),
     ),
-    "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk"),
+    "Jobs": ("blocking", "jobs", "scheduling", "expiry", "uniqueness", "bulk", "workflows"),
     "Queues": ("queues", "limits"),
     "Frameworks": ("embedding", "fastapi", "web-status", "flask", "django", "django-tasks"),
     "In production": (
@@ -43,6 +43,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     ),
     "Reference": (
         *("reference", "reference-options", "reference-settings", "reference-submit", "reference-job"),
+        "reference-workflow",
         *("reference-queue", "reference-worker", "reference-metrics"),
     ),
 }

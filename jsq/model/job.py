@@ -71,7 +71,8 @@ class Job:
     end of this one. `slots` is how many slots of its worker it takes. `submitted` and `first_started` are in
     milliseconds since the epoch, or 0. The message of a job has the first if it is not the job's first
     message, and the second if another attempt started before. `keep_arguments` is False for a job whose
-    record must not hold its arguments. `rare` holds other options of its submit, if any.
+    record must not hold its arguments. `rare` holds other options of its submit, if any. `flow` is the
+    workflow of a node, as `jsq.model.workflow.FlowLink` reads it.
     """
 
     id: str
@@ -105,6 +106,7 @@ class Job:
     keep_arguments: bool | None = None
     first_started: int = 0
     rare: RareOptions | None = None
+    flow: str = ""
 
     @property
     def waits_for_key(self) -> bool:
@@ -144,7 +146,7 @@ class JobRecord:
     its `arguments`, a JSON value: an object of named arguments, or a list `[positional, named]`; instead of
     more than 8 KiB, their size in bytes and their SHA-256. `has_arguments` distinguishes null from none.
     `options` are those options of the submit that change how the job runs (retries, timeout and so on), by
-    their names, if the job waits for its first attempt or has ended.
+    their names, if the job waits for its first attempt or has ended. `parent` is the workflow of a node.
     """
 
     id: str
@@ -181,6 +183,7 @@ class JobRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
     result_dropped: str = ""
     first_started: datetime | None = None
+    parent: str = ""
 
     @property
     def ended(self) -> datetime | None:

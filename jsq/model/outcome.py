@@ -100,7 +100,14 @@ class Quarantined:
     fault: Fault
 
 
-Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Expired | Interrupted | Quarantined
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The job waits for other jobs. Another attempt follows when they have ended, or after `delay`."""
+
+    delay: float
+
+
+Outcome: TypeAlias = Succeeded | Failed | TryAgain | Cancelled | Expired | Interrupted | Quarantined | Waiting
 
 
 def success_without_result(error: Exception) -> Succeeded:

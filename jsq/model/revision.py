@@ -15,7 +15,7 @@ from jsq.model.job import Job
 SUBMITTED_STATES = ("queued", "scheduled")
 """States of a job without a record, derived from its message."""
 
-OPEN_STATES = ("running", "retrying", "snoozed", "interrupted")
+OPEN_STATES = ("running", "retrying", "snoozed", "interrupted", "waiting")
 """States that workers write and that are not final."""
 
 FINAL_STATES = ("succeeded", "failed", "cancelled", "expired")
@@ -25,11 +25,15 @@ TRANSITIONS: Mapping[str, frozenset[str]] = {
     "queued": frozenset({"queued", "running", "cancelled", "failed", "expired"}),
     "scheduled": frozenset({"scheduled", "queued", "running", "cancelled", "failed", "expired"}),
     "running": frozenset(
-        {"succeeded", "failed", "cancelled", "expired", "retrying", "snoozed", "interrupted", "running"}
+        {
+            *("succeeded", "failed", "cancelled", "expired", "retrying", "snoozed", "interrupted"),
+            *("running", "waiting"),
+        }
     ),
     "retrying": frozenset({"retrying", "running", "cancelled", "failed", "expired"}),
     "snoozed": frozenset({"snoozed", "running", "cancelled", "failed", "expired"}),
     "interrupted": frozenset({"running", "cancelled", "failed", "expired"}),
+    "waiting": frozenset({"running", "cancelled", "failed", "expired"}),
     "succeeded": frozenset({"retrying"}),
     "failed": frozenset({"retrying"}),
     "cancelled": frozenset({"retrying"}),
@@ -38,8 +42,8 @@ TRANSITIONS: Mapping[str, frozenset[str]] = {
 """The states that may follow each state. A waiting state after itself is another due time, or an edit of a
 job that has not started. `running` after `running` is a crash: the worker died or stalled, and another one
 reclaimed the job. `retrying` after a final state is a retry by an operator. `failed` without a run is a job
-that no worker could run. `expired` is a job that did not succeed before its deadline, or did not start before
-it `expires`."""
+that no worker could run. `waiting` is a workflow whose nodes run. `expired` is a job that did not succeed
+before its deadline, or did not start before it `expires`."""
 
 REASONS = (
     "error",
@@ -53,8 +57,10 @@ REASONS = (
     "bad_result",
     "step_unknown",
     "overdue",
+    "node_failed",
 )
-"""Why a job failed for good. `overdue`: the window of its retries closed before the next attempt."""
+"""Why a job failed for good. `overdue`: the window of its retries closed before the next attempt.
+`node_failed`: a node of the workflow failed."""
 
 EDITED = "edited"
 """The reason of a revision with the changed order of a job that has not started; see `jsq.model.edit`."""
@@ -83,7 +89,7 @@ class Revision:
     value, or the size and SHA-256 of larger ones. `separate_result` is true if the result has its own key.
     `result_dropped` is why the result of a job that succeeded could not be stored.
     `options` are those options of the submit that change how the job runs, by their names, if the job has
-    ended or has not started.
+    ended or has not started. `parent` is the workflow of a node.
     """
 
     state: str
@@ -124,6 +130,7 @@ class Revision:
     options: Mapping[str, Any] = field(default_factory=dict)
     result_dropped: str = ""
     first_started: datetime | None = None
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +197,7 @@ def judge_start(last: StoredRevision | None, current: DeliveryInfo, *, other_wai
     event = last.revision
     if event.state in FINAL_STATES:
         return StartVerdict.SETTLE
-    if event.state in ("retrying", "snoozed") or event.reason == EDITED:
+    if event.state in ("retrying", "snoozed", "waiting") or event.reason == EDITED:
         # A message that builds on this attempt's end, or on an earlier due time of it, is the next attempt.
         # So is one that builds on an edit.
         next_attempt = current.previous > event.token
@@ -224,7 +231,13 @@ def first_revision(job: Job, state: str, due: datetime | None = None) -> Revisio
         expires=job.expires,
         headers=revision_headers(job.headers),
         priority="" if job.priority == "normal" else job.priority,
+        parent=parent_of(job.flow),
     )
+
+
+def parent_of(flow: str) -> str:
+    """The id of a node's workflow, from `Job.flow`; empty for other jobs."""
+    return flow.partition(" ")[2]
 
 
 def revision_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
@@ -260,5 +273,5 @@ _RECORD_FIELDS = (
     *("state", "task", "attempt", "failures", "crashes", "worker", "reason", "error", "traceback"),
     *("due", "progress", "text", "tags", "has_result", "result", "quarantine", "key", "expires", "headers"),
     *("fallback", "interruptions", "submitted", "started", "arguments", "arguments_size", "arguments_hash"),
-    *("has_arguments", "options", "result_dropped", "first_started"),
+    *("has_arguments", "options", "result_dropped", "first_started", "parent"),
 )

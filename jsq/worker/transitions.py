@@ -23,8 +23,10 @@ from jsq.model.outcome import (
     Quarantined,
     Succeeded,
     TryAgain,
+    Waiting,
 )
-from jsq.model.revision import DeliveryInfo, Revision, StoredRevision, revision_headers
+from jsq.model.revision import DeliveryInfo, Revision, StoredRevision, parent_of, revision_headers
+from jsq.model.workflow import PARKED
 from jsq.task import AnyTask
 
 PAST_DEADLINE = Expired(Fault("its deadline passed before it could start"))
@@ -90,6 +92,7 @@ def running_revision(job: Job, info: DeliveryInfo, submitted: int, started: int 
         retry_until=job.retry_until,
         interruptions=job.interruptions,
         priority="" if job.priority == "normal" else job.priority,
+        parent=parent_of(job.flow),
         submitted=moment_of(submitted) if submitted else None,
         first_started=moment_of(job.first_started) if job.first_started else None,
         started=moment_of(started) if started else None,
@@ -140,6 +143,8 @@ def outcome_revision(running: Revision, outcome: Outcome, *, token: int, now: da
             return replace(running, state=state, token=token, error=fault.error, traceback=fault.traceback)
         case Interrupted():
             return replace(running, state=state, token=token, interruptions=running.interruptions + 1)
+        case Waiting(delay=delay):
+            return replace(running, state=state, token=token, due=now + timedelta(seconds=delay))
     return replace(running, state=state, token=token)
 
 
@@ -208,6 +213,7 @@ def next_attempt_of(job: Job, last: Revision, token: int) -> Job:
         expires=job.expires if last.reason == UNKNOWN_TASK else None,
         group_slot=job.group_slot if job.group_slot == "job" and not last.quarantine else None,
         retry_until=last.retry_until,
+        flow=PARKED if last.state == "waiting" else job.flow,
         submitted=milliseconds(last.submitted.timestamp()) if last.submitted else job.submitted,
         first_started=job.first_started or first_start(last),
     )
@@ -248,6 +254,8 @@ def state_of(outcome: Outcome) -> str:
             return "retrying" if counts else "snoozed"
         case Quarantined():
             return "retrying"
+        case Waiting():
+            return "waiting"
     return "interrupted"
 
 

@@ -168,7 +168,7 @@ def set_points(points: Points) -> None:
 
     def put_at_points(nats: NatsConnection, command: bytes) -> None:
         subject = command.split(b" ", 2)[1].decode()
-        of_job = "_ids." in subject or "_jobs." in subject
+        of_job = "_ids." in subject or "_jobs." in subject or "_flows." in subject
         if (subject.startswith(WITHOUT_POINTS) and not of_job) or checks_ticks(subject):
             put(nats, command)
             return

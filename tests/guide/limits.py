@@ -21,6 +21,7 @@ from jsq.model.schedule import (
     MAX_JITTER_SECONDS,
     MAX_SCHEDULE_NAME_LENGTH,
 )
+from jsq.model.workflow import MAX_NODES
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.transport.batch_publish import MAX_COMMIT_MESSAGES
 
@@ -42,6 +43,7 @@ LIMITS: tuple[tuple[str, str], ...] = (
     ("steps of a job", f"{MAX_STEPS}"),
     ("headers of a job", f"{MAX_HEADERS}, {size(MAX_HEADER_BYTES)} together"),
     ("headers in the record of a job", size(MAX_REVISION_HEADER_BYTES)),
+    ("nodes of a workflow", f"{MAX_NODES:,}; its definition must fit into one message"),
     ("tags of a job", f"{MAX_TAGS}, each of 1 to 64 characters"),
     ("id of a job", f"{MAX_ID_LENGTH} characters, all printable"),
     ("name of a task", "128 characters"),

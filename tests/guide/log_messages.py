@@ -52,6 +52,7 @@ EXPLANATIONS = {
     "outcome delayed": "the attempt ended while the server was out of reach; its outcome is stored later",
     "pause not stored": "the pause that `RateLimited` asks for could not be stored",
     "publish refused": "the login may not publish to the subject",
+    "node not submitted": "the server does not accept a node of a workflow, so the node failed",
     "queue created again": "a removed queue exists again, and the worker serves it",
     "queue removed": "a queue was removed; the worker serves its other queues",
     "queue slots lost": "the worker could not renew its slots of a queue, so it stops their jobs",
@@ -98,5 +99,6 @@ EXPLANATIONS = {
     "worker ready": "the worker takes jobs",
     "worker stopped": "the worker has ended",
     "worker stopping": "the worker lets its jobs finish, and takes no others",
+    "workflow not found": "the definition of a node's workflow has expired, or was removed",
     "writes delayed": "the server is full; the worker keeps what it has to store, and tries again",
 }

@@ -35,6 +35,7 @@ GENERATED = "`python -m tests.guide.reference` writes this page from the code."
 COMMAND_PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "reference-submit": ("submitting and scheduling jobs", ("submit", "schedule")),
     "reference-job": ("finding and changing jobs", ("job",)),
+    "reference-workflow": ("workflows", ("workflow",)),
     "reference-queue": ("queues and dead letters", ("queue", "dead")),
     "reference-worker": (
         "workers and operations",

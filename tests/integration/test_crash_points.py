@@ -4,17 +4,19 @@ The operation can be repeated, each job ends once, and nothing is left behind.
 """
 
 import contextlib
+from itertools import pairwise
 
 import pytest
 
-from jsq import Client, JobNotFound, WrongState
+from jsq import Client, JobNotFound, WrongState, chain, group
 from jsq.broker.jobs.messages import scheduled_time
 from jsq.client.submitter import unique_submit
 from jsq.codec.envelope import new_id
 from jsq.model.callback import callback_id, is_failed_attempt
 from jsq.model.job import Job
 from jsq.model.options import parse_options
-from jsq.model.revision import Revision
+from jsq.model.revision import TRANSITIONS, Revision, StoredRevision
+from jsq.model.workflow import node_id
 from tests.helpers.conditions import Until
 from tests.helpers.crash_points import SCENARIOS, NewSite, Site, at_each_point, kill_worker
 from tests.helpers.undeliverable import make_undeliverable
@@ -27,6 +29,49 @@ async def test_a_worker_killed_at_any_point_loses_and_repeats_no_job(
     task: str, new_site: NewSite, until: Until
 ) -> None:
     await at_each_point(lambda point: kill_worker(new_site(), point, task, until))
+
+
+@pytest.mark.parametrize(("first", "fails"), [(1, False), (2, False), (3, False), (1, True), (2, True)])
+async def test_a_worker_killed_at_any_point_of_a_workflow_fires_each_join_once(
+    first: int, fails: bool, new_site: NewSite, until: Until
+) -> None:
+    """Each test uses a different part of the points."""
+
+    async def killed_at(point: int) -> Site:
+        site = new_site()
+        async with site.app:
+            step = site.app.client.task("fail" if fails else "succeed")
+            one, two = site.app.client.task("succeed"), site.app.client.task("retry")
+            flow = chain(group(one.si(), step.si()), two.si(), group(one.si(), one.si()))
+            job = await site.app.submit(flow.options(id="flow"))
+            died = await site.die_at(point, "work")
+            await site.finish(job.id, until)
+            broker = await site.app.client.broker()
+            nodes = [await broker.records.history(node_id(job.id, number)) for number in range(5)]
+            await check_flow(site, nodes, died=died, fails=fails)
+        return site
+
+    await at_each_point(killed_at, first=first, every=3 if not fails else 2)
+
+
+async def check_flow(site: Site, nodes: list[list[StoredRevision]], *, died: bool, fails: bool) -> None:
+    """Check that each node of a workflow of five ended once, and started after those that it waits for."""
+    broker = await site.app.client.broker()
+    workflow = [one.state for one in await broker.records.history("flow")]
+    assert all(after in TRANSITIONS[before] for before, after in pairwise(workflow)), workflow
+    assert workflow[-1] == ("failed" if fails else "succeeded")
+    runs = [site.runs(node_id("flow", number)) for number in range(5)]
+    if fails:
+        assert (nodes[1][-1].state, [one[-1].state for one in nodes[2:]]) == ("failed", ["cancelled"] * 3)
+        assert runs[2:] == [0, 0, 0]
+        letters = {letter.id for letter in await site.app.client.dead_letters.list()}
+        assert letters == {"flow", node_id("flow", 1)}
+        return
+    assert [one[-1].state for one in nodes] == ["succeeded"] * 5
+    assert sum(runs) <= 6 + died
+    starts = [next(one.sequence for one in history if one.state == "running") for history in nodes]
+    assert starts[2] > max(nodes[0][-1].sequence, nodes[1][-1].sequence)
+    assert min(starts[3:]) > nodes[2][-1].sequence
 
 
 @pytest.mark.parametrize(

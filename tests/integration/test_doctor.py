@@ -119,7 +119,7 @@ async def this_year(client: Client) -> int:
 LIMITED = """
 jetstream {{ store_dir: '{folder}/js' }}
 accounts {{ jobs {{
-  jetstream {{ max_file: 100M, max_mem: 1M, max_streams: 7, max_consumers: 30 }}
+  jetstream {{ max_file: 100M, max_mem: 1M, max_streams: 8, max_consumers: 30 }}
   users: [ {{ user: ann, password: secret }} ]
 }} }}
 """
@@ -132,7 +132,7 @@ async def test_an_account_that_can_hold_no_more_streams_is_an_error(tmp_path: Pa
             findings = await client.admin.doctor()
     [(severity, message)] = of(findings, "streams")[:1]
     assert severity == "error"
-    assert message.startswith("7 of 7 streams: the server accepts no more")
+    assert message.startswith("8 of 8 streams: the server accepts no more")
     assert of(findings, "storage")[0][0] == "ok"
 
 

@@ -29,9 +29,12 @@ from jsq import (
     Retries,
     Router,
     ScheduleRecord,
+    StepOutcome,
     Submitter,
     TaskTimeout,
+    chain,
     current_job,
+    group,
 )
 from jsq.model.job import Job
 
@@ -554,3 +557,19 @@ async def work_in_this_process() -> None:
         assert_type(await worker.wait(), None)
     async for record in client.jobs.handle("any").follow():
         assert_type(record, JobRecord)
+
+
+async def run_flows() -> None:
+    pages = group(fetch.s(url) for url in ("a", "b"))
+    assert_type(await (await app.submit(fetch.s("a"))).result(), bytes)
+    assert_type(await (await app.submit(chain(fetch.s("a"), report.s()))).result(), float)
+    assert_type(await (await app.submit(pages)).result(), list[bytes])
+    assert_type(await (await app.submit(chain(fetch.si("a"), pages))).result(), list[bytes])
+    mixed = group(chain(fetch.s("a"), report.s()), report.s([1]), on_error="continue")
+    assert_type(await (await app.submit(mixed)).result(), list[float | StepOutcome])
+    assert_type(app.client.blocking.workflows.submit(pages).result(), list[bytes])
+    assert_type(await (await client.workflows.submit(pages.options(unique="k"))).result(), list[bytes])
+    with app.workflow("order") as wf:
+        page = wf.add(fetch, "a")
+        wf.add(report.options(retries=2), page.result, after=[page], on_error="skip")
+    assert_type(await wf.submit(), JobHandle[Any])

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from jsq import App, Backoff, BlockingJobHandle, Client, Context, Depends, INJECTED, JobHandle, QueueSettings
-from jsq import Retries, Snooze
+from jsq import Retries, Snooze, chain, group
 
 app = App()
 client = Client()
@@ -225,6 +225,11 @@ QueueSettings(replicas=2)  # error
 client.task()  # error
 app.working(concurency=4)  # error
 app.working(queues=5)  # error
+chain(fetch)  # error
+group(fetch, on_error="never")  # error
+fetch.si(5)  # error
+app.workflow("w").add(fetch, "a", after="page")  # error
+chain(fetch.s("a")).options(when=5)  # error
 
 
 def unspecific(anything: Any) -> None:

@@ -300,7 +300,17 @@ SHARED_NAMES = {
     "a type variable": {"P", "R", "T"},
     "the logger of a module": {"log"},
     "a codec, always used with its module's name": {"decode", "encode"},
-    "a command, named as in the shell": {"get", "ls", "pause", "purge", "resume", "retry", "rm", "submit"},
+    "a command, named as in the shell": {
+        "cancel",
+        "get",
+        "ls",
+        "pause",
+        "purge",
+        "resume",
+        "retry",
+        "rm",
+        "submit",
+    },
     "the App that a module declares, and its entry point": {"app", "main"},
 }
 """Module-level names that several files may define, by the reason; one file defines every other name."""

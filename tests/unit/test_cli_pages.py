@@ -11,7 +11,9 @@ from jsq.cli.options import COMMON_PARAMETERS
 from jsq.cli.pages import COMMON, command_pages
 
 VERBS = {"ls", "get", "add", "rm", "run", "retry", "purge", "pause", "resume", "update", "stats", "next"}
+WORKFLOW_VERBS = {"tree", "graph", "cancel"}
 JOB_VERBS = {"edit", "move", "cancel", "promote", "reschedule", "wait", "result", "checkpoint"}
+MORE_VERBS = {"job": JOB_VERBS, "workflow": WORKFLOW_VERBS}
 ACTS_ON_MANY = {
     *(("job", verb) for verb in ("cancel", "retry", "rm", "promote")),
     *(("dead", verb) for verb in ("retry", "purge")),
@@ -80,12 +82,12 @@ def test_a_group_uses_known_verbs_only() -> None:
     for path in PAGES:
         group, _, verb = path.partition(" ")
         if verb:
-            assert verb in VERBS | (JOB_VERBS if group == "job" else set()), path
+            assert verb in VERBS | MORE_VERBS.get(group, set()), path
 
 
 def test_each_group_shows_one_with_get_and_lists_with_ls() -> None:
     groups = {path.partition(" ")[0] for path in PAGES if " " in path and path != "worker ls"}
-    assert groups == {"job", "queue", "schedule", "dead"}
+    assert groups == {"job", "queue", "schedule", "dead", "workflow"}
     for group in groups:
         assert {f"{group} ls", f"{group} get"} <= PAGES.keys()
 
@@ -125,7 +127,7 @@ def test_a_completion_is_one_word() -> None:
     command = command_line()
     context = command.make_context("jsq", [], resilient_parsing=True)
 
-    assert [one.value for one in command.shell_complete(context, "w")] == ["worker"]
+    assert [one.value for one in command.shell_complete(context, "w")] == ["worker", "workflow"]
 
 
 def test_every_option_has_a_help_text() -> None:

@@ -220,7 +220,7 @@ def test_a_next_attempt_starts_only_if_its_message_follows_the_last_outcome(
 ) -> None:
     verdict = judge_start(last, info, other_waits=other_waits)
 
-    if last.state in ("retrying", "snoozed"):
+    if last.state in ("retrying", "snoozed", "waiting"):
         starts = info.previous > last.revision.token
         assert verdict is (Verdict.START if starts else Verdict.ENSURE_NEXT_ATTEMPT)
     else:
@@ -240,7 +240,7 @@ def test_rescheduling_the_next_attempt_changes_no_verdict(
 
 
 @quick
-@given(info=handings, started=sequences, state=st.sampled_from(["retrying", "snoozed"]))
+@given(info=handings, started=sequences, state=st.sampled_from(["retrying", "snoozed", "waiting"]))
 def test_after_an_outcome_only_the_message_of_the_next_attempt_starts(
     info: Info, started: int, state: str
 ) -> None:
@@ -257,7 +257,7 @@ def test_after_an_outcome_only_the_message_of_the_next_attempt_starts(
 def test_the_previous_sequence_matters_only_to_a_next_attempt(
     last: StoredRevision, info: Info, previous: int, other_waits: bool
 ) -> None:
-    if last.state not in ("retrying", "snoozed"):
+    if last.state not in ("retrying", "snoozed", "waiting"):
         assert judge_start(last, info, other_waits=other_waits) is judge_start(
             last, replace(info, previous=previous), other_waits=other_waits
         )

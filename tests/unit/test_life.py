@@ -26,7 +26,17 @@ from hypothesis.stateful import (
 )
 
 from jsq.model.job import Job
-from jsq.model.outcome import Cancelled, Expired, Failed, Fault, Interrupted, Outcome, Succeeded, TryAgain
+from jsq.model.outcome import (
+    Cancelled,
+    Expired,
+    Failed,
+    Fault,
+    Interrupted,
+    Outcome,
+    Succeeded,
+    TryAgain,
+    Waiting,
+)
 from jsq.model.revision import (
     EDITED,
     FINAL_STATES,
@@ -56,6 +66,7 @@ OUTCOMES: list[Outcome] = [
     Interrupted(),
     Cancelled(),
     Expired(Fault("its deadline passed while it ran")),
+    Waiting(1.0),
 ]
 
 
@@ -280,7 +291,7 @@ class Life(RuleBasedStateMachine):
         if delivery is None:
             return
         assert delivery.recorded is not None
-        if isinstance(delivery.outcome, TryAgain):
+        if isinstance(delivery.outcome, TryAgain | Waiting):
             self.ensure_next_attempt(with_counts(delivery.job, delivery.recorded, after=delivery.token))
         if isinstance(delivery.outcome, Failed) and self.server.apart:
             self.server.dead_letter = True

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 
 from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS, shared_configs
 from jsq.broker.topology.inventory import inventory_advisories
-from jsq.broker.topology.subjects import CANCELLED, PROGRESS, RESULT, Subjects
+from jsq.broker.topology.subjects import CANCELLED, PROGRESS, RESULT, Subjects, flow_key
 from jsq.codec.subject_token import ANY
 from jsq.errors import BadName, BadOption
 from jsq.model.checkpoint import CHECKPOINT
@@ -198,9 +198,11 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
 
     A worker pulls and settles jobs, and writes their records, checkpoints, results and dead letters. It
     submits callbacks to the same queue; for callbacks of other queues it must also be a submitter of these.
-    It receives the ticks of schedules, submits their jobs, and stores the next ticks.
+    It receives the ticks of schedules, submits their jobs, and stores the next ticks. It stores the joins of
+    the workflows of its queue, whose nodes must be on the same queue.
     """
     ready, keys = subjects.streams.ready(queue), subjects.unique_key("*")
+    flows = flow_key(subjects, queue, ANY, ">")
     return (
         reader_permissions(subjects, queue)
         + admission_permissions(subjects, queue)
@@ -223,6 +225,8 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 keys,
                 last_message_request(subjects.streams.bucket("ids"), keys),
                 subjects.holders(queue),
+                flows,
+                last_message_request(subjects.streams.bucket("flows"), flows),
             ),
             streamed_requests=(
                 f"$JS.API.CONSUMER.MSG.NEXT.{ready}.*",

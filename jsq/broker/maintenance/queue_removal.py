@@ -19,6 +19,7 @@ from jsq.broker.schedules import ScheduleStore
 from jsq.broker.topology.configs import Config, count_jobs
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.removal import remove_queue_streams
+from jsq.broker.topology.subjects import flow_key
 from jsq.codec.subject_token import ANY
 from jsq.errors import QueueNotEmpty, QueueNotFound
 from jsq.model.job import PRIORITIES
@@ -101,6 +102,8 @@ class QueueRemover:
         limits = self._subjects.streams.bucket("limits")
         for key in (self._subjects.limits.pauses(queue), self._subjects.limits.queue_rate(queue)):
             await self._jetstream.purge(limits, key)
+        flows = flow_key(self._subjects, queue, ANY, ">")
+        await self._jetstream.purge(self._subjects.streams.bucket("flows"), flows)
         return held
 
     async def subscribe(self, queue: str, removed: Callable[[str], object]) -> Callable[[], Awaitable[None]]:

@@ -15,12 +15,14 @@ from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.jobs.messages import seconds_until
 from jsq.broker.jobs.records import RECORD_SECONDS, TTL
 from jsq.broker.jobs.store import JobStore
+from jsq.broker.jobs.wakeups import wake_job
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.subjects import CANCELLED, Subjects, read_id
 from jsq.codec import revisions
 from jsq.codec.subject_token import ANY
 from jsq.errors import JobNotFound, NotAllowed, WrongState
 from jsq.model.revision import EDITED, FINAL_STATES, Revision, StoredRevision
+from jsq.model.workflow import WORKFLOW_TASK
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoReply, NoResponders, Reply, WrongSequence, header_line
 
@@ -57,6 +59,7 @@ class Canceller:
         checkpoints: CheckpointStore,
         key_groups: KeyGroups,
     ) -> None:
+        self._namespace = namespace
         self._wire = namespace.wire
         self._jetstream = namespace.jetstream
         self._subjects = namespace.subjects
@@ -130,6 +133,8 @@ class Canceller:
         # A worker may hold the message of the job that has not started: it can settle the message now.
         self._wire.send(self._subjects.cancel(found.current_queue), found.job.encode())
         await self._remove_messages(found)
+        if found.revision.parent:
+            await self._wake_workflow(found.revision.parent)
         return True
 
     async def subscribe(self, queue: str, stop: Callable[[str], bool]) -> Callable[[], Awaitable[None]]:
@@ -216,6 +221,9 @@ class Canceller:
 
     async def _remove_messages(self, found: StoredRevision) -> None:
         """Delete a job's messages on its queue and in quarantine, and its checkpoints, if the login may."""
+        if found.revision.task == WORKFLOW_TASK and found.revision.attempt:
+            await wake_job(self._namespace, found.queue, found.job)  # its worker cancels the nodes
+            return
         queues = [name for name in {found.queue, found.current_queue} if await self._may_remove(name)]
         keyed = found.may_wait_for_key
         await asyncio.gather(*(self._job_writer.remove(name, found.job, keyed=keyed) for name in queues))
@@ -225,6 +233,13 @@ class Canceller:
         if found.revision.attempt:
             with contextlib.suppress(NotAllowed):
                 await self._checkpoints.delete(found.queue, found.job)
+
+    async def _wake_workflow(self, id: str) -> None:
+        """Let a worker judge what the cancel of a node means for its workflow."""
+        with contextlib.suppress(NotAllowed):
+            found = await self._records.last(id)
+            if found is not None and found.state == "waiting":
+                await wake_job(self._namespace, found.queue, id)
 
     async def _may_remove(self, queue: str) -> bool:
         """Whether the login may delete messages of a queue; found out once, by a purge that matches none."""

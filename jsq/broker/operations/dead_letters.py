@@ -35,6 +35,7 @@ from jsq.errors import (
 )
 from jsq.model.job import Job, check_queue, check_task
 from jsq.model.revision import FINAL_STATES, REASONS, Revision, StoredRevision
+from jsq.model.workflow import PARKED
 from jsq.transport.batch_publish import OutgoingMessage
 from jsq.transport.replies import NoResponders, Reply, WrongSequence, header_line, size_of
 from jsq.transport.retrying import publish_with_retry
@@ -361,6 +362,8 @@ def dead_letter_message(subject: str, payload: bytes, headers: Mapping[str, str]
 def reset_job(job: Job) -> Job:
     """A failed job as its retry starts: with all its attempts, and without a deadline or an expiry."""
     again = replace(job, failures=0, crashes=0, interruptions=0)
+    if job.flow == PARKED:  # a workflow begins with what has not succeeded
+        again = replace(again, flow="")
     return replace(again, deadline=None, expires=None, retry_until=None)
 
 

@@ -305,6 +305,7 @@ def shared_configs(subjects: Subjects, replicas: int) -> tuple[Config, ...]:
         bucket_config(subjects, "workers", replicas),
         bucket_config(subjects, "schedules", replicas),
         bucket_config(subjects, "limits", replicas),
+        bucket_config(subjects, "flows", replicas),
     )
 
 

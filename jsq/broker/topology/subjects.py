@@ -58,7 +58,7 @@ class StreamNames:
         return f"{self._upper}_GROUP_STATE_{queue}"
 
     def bucket(self, name: str) -> str:
-        """The stream of a KV bucket: `jobs`, `ids`, `workers`, `schedules`, `limits`."""
+        """The stream of a KV bucket: `jobs`, `ids`, `workers`, `schedules`, `limits`, `flows`."""
         return f"KV_{self.namespace}_{name}"
 
     @property
@@ -245,6 +245,11 @@ class Subjects:
 
     def key(self, bucket: str, key: str) -> str:
         return f"$KV.{self.namespace}_{bucket}.{key}"
+
+
+def flow_key(subjects: Subjects, queue: str, id: str, place: str) -> str:
+    """The key of a workflow's definition, or of a part of a join."""
+    return subjects.key("flows", f"{queue}.{token_of(id)}.{place}")
 
 
 def token_of(id: str) -> str:

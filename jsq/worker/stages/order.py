@@ -6,6 +6,7 @@ Admission and `finish` go from the top down. `perform` nests: the first stage is
 - The slot of the queue is free when everything else is over.
 - The times of expiry and of the retry window are known before a job moves to its key group.
 - Callbacks come before the next attempt: once it has begun, no worker returns to the revision before it.
+- A workflow is parked, and its nodes submitted, like a next attempt: the unique successor comes later.
 - A pause that the task requested is stored before the next attempt can start.
 - Middleware learns of an outcome when what must follow it is stored: the next attempt, the callbacks.
 - The slot of a key group is released last: all other work is done before the next job of the key starts.
@@ -38,6 +39,7 @@ from jsq.worker.stages.rate_limits import RateLimits, RateLimitStage
 from jsq.worker.stages.retry_window import RetryWindowStage
 from jsq.worker.stages.unique import UniqueStage
 from jsq.worker.stages.unknown_task import UnknownTaskStage
+from jsq.worker.stages.workflow import NodeStage, WorkflowStage
 
 
 class StageSlots(BatchSlots, WorkerSlots, Protocol):
@@ -63,6 +65,8 @@ def build_stages(
         CallbackStage(),
         PauseStage(limits.rules),
         NextAttemptStage(),
+        NodeStage(),
+        WorkflowStage(),
         UniqueStage(),
         CheckpointStage(),
         HookStage(),

@@ -24,7 +24,7 @@ from jsq.worker.transitions import effective_options, success_ttl
 MOST_PLANS = 1_000
 """Plans that are kept, each for one combination of options that submits have used."""
 
-_STAGE_FIELDS = ("deadline", "key", "expires", "retry_until", "unique", "quarantine")
+_STAGE_FIELDS = ("deadline", "key", "expires", "retry_until", "unique", "quarantine", "flow")
 _OPTION_FIELDS = RECORDED_OPTIONS
 
 added_options = operator.attrgetter(*_STAGE_FIELDS, *_OPTION_FIELDS)

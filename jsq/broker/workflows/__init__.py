@@ -1,0 +1,1 @@
+"""Workflows: jobs whose nodes are jobs, and the joins between these."""
