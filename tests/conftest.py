@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from jsq import App, Client
 from jsq.server import EmbeddedServer
@@ -28,6 +29,10 @@ _numbers = itertools.count()
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+
+# The examples of a property have no time limit of their own: on a busy machine, any of them may take long.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 # Go collects the garbage of a small heap often. The servers of the tests have small heaps.
 os.environ.setdefault("GOGC", "400")

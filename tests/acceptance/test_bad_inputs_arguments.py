@@ -163,7 +163,7 @@ async def test_arguments_nested_too_deep_are_refused(
 
 @row("22-a-million-keys")
 async def test_a_million_keys_are_refused_by_their_size(client: Client) -> None:
-    many = {f"{n:x}": 1 for n in range(1_000_000)}
+    many = dict.fromkeys(map(str, range(1_000_000)), 1)
     limit = (await client.broker()).wire.max_payload - ROOM_FOR_HEADERS
     with pytest.raises(BadArguments) as caught:
         await client.task("loose").submit(many)

@@ -125,6 +125,7 @@ class ForkedProcess:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._received = b""
+        self._waiting = threading.Lock()
         self.returncode: int | None = None
         self.pid = self._read_number(None)
 
@@ -136,13 +137,17 @@ class ForkedProcess:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end of the process. Raises `subprocess.TimeoutExpired`."""
-        if self.returncode is None:
-            try:
+        if not self._waiting.acquire(timeout=-1 if timeout is None else timeout):
+            raise subprocess.TimeoutExpired(f"fork {self.pid}", timeout or 0.0)
+        try:
+            if self.returncode is None:
                 self.returncode = self._read_number(timeout)
-            except (TimeoutError, BlockingIOError):
-                raise subprocess.TimeoutExpired(f"fork {self.pid}", timeout or 0.0) from None
-            self._connection.close()
-        return self.returncode
+                self._connection.close()
+            return self.returncode
+        except (TimeoutError, BlockingIOError):
+            raise subprocess.TimeoutExpired(f"fork {self.pid}", timeout or 0.0) from None
+        finally:
+            self._waiting.release()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
