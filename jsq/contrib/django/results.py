@@ -6,6 +6,7 @@ priority, and the paths of the exception types.
 # pyright: reportMissingImports=false
 
 import builtins
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,22 +76,27 @@ class TaskCall:
 
 @dataclass(frozen=True, slots=True)
 class StoredCall:
-    """The job of a Django task as the server has it. `arguments` are the positional and the named ones."""
+    """The job of a Django task as the server has it. `arguments` are the positional and the named ones.
+
+    `call` is None for a job that no backend has submitted: one of a schedule, or of `jsq submit`.
+    """
 
     record: JobRecord
-    call: TaskCall
+    call: TaskCall | None
     attempts: Sequence[JobAttempt]
     arguments: tuple[list[Any], dict[str, Any]]
 
 
 async def find_call(client: Client, id: object, queue: str = "*") -> StoredCall | None:
-    """The job of a Django task; None if there is no such job, or if it runs another task."""
+    """A job; None if there is no such job. The caller decides whether its task is one of Django."""
     try:
         handle = client.jobs.handle(id, queue)  # type: ignore[arg-type]  # it may be a value of any type
         record = await handle.status()
-        call = TaskCall.read(record.headers[CALL_HEADER])
-    except (BadName, JobNotFound, KeyError, ValueError, TypeError):
+    except (BadName, JobNotFound):
         return None
+    call = None
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        call = TaskCall.read(record.headers[CALL_HEADER])
     retried = record.attempt > 1 or record.failures > 1 or record.crashes > 0
     attempts = await handle.attempts() if retried else last_attempt(record)
     arguments = record.arguments if record.has_arguments else await waiting_arguments(client, record)
@@ -127,7 +133,8 @@ def named_parts(arguments: Any) -> tuple[list[Any], dict[str, Any]]:
 
 def build_result(stored: StoredCall, declared: Task) -> TaskResult:
     """The result of a task, from its job."""
-    record, call = stored.record, stored.call
+    record = stored.record
+    call = stored.call or TaskCall(declared.backend, declared.priority, record.submitted or present())
     enqueued = min(call.enqueued_at, record.submitted or call.enqueued_at)
     started, last = record.first_started or record.started, record.started
     result = TaskResult(

@@ -211,6 +211,27 @@ class ResultTests(BackendTestCase):
             await shop.rename.aget_result(echo.id)
         await app.close()
 
+    async def test_a_job_that_no_backend_has_submitted_has_a_result_too(self) -> None:
+        job = await app.client.task(shop.echo.module_path).options(queue="mail").submit("by name")
+        async with signals() as seen, working():
+            await job.wait(20)
+        result = await shop.echo.aget_result(job.id)
+        self.assertEqual((result.status, result.args), (TaskResultStatus.SUCCESSFUL, ["by name"]))
+        self.assertEqual((result.task, result.backend), (shop.echo, "default"))
+        self.assertEqual([name for name, _ in seen], ["started", "finished"])
+
+    @override_settings(USE_TZ=False)
+    async def test_without_time_zones_all_times_are_naive(self) -> None:
+        result = await shop.echo.using(run_after=datetime.now() - timedelta(seconds=9)).aenqueue()
+        async with working():
+            await ended(result)
+        found = await default_task_backend.aget_result(result.id)
+        self.assertEqual(found, result)
+        times = [found.task.run_after, found.enqueued_at, found.started_at, found.finished_at]
+        self.assertEqual([one.tzinfo for one in times], [None] * 4)
+        self.assertLess(abs(found.finished_at - datetime.now()), timedelta(seconds=60))
+        self.assertEqual(sorted(times), times)
+
 
 class EnqueueTests(BackendTestCase):
     """The jobs of enqueued tasks."""
