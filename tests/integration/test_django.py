@@ -4,6 +4,7 @@ A test process of pytest is no Django project, so each run is a process of its o
 module again on the newest Django, with the tests of the task backend and those of Django itself.
 """
 
+import ast
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import django
 import pytest
 
 from jsq import Client
+from jsq.contrib.django import NAME_MODULES
 from jsq.server import EmbeddedServer
 from tests.django.own.excluded import EXCLUDED
 from tests.helpers.pages import GUIDE, page_blocks
@@ -69,6 +71,19 @@ if OWN_TESTS:
         done = project("tests.django.own", OWN_TESTS)
 
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_stub_lists_the_names_and_their_modules() -> None:
+    stub = ast.parse((ROOT / "jsq" / "contrib" / "django" / "__init__.pyi").read_text())
+
+    listed = {
+        alias.asname: str(node.module).rpartition(".")[2]
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+    assert listed == NAME_MODULES
 
 
 def test_the_page_names_the_tests_of_django_that_do_not_apply() -> None:

@@ -36,6 +36,7 @@ from jsq import (
     current_job,
     group,
 )
+from jsq.contrib.django import on_commit
 from jsq.model.job import Job
 
 app = App()
@@ -573,3 +574,7 @@ async def run_flows() -> None:
         page = wf.add(fetch, "a")
         wf.add(report.options(retries=2), page.result, after=[page], on_error="skip")
     assert_type(await wf.submit(), JobHandle[Any])
+
+
+on_commit(add).delay(1, b=2)
+on_commit(report.options(priority="high"), using="other", robust=True).delay([1])

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from jsq import App, Backoff, BlockingJobHandle, Client, Context, Depends, INJECTED, JobHandle, QueueSettings
 from jsq import Retries, Snooze, chain, group
+from jsq import Retries, Snooze
+from jsq.contrib.django import on_commit
 
 app = App()
 client = Client()
@@ -230,6 +232,9 @@ group(fetch, on_error="never")  # error
 fetch.si(5)  # error
 app.workflow("w").add(fetch, "a", after="page")  # error
 chain(fetch.s("a")).options(when=5)  # error
+on_commit(add).delay("1")  # error
+on_commit(add)(1)  # error
+on_commit("add").delay(1)  # error
 
 
 def unspecific(anything: Any) -> None:

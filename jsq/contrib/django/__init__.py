@@ -1,22 +1,18 @@
 """jsq for Django projects: add `"jsq.contrib.django"` to `INSTALLED_APPS`.
 
-`app` is the App of the project, made from its settings. `JsqBackend` runs the tasks of Django 6. `on_commit`
-submits when the transaction commits, and `DatabaseConnections` closes old connections around jobs. The names
-are imported on first use, because Django imports this package before its models can be.
+`app` is the App of the project, made from its settings; outside of `manage.py`, its first use calls
+`django.setup()`. `JsqBackend` runs the tasks of Django 6. `on_commit` submits when the transaction commits,
+and `DatabaseConnections` closes old connections around jobs. The names are imported on first use, because
+Django imports this package before its models can be. Type checkers read the same names from `__init__.pyi`.
 """
 
 from importlib import import_module
 from typing import Any
 
-from jsq.app import App
-
 try:
     import django
 except ImportError:
     raise ImportError("jsq.contrib.django needs one more package: pip install django") from None
-
-app: App
-"""The App of the project. Outside of `manage.py`, its first use calls `django.setup()`."""
 
 NAME_MODULES = {
     "DatabaseConnections": "connections",
@@ -28,7 +24,7 @@ NAME_MODULES = {
     "job_urls": "status",
     "on_commit": "commit",
 }
-"""The modules of the other names."""
+"""The modules of the names besides `app`."""
 
 BACKEND_NAMES = ("JsqBackend", "JsqTask")
 
