@@ -53,20 +53,29 @@ class ImmediateSession:
         app.load()
         hold, raises = options.get("hold_retries", False), options.get("raise_errors", False)
         self._worker = ImmediateWorker(app, self.storage, hold_retries=hold, raise_errors=raises)
-        await self._worker.start()
+        self._before = app.client.connection.swap_brokers(BrokersByLoop(self))
+        _in_block.add(app)
+        try:
+            await self._worker.start()
+        except BaseException:
+            self._restore()
+            raise
         if options.get("schedules", False):
             for schedule in app.schedules.values():
                 await self._worker.broker.schedules.put(schedule)
-        self._before = app.client.connection.swap_brokers(BrokersByLoop(self))
-        _in_block.add(app)
 
     async def stop(self) -> None:
-        """Restore the brokers of the App, and stop the worker. Raises `LifespanFailed`."""
+        """Stop the worker, and restore the brokers of the App. Raises `LifespanFailed`."""
+        try:
+            await self._worker.on_home(self._worker.stop())
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
+        """Let the App use its own brokers again. Those of the block accept no more writes."""
         _in_block.discard(self._app)
-        opened = self._app.client.connection.swap_brokers(self._before)
-        await self._worker.on_home(self._worker.stop())
-        for broker in opened.values():
-            await broker.result().close()
+        self.storage.is_closed = True
+        self._app.client.connection.swap_brokers(self._before)
 
     def open_broker(self) -> ImmediateBroker:
         """A broker for the running event loop."""

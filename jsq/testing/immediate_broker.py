@@ -105,7 +105,7 @@ class ImmediateBroker(Broker):
             found = await method(*args, **named)
         finally:
             client_call.reset(token)
-        await self._worker.settle_from_any_loop(call.ids)
+        await self._worker.run_ready_from_any_loop(call.ids)
         for id in call.ids:
             error = self._worker.errors.pop(id, None)
             if error is not None:
@@ -147,7 +147,7 @@ class ImmediateBackpressure(Backpressure):
     async def _retry_until_room(
         self, waiting: WaitingSubmits, store: Callable[[], Awaitable[T]], room: WaitForRoom
     ) -> T:
-        await self._worker.settle_from_any_loop()
+        await self._worker.run_ready_from_any_loop()
         return await store()
 
 

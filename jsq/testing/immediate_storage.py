@@ -77,6 +77,7 @@ class MemoryStorage:
         self._listeners: dict[int, Listener] = {}
         self._numbers = itertools.count(1)
         self.returned: list[Place] = []
+        self.is_closed = False
         self._due: list[tuple[float, int, str]] = []
         self._continuing: list[tuple[float, int, str]] = []
 
@@ -91,9 +92,10 @@ class MemoryStorage:
 
     def stream_of(self, subject: str) -> MemoryStream | None:
         """The stream that stores the messages on a subject."""
-        for stream in self.streams.values():
-            if stream.takes(subject):
-                return self.stream(stream.name)
+        with self.lock:
+            for stream in self.streams.values():
+                if stream.takes(subject):
+                    return self.stream(stream.name)
         return None
 
     def store(self, messages: Sequence[Outgoing]) -> int:
@@ -183,18 +185,20 @@ class MemoryStorage:
 
     def listen(self, pattern: str, callback: Callable[[Reply], None]) -> int:
         """Subscribe the running event loop to a subject; returns the number of the subscription."""
-        number = next(self._numbers)
-        self._listeners[number] = Listener(pattern, callback, asyncio.get_running_loop())
+        with self.lock:
+            number = next(self._numbers)
+            self._listeners[number] = Listener(pattern, callback, asyncio.get_running_loop())
         return number
 
     def unlisten(self, number: int) -> None:
-        self._listeners.pop(number, None)
+        with self.lock:
+            self._listeners.pop(number, None)
 
     def emit(self, message: Reply) -> bool:
         """Pass a message to the subscribers of its subject; False if there is none."""
-        found = [
-            one for one in list(self._listeners.values()) if matches_pattern(one.pattern, message.subject)
-        ]
+        with self.lock:
+            listeners = list(self._listeners.values())
+        found = [one for one in listeners if matches_pattern(one.pattern, message.subject)]
         here = asyncio._get_running_loop()
         for one in found:
             if one.loop is here:

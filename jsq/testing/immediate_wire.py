@@ -111,7 +111,7 @@ class MemoryWire(Wire):
         *,
         timeout: float = TRY_SECONDS,
     ) -> int:
-        if self.is_closed:
+        if self.storage.is_closed:
             raise BrokerUnavailable("the block of immediate mode has ended", retryable=False)
         lines, named = read_block(as_block(headers))
         message = Outgoing(subject, payload, lines, named)

@@ -1,6 +1,6 @@
 """The worker of immediate mode: it runs each delivery by the attempts and stages of a real worker.
 
-It has no pullers, no leases and no slots. A client that has stored a job calls `settle`, which runs
+It has no pullers, no leases and no slots. A client that has stored a job calls `run_ready`, which runs
 everything that can run now, and returns when the jobs of the caller have ended or wait. A job that a running
 job submits runs before that submit returns, so the running job can await its result.
 """
@@ -109,6 +109,7 @@ class ImmediateWorker:
         self.errors: dict[str, BaseException] = {}
         self.observer = OutcomeObserver(self.errors) if raise_errors else Observer()
         self._hold_retries = hold_retries
+        self._is_open = False  # jobs of the lifespan's own functions wait for its start
         self._lifespan = RunningLifespan(app.lifespan, app)
         self._running: dict[str, tuple[Attempt, asyncio.Future[None]]] = {}
         self._by_queue: Counter[str] = Counter()
@@ -123,15 +124,18 @@ class ImmediateWorker:
         for queue, settings in app.declared.items():
             await broker.provisioner.declare_queue(queue, settings)
         state = await self._lifespan.start()
+        self._is_open = True
         self.resources = resources = self._resources(state)
         self._rules = rules = QueueRules(broker, resources.queues)
         limits, slots = VirtualRateLimits(broker, rules, self.storage.clock), ImmediateSlots()
         stages, slots.batches = build_stages(resources, limits, Abandoned(self.observer), slots, {})
         self._plans = ImmediatePlans(resources, stages)
         rules.on_change = self._plans.clear
+        await self.run_ready()
 
     async def stop(self) -> None:
         """Interrupt what still runs, leave the lifespan, and end the broker. Raises `LifespanFailed`."""
+        self._is_open = False
         for attempt, _ in list(self._running.values()):
             attempt.stop(Interrupted())
         if self._drains:
@@ -142,7 +146,7 @@ class ImmediateWorker:
 
     # -- run ---------------------------------------------------------------------------------------------
 
-    async def settle(self, ids: Iterable[str] = ()) -> None:
+    async def run_ready(self, ids: Iterable[str] = ()) -> None:
         """Run everything that can run now; returns when the jobs `ids` have ended, or wait.
 
         Jobs that have begun continue if the caller is cancelled, as on a server.
@@ -152,9 +156,9 @@ class ImmediateWorker:
         drain.add_done_callback(self._drained)
         await asyncio.shield(drain)
 
-    async def settle_from_any_loop(self, ids: Iterable[str] = ()) -> None:
-        """As `settle`, from the event loop of a blocking call too."""
-        await self.on_home(self.settle(ids))
+    async def run_ready_from_any_loop(self, ids: Iterable[str] = ()) -> None:
+        """As `run_ready`, from the event loop of a blocking call too."""
+        await self.on_home(self.run_ready(ids))
 
     async def on_home(self, work: Coroutine[Any, Any, T]) -> T:
         """Run something on the event loop of the block."""
@@ -167,9 +171,9 @@ class ImmediateWorker:
         moment = round(moment, 6)
         while (due := self.storage.next_due()) is not None and due <= moment:
             self.storage.clock.move_to(due)
-            await self.settle()
+            await self.run_ready()
         self.storage.clock.move_to(moment)
-        await self.settle()
+        await self.run_ready()
 
     async def wait_for_other(self, id: str) -> bool:
         """Wait until a job has ended that others run, or another job that may hold it back.
@@ -199,7 +203,7 @@ class ImmediateWorker:
     async def _drain(self, ids: tuple[str, ...]) -> None:
         client_call.set(None)
         storage, attempts = self.storage, Counter[str]()
-        while True:
+        while self._is_open:
             await self._refresh_rules()
             storage.publish_due()
             if await self._take_events():
@@ -239,13 +243,18 @@ class ImmediateWorker:
     def _take(self) -> list[Delivery] | None:
         """The next delivery, the highest priority first; of a batch task, all that wait."""
         for level in self.storage.deliverable.jobs.values():
-            for place, message in list(level.items()):
+            gone, found = [], None
+            for place, message in level.items():
                 if message.sequence not in self.storage.streams[message.stream].messages:
-                    del level[place]  # it was cancelled, for example
+                    gone.append(place)  # it was cancelled, for example
                 elif self._may_start(message.subject.split(".")[2]):
-                    del level[place]
-                    first = delivery_of(message)
-                    return [first, *self._rest_of_batch(first, level)]
+                    found = place
+                    break
+            for place in gone:
+                del level[place]
+            if found is not None:
+                first = delivery_of(level.pop(found))
+                return [first, *self._rest_of_batch(first, level)]
         return None
 
     def _may_start(self, queue: str) -> bool:

@@ -296,6 +296,28 @@ async def test_the_lifespan_surrounds_the_block() -> None:
         await work.submit()
 
 
+async def test_jobs_that_the_lifespan_submits_reach_no_server(app: App) -> None:
+    ran: list[str] = []
+
+    @app.task
+    async def work(name: str) -> None:
+        ran.append(name)
+
+    @app.on_start
+    async def start() -> None:
+        await work.submit("by the start")
+
+    @app.on_stop
+    async def stop() -> None:
+        await work.submit("by the stop")
+
+    async with app.immediate() as immediate:
+        assert ran == ["by the start"]
+
+    immediate.submits.assert_submitted(work, "by the stop")
+    assert ran == ["by the start"]
+
+
 async def test_a_block_is_apart_from_the_server_and_from_other_blocks(app: App) -> None:
     @app.task
     async def work() -> int:
