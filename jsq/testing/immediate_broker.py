@@ -24,6 +24,7 @@ from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope
 from jsq.errors import BadEnvelope, BadName, ImmediateUnsupported, NewerEnvelope
 from jsq.model.revision import FINAL_STATES, StoredRevision
+from jsq.model.workflow import PARKED
 from jsq.testing.immediate_calls import ClientCall, client_call, running_jobs
 from jsq.testing.immediate_streams import MemoryMessage
 from jsq.testing.immediate_wire import unsupported
@@ -43,6 +44,7 @@ RUN_AFTER: Mapping[str, tuple[str, ...]] = {
     "reschedule": ("reschedule",),
     "edit": ("edit",),
     "cancel": ("cancel", "cancel_many", "cancel_waiting"),
+    "workflows": ("cancel_nodes",),
     "pauses": ("resume",),
     "queues": ("update",),
 }
@@ -216,7 +218,8 @@ class SubmitRecorder:
             if call.submits and is_first and not replaces:
                 self._record(message)
         elif kind == "scheduled":
-            message.continues = not is_first and PAUSED_BY not in headers
+            waits = PAUSED_BY in headers or headers.get(envelope.FLOW) == PARKED
+            message.continues = not is_first and not waits  # the end of a pause, or of nodes, moves it
         elif is_first:
             self._record(message)
 

@@ -42,7 +42,9 @@ from jsq import (
     Snooze,
     Worker,
     WorkerSettings,
+    chain,
     current_job,
+    group,
 )
 from jsq.app import AppOptions
 from jsq.model.job import Job
@@ -1378,6 +1380,90 @@ async def lists_of_jobs(lab: Lab) -> Any:
 async def a_job_that_does_not_exist(lab: Lab) -> Any:
     job = lab.client.jobs.handle("missing")
     return [await lab.error(one) for one in (job.status(), job.result(1), job.cancel(), job.retry())]
+
+
+# -- workflows ---------------------------------------------------------------------------------------------
+
+
+async def workflow_outcome(lab: Lab, job: JobHandle[Any]) -> Any:
+    """The outcome of a workflow and of its nodes."""
+    found = await lab.outcome(job)
+    # The checks of a waiting workflow depend on the clock.
+    del found["attempts"], found["delays"], found["was_started"]
+    workflow = await lab.client.workflows.get(job.id)
+    nodes = [(one.name, one.state, one.reason, one.after) for one in workflow.nodes]
+    return found, nodes
+
+
+@case
+async def a_chain_and_a_group(lab: Lab) -> Any:
+    @lab.task
+    async def double(a: int) -> int:
+        return a * 2
+
+    @lab.task(retries=1, backoff=[0.1])
+    async def total(ctx: Context, numbers: list[int]) -> int:
+        if ctx.attempt == 1:
+            raise ValueError("again")
+        return sum(numbers)
+
+    flow = chain(group(chain(double.s(number), double.s()) for number in range(3)), total.s(), double.s())
+    job = await lab.app.submit(flow, name="sums")
+    return await workflow_outcome(lab, job), await job.result()
+
+
+@case
+async def a_workflow_that_fails(lab: Lab) -> Any:
+    @lab.task(retries=0)
+    async def check(a: int) -> int:
+        if a < 0:
+            raise ValueError("negative")
+        return a
+
+    @lab.task
+    async def report(found: list[Any]) -> list[str]:
+        return [type(one).__name__ for one in found]
+
+    failing = await lab.app.submit(chain(check.s(-1), check.s()))
+    going_on = await lab.app.submit(chain(group([check.s(1), check.s(-2)], on_error="continue"), report.s()))
+    skipping = await lab.app.submit(chain(check.s(-3).on_error("skip"), check.s()))
+    jobs = [failing, going_on, skipping]
+    outcomes = [await workflow_outcome(lab, job) for job in jobs]
+    return (
+        outcomes,
+        await lab.error(failing.result(), failing),
+        await going_on.result(),
+        await skipping.result(),
+    )
+
+
+@case
+async def a_graph_of_jobs(lab: Lab) -> Any:
+    @lab.task
+    async def load(name: str) -> str:
+        return f"page {name}"
+
+    @lab.task
+    async def join(one: str, other: str) -> str:
+        return f"{one}, {other}"
+
+    with lab.app.workflow("graph") as flow:
+        first, second = flow.add(load, "a"), flow.add(load, "b")
+        flow.add(join, first.result, second.result, after=[first])
+    job = await lab.app.submit(flow.options(id=f"{lab.name}-1"))
+    return await workflow_outcome(lab, job), await job.result()
+
+
+@case
+async def a_cancelled_workflow(lab: Lab) -> Any:
+    @lab.task
+    async def step(a: int) -> int:
+        lab.note(a)
+        return a
+
+    job = await lab.app.submit(chain(step.s(1), step.s()).options(delay=60))
+    await job.cancel()
+    return await workflow_outcome(lab, job), lab.notes
 
 
 # -- executors and dependencies ----------------------------------------------------------------------------
