@@ -17,6 +17,7 @@ from jsq.testing.servers import delete_streams
 from jsq.worker import Observer, Worker
 from jsq.worker.timings import WorkerTimings
 from tests.helpers.conditions import Until, until
+from tests.helpers.examples import examples
 from tests.helpers.servers import memory_server
 from tests.helpers.workers import Working, running_worker
 
@@ -30,9 +31,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-# The examples of a property have no time limit of their own: on a busy machine, any of them may take long.
-settings.register_profile("without deadline", deadline=None)
-settings.load_profile("without deadline")
+settings.register_profile("tests", examples(100))
+settings.load_profile("tests")
 
 # Go collects the garbage of a small heap often. The servers of the tests have small heaps.
 os.environ.setdefault("GOGC", "400")

@@ -27,6 +27,7 @@ The proof tier of each subject, and after the semicolon the part that the defaul
 - `integration/test_backpressure.py`: many clients that wait for room; a hundred submits of one client.
 - `integration/test_record_races.py`: a reschedule and the firing of a retry at once; a late reschedule.
 - `typing/test_typing.py`: pyright; mypy. `.ci/check` runs pyright on the correct user code too.
+- `unit`: all examples of the properties, with `EXAMPLES=all`; a third of them.
 - `unit/test_life.py`: 5,000 lives of a job and the search for each built-in fault; 100 lives, and for each
   fault a counterexample found by the search.
 """

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jsq.codec import envelope, revisions
@@ -14,6 +14,7 @@ from jsq.codec.signature import Signature
 from jsq.model.callback import Callbacks, Failure, callback_id, pending_callbacks, with_pending_callbacks
 from jsq.model.job import Job, check_id
 from jsq.model.revision import Revision
+from tests.helpers.examples import examples
 
 ALL = Callbacks("failed", "dead", "instead")
 JOB = Job("j1", "mail", "mails", arguments=b'{"to":"a"}', tags=("x",))
@@ -77,7 +78,7 @@ def test_recorded_callbacks_stay_pending_after_the_declaration_drops_them() -> N
     assert list(pending_callbacks(recorded, JOB, Callbacks(on_dead="dead"))) == [("dead", "dead")]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(id=IDS, token=st.integers(1, 10**18))
 def test_a_callback_id_is_valid_for_a_job_id_of_any_length(id: str, token: int) -> None:
     found = callback_id(id, "fallback", token)

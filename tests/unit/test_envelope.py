@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jsq.codec.envelope import ATTEMPTS, DEADLINE, ENVELOPE_VERSION, JOB, ORIGIN_QUEUE, decode, encode
@@ -16,8 +16,9 @@ from jsq.model.durations import MAX_DURATION
 from jsq.model.job import PRIORITIES, Job
 from jsq.model.options import Options
 from jsq.model.retry import Backoff
+from tests.helpers.examples import examples
 
-quick = settings(deadline=None, max_examples=100)
+quick = examples(100)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
 lines = st.text(st.characters(codec="utf-8"), max_size=20).filter(str.isprintable)
 durations = st.none() | st.floats(0.001, MAX_DURATION)

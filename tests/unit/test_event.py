@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jsq.model.job import JobRecord
@@ -21,6 +21,7 @@ from jsq.model.revision import (
 )
 from jsq.model.revision import DeliveryInfo as Info
 from jsq.model.revision import StartVerdict as Verdict
+from tests.helpers.examples import examples
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 STATES = (*SUBMITTED_STATES, *OPEN_STATES, *FINAL_STATES)
@@ -176,7 +177,7 @@ events = st.builds(
     quarantine=lanes,
     token=sequences,
 ).map(logged)
-quick = settings(deadline=None, max_examples=200)
+quick = examples(200)
 
 
 @quick

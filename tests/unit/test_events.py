@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jsq.broker.jobs.records import is_final
@@ -36,8 +36,9 @@ from jsq.model.revision import (
     Revision,
 )
 from jsq.worker.transitions import running_revision
+from tests.helpers.examples import examples
 
-quick = settings(deadline=None, max_examples=100)
+quick = examples(100)
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 counts = st.integers(0, 2**53)
 stamps = st.integers(1, 4_000_000_000_000)

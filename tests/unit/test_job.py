@@ -8,7 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jsq.codec import envelope
@@ -26,6 +26,7 @@ from jsq.model.job import (
     check_task,
 )
 from jsq.model.options import MAX_HEADER_BYTES, MAX_HEADERS, MAX_TAGS, Options, parse_options, read_options
+from tests.helpers.examples import examples
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
@@ -123,7 +124,7 @@ def test_new_ids_are_unique() -> None:
     assert len({new_id() for _ in range(20_000)}) == 20_000
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(moments=st.lists(st.integers(0, 2**48 - 1), min_size=2, max_size=10, unique=True))
 def test_ids_sort_by_their_creation_time(moments: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jsq.codec.signature import Signature
@@ -36,6 +36,7 @@ from jsq.model.retry import Backoff, Retries, RetryPolicy, build_policy
 from jsq.model.revision import REASONS
 from jsq.model.signals import RateLimited, Reject, Retry, Snooze
 from jsq.worker.transitions import with_deadline
+from tests.helpers.examples import examples
 
 STEPS = RetryPolicy(retries=2, backoff=Backoff(steps=(1.0, 5.0)))
 
@@ -246,7 +247,7 @@ def test_the_caller_picks_the_wait_within_the_jitter() -> None:
     assert outcome.delay == 2.0
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     failures=st.integers(0, 30),
     retries=st.integers(0, 20),
@@ -531,14 +532,14 @@ def test_a_lone_surrogate_can_be_sent() -> None:
     assert fault.error.encode() == b"ValueError: a?b"
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(message=st.text(st.characters(codec=None, categories=None)))
 def test_any_message_can_be_sent(message: str) -> None:
     assert describe_error(ValueError(message)).error.encode()
 
 
 @given(text=st.text())
-@settings(deadline=None, max_examples=30)
+@examples(30)
 def test_plain_text_is_unchanged(text: str) -> None:
     assert replace_surrogates(text) == text
 

@@ -4,12 +4,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nats.errors import ProtocolError
 
 from jsq.transport.parser import NatsParser
 from jsq.transport.replies import Reply
+from tests.helpers.examples import examples
 
 OURS, OTHERS = 7, 8
 
@@ -78,7 +79,7 @@ async def read(reader: NatsParser, chunks: list[bytes], pauses: list[bool]) -> N
     await reading
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(data=st.data(), items=st.lists(messages | commands, max_size=8))
 def test_messages_arrive_in_order_for_any_split_of_the_stream(data: st.DataObject, items: list[Any]) -> None:
     stream = b"".join(map(written, items))

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from jsq.codec.rate_limits import decode_state, encode_state
@@ -23,6 +23,7 @@ from jsq.model.rate_limit import (
     reserve,
     state_ttl,
 )
+from tests.helpers.examples import examples
 from tests.helpers.rate_limits import most_in_a_window
 
 NOW = 1_764_000_000.0
@@ -122,7 +123,7 @@ rates = some.builds(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(
     rates,
     some.lists(some.floats(0, 3), min_size=1, max_size=60),
@@ -139,7 +140,7 @@ def test_no_window_contains_more_starts_than_the_limit(
     assert most_in_a_window(starts, rate.per) <= rate.count
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     some.integers(1, 50),
     some.sampled_from([1.0, 10.0, 60.0]),
@@ -163,7 +164,7 @@ def test_a_bucket_admits_its_burst_and_then_its_rate(
             assert last - first + 1 <= allowed + 1e-3
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(rates, some.lists(some.integers(0, 40), min_size=1, max_size=12), some.randoms(use_true_random=False))
 def test_returned_reservations_can_be_reused_within_the_limit(
     rate: Rate, batches: list[int], pick: random.Random

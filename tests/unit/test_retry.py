@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jsq.errors import BadOption
@@ -21,6 +21,7 @@ from jsq.model.retry import (
     type_name,
 )
 from jsq.model.signals import Reject, Retry, Snooze
+from tests.helpers.examples import examples
 
 
 def highest(low: float, high: float) -> float:
@@ -63,7 +64,7 @@ def test_listed_delays_are_used_in_order_and_the_last_repeats() -> None:
     assert [steps.delay(retry, pick=highest) for retry in (1, 2, 3, 4, 99)] == [1.0, 5.0, 30.0, 30.0, 30.0]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     base=st.floats(0.001, 1e6),
     over=st.floats(0, 1e6),
@@ -80,7 +81,7 @@ def test_a_wait_is_never_negative_nor_above_the_ceiling(
     assert 0.0 <= policy.delay(retry, pick=random.uniform) <= ceiling
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(retry=st.integers(1, MAX_RETRIES - 1), factor=st.floats(1, 100))
 def test_the_longest_delay_never_shrinks(retry: int, factor: float) -> None:
     policy = Backoff(factor=factor)
@@ -217,7 +218,7 @@ def test_a_backoff_max_below_the_given_base_is_refused() -> None:
         build_backoff(Backoff(base=2), 1)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     retry=st.integers(1, MAX_RETRIES),
     most=st.floats(0.001, 1e6),

@@ -8,7 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jsq.codec import schedules
@@ -30,6 +30,7 @@ from jsq.model.schedule import (
     tick_id,
     tick_job,
 )
+from tests.helpers.examples import examples
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 JOB = Job("", "report")
@@ -113,7 +114,7 @@ def test_a_clock_change_neither_skips_nor_repeats_a_tick(
     ),
     st.integers(0, 2 * 86_400),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_the_ticks_after_a_time_do_not_depend_on_where_the_search_starts(
     cron: str, tz: str, day: datetime, seconds: int
 ) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, PlainSerializer, PlainValidator
 from typing_extensions import TypedDict
@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 from jsq.codec import revisions
 from jsq.codec.signature import Signature, pack_call
 from jsq.errors import BadArguments, BadOption, BadResult
+from tests.helpers.examples import examples
 
 
 class Colour(enum.Enum):
@@ -601,7 +602,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=12,
 )
-quick = settings(deadline=None, max_examples=100)
+quick = examples(100)
 AS_IS = taking(Any)
 
 

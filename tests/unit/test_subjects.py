@@ -4,14 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jsq.broker.topology.subjects import Subjects
 from jsq.errors import BadName
+from tests.helpers.examples import examples
 
 ROOT = Path(__file__).parents[2]
-quick = settings(deadline=None, max_examples=100)
+quick = examples(100)
 namespaces = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
 queues = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
 ids = queues
