@@ -20,7 +20,7 @@ REFUSED = "refused"
 
 
 class HookError(Exception):
-    """What every hook raises."""
+    """The error that every hook raises."""
 
 
 class Raising(Middleware):
