@@ -24,7 +24,7 @@ from tests.django.own.excluded import EXCLUDED
 from tests.helpers.pages import GUIDE, page_blocks
 from tests.helpers.repository import ROOT
 
-SUITES = ("commit", "configuration", "connections", "pages", "states")
+SUITES = ("commit", "configuration", "connections", "immediate", "pages", "states")
 BACKEND_SUITES = ("backend",) if django.VERSION >= (6,) else ()
 OWN_TESTS = os.environ.get("DJANGO_TESTS", "")
 """The folder `tests` of Django's source, which `.ci/django` has downloaded."""

@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 from jsq import App, Backoff, BlockingJobHandle, Client, Context, Depends, INJECTED, JobHandle, QueueSettings
 from jsq import Retries, Snooze, chain, group
-from jsq import Retries, Snooze
 from jsq.contrib.django import on_commit
 
 app = App()
