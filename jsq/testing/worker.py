@@ -65,15 +65,15 @@ class RunLog(Observer):
 class MortalWorker(Worker):
     """A worker with a connection of its own, which `cut_off` breaks for good."""
 
+    is_drained = True
     broker: Broker | None = None
+    seen_done = 0
+    """The number of ended attempts at the last check whether the worker is idle."""
 
     async def _connect(self) -> Broker:
         if self.broker is None:
             self.broker = await self.app.client.connection.open_another()
         return self.broker
-
-    def _start_children(self) -> None:
-        """Start none ahead: most tests need none, and a test that stops would wait for its start."""
 
     async def run(self) -> None:
         try:
@@ -121,7 +121,7 @@ class JsqWorker:
     async def start(self) -> None:
         """Start the worker, and wait until it is ready. Raises the errors of `Worker.run`."""
         self._died_in_task = False
-        await self._start(burst=False)
+        await self._start()
 
     async def stop(self) -> None:
         """Stop the worker as SIGTERM does: running jobs get 0.2 s to end, then they are handed back."""
@@ -202,18 +202,18 @@ class JsqWorker:
 
     async def drain_once(self, timeout: Duration) -> list[JobRecord]:
         """Run a worker until no job can start, as `jsq worker --burst` does, and stop it."""
-        await self._start(burst=True)
+        await self._start()
         try:
             await self._wait_idle(timeout)
         finally:
             await self.stop()
         return await self._records()
 
-    async def _start(self, *, burst: bool) -> None:
+    async def _start(self) -> None:
         await self._await_death()
         if self._worker is not None:
             return
-        settings = WorkerSettings(concurrency=self._concurrency, grace=TEST_GRACE, sweep=0.0, burst=burst)
+        settings = WorkerSettings(concurrency=self._concurrency, grace=TEST_GRACE, sweep=0.0)
         timings = WorkerTimings(unwind=TEST_UNWIND)
         worker = MortalWorker(
             self.app, queues=self._queues, settings=settings, observer=self._log, timings=timings
@@ -222,7 +222,8 @@ class JsqWorker:
         ready = asyncio.create_task(worker.ready.wait())
         await asyncio.wait((running, ready), timeout=START_TIMEOUT, return_when="FIRST_COMPLETED")
         ready.cancel()
-        if running.done():
+        if not worker.ready.is_set():
+            running.cancel()  # no effect on a worker that has ended
             await running
         self._worker, self._running = worker, running
 
@@ -323,9 +324,12 @@ class Drain:
 
 async def is_idle(worker: MortalWorker) -> bool:
     """Whether a worker runs no job, and none of its queues has a job or a tick that is due."""
-    broker = worker.broker
-    if worker.dispatcher.attempts or broker is None:
-        return False
+    broker, dispatcher = worker.broker, worker.dispatcher
+    if dispatcher.attempts or dispatcher.done != worker.seen_done or broker is None:
+        worker.seen_done = dispatcher.done
+        return (
+            False  # jobs have ended since the last check: others may follow, so the server is not asked yet
+        )
     for queue in worker.queues:
         await delete_started(broker, queue)
     if not await worker.housekeeping.nothing_left():
@@ -333,7 +337,7 @@ async def is_idle(worker: MortalWorker) -> bool:
     for queue in worker.queues:
         if await has_due_ticks(broker, queue) or await has_due_jobs(broker, queue):
             return False
-    return not worker.dispatcher.attempts
+    return not dispatcher.attempts
 
 
 async def delete_started(broker: Broker, queue: str) -> None:

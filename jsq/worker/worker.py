@@ -62,6 +62,7 @@ class Worker:
     `BadName`, `BadOption`. `resources`, `dispatcher` and `housekeeping` exist while it runs.
     """
 
+    is_drained = False  # whether a test will wait until no job can start soon, as `burst` does
     resources: Resources
     dispatcher: Dispatcher
     housekeeping: Housekeeping
@@ -119,7 +120,7 @@ class Worker:
     async def _run_jobs(self, rules: QueueRules) -> None:
         """Work until the stop, and end everything that runs jobs."""
         broker = self.resources.broker
-        limits = RateLimits(broker, rules, finite=self.settings.burst)
+        limits = RateLimits(broker, rules, finite=self.settings.burst or self.is_drained)
         kind = Dispatcher if self.settings.max_jobs is None else LimitedDispatcher
         self.dispatcher = dispatcher = kind(self.resources, limits, self.weights, self._stopping)
         rules.on_refresh = dispatcher.demand
@@ -213,7 +214,8 @@ class Worker:
         await self.dispatcher.pullers.open(
             broker, leases, lambda puller: running.append(group.create_task(puller.watch()))
         )
-        self._start_children()
+        if not (self.settings.burst or self.is_drained):
+            self.resources.processes.start_ahead()
         self.ready.set()
         unknown.announce(self.queues)
         log.info("worker ready", extra={"worker": self.name, "queues": ",".join(self.queues)})
@@ -322,11 +324,6 @@ class Worker:
     async def _connect(self) -> Broker:
         """The broker of this worker."""
         return await self.app.client.broker()
-
-    def _start_children(self) -> None:
-        """Start a child process before its first job, unless the worker may stop soon."""
-        if not self.settings.burst:
-            self.resources.processes.start_ahead()
 
     def _expected_functions(self) -> list[FunctionLocation]:
         """The locations of the functions of the process tasks."""

@@ -12,7 +12,6 @@ from jsq.guide.glossary import GLOSSARY
 from jsq.model.options import JobOptions, SubmitOptions
 from jsq.model.schedule import Recurrence, ScheduleOptions
 from jsq.settings import Login, QueueSettings, WorkerSettings
-from jsq.testing import plugin
 from tests.guide.log_messages import EXPLANATIONS
 from tests.guide.reference import (
     PAGE_WRITERS,
@@ -74,8 +73,7 @@ def test_every_command_option_and_metric_that_a_page_names_exists(path: Path) ->
     shown = re.findall(r"`(jsq [a-z][^`\n]*)`", without_code(text))
     shown += [line.removeprefix("$ ") for line in lines if line.startswith(("$ jsq ", "jsq "))]
     metrics = {name.strip("`") for name, _, _ in metric_rows()}
-    fixtures = {name for name in vars(plugin) if name.startswith("jsq_")}
-    named = set(JSQ_NAME.findall(text)) - BUCKETS - NAMES_IN_CODE - fixtures
+    named = set(JSQ_NAME.findall(text)) - BUCKETS - NAMES_IN_CODE
 
     assert [line for line in shown if not is_command(line)] == []
     assert {name for name in named if not name.endswith(("_bucket", "_count", "_sum"))} - metrics == set()

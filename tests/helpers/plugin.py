@@ -1,6 +1,8 @@
 """Runs pytest on the project of a user of the pytest plug-in."""
 
+import json
 from importlib.metadata import entry_points
+from urllib.request import urlopen
 
 import pytest
 
@@ -45,6 +47,19 @@ def streams_of_tests(server: EmbeddedServer) -> list[str]:
         return portal.run(list_streams())
     finally:
         portal.stop()
+
+
+def server_counts(server: EmbeddedServer) -> dict[str, int]:
+    """How many streams, consumers and connections a server has."""
+    with urlopen(f"{server.monitor}/jsz") as page:
+        streams = json.load(page)
+    with urlopen(f"{server.monitor}/connz") as page:
+        connections = json.load(page)
+    return {
+        "streams": streams["streams"],
+        "consumers": streams["consumers"],
+        "connections": connections["num_connections"],
+    }
 
 
 async def nothing() -> None:

@@ -3,12 +3,19 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from jsq.server import EmbeddedServer
-from tests.helpers.plugin import run_project, streams_of_tests
+from tests.helpers.plugin import (
+    OPTIONS,
+    plugin_arguments,
+    run_project,
+    server_counts,
+    streams_of_tests,
+)
 
 pytest_plugins = ["pytester"]
 
@@ -399,6 +406,52 @@ def test_a_server_that_others_started_is_not_restarted(pytester: pytest.Pytester
 
     found.assert_outcomes(failed=1)
     found.stdout.fnmatch_lines(["*UsageError: the tests have not started the server at nats://127.0.0.1:*"])
+
+
+THOUSAND_TESTS = """
+import pytest
+import shop
+
+
+@pytest.mark.parametrize("order", range(600))
+async def test_a_submit(jsq_app, jsq_submits, order):
+    await shop.place.submit(order)
+    jsq_submits.assert_submitted(shop.place, order)
+
+
+@pytest.mark.parametrize("order", range(200))
+async def test_a_drain(jsq_drain, order):
+    await shop.place.submit(order)
+    assert [job.task for job in await jsq_drain()] == ["place", "mail"]
+
+
+@pytest.mark.parametrize("order", range(100))
+async def test_a_worker(jsq_worker, order):
+    assert await (await shop.pay.submit(order)).result(timeout=10) == order
+
+
+@pytest.mark.parametrize("order", range(100))
+def test_a_plain_test(jsq_app, jsq_submits, order):
+    shop.place.delay(order)
+    jsq_submits.assert_submitted(shop.place, order)
+"""
+
+
+@pytest.mark.proof
+def test_a_thousand_tests_leave_nothing_on_one_server(
+    pytester: pytest.Pytester, server: EmbeddedServer
+) -> None:
+    """Prints the time that they take in two processes; `pytest -s` shows it."""
+    pytester.makeini(OPTIONS + "asyncio_mode = auto\njsq_app = shop:app\n")
+    pytester.makepyfile(shop=SHOP, test_shop=THOUSAND_TESTS)
+    before = server_counts(server)
+    began = time.monotonic()
+
+    found = pytester.runpytest_subprocess(*plugin_arguments(), "-n", "2", "-q")
+
+    print(f"1,000 tests in {time.monotonic() - began:.1f} s")
+    found.assert_outcomes(passed=1_000)
+    assert server_counts(server) == before
 
 
 def test_the_plug_in_imports_nothing_of_jsq_before_it_is_used() -> None:
