@@ -21,6 +21,7 @@ _homes = {
     "context": ["Context"],
     "dependencies": ["Depends", "INJECTED"],
     "embedded": ["EmbeddedWorker"],
+    "immediate": ["Immediate"],
     "middleware": ["ContextVars", "CurrentJob", "Middleware", "current_job"],
     "client.handle": ["BlockingJobHandle", "JobHandle"],
     "model.job": ["JobRecord"],

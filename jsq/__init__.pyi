@@ -56,6 +56,7 @@ from jsq.errors import TaskExists as TaskExists
 from jsq.errors import UnknownTask as UnknownTask
 from jsq.errors import UsageError as UsageError
 from jsq.errors import WrongState as WrongState
+from jsq.immediate import Immediate as Immediate
 from jsq.middleware import ContextVars as ContextVars
 from jsq.middleware import CurrentJob as CurrentJob
 from jsq.middleware import Middleware as Middleware

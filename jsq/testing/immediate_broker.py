@@ -173,12 +173,14 @@ class ImmediateReader(JobReader):
 
     async def _wait_for_next(self, found: StoredRevision, *, final_only: bool) -> None:
         """Wait until a job has another revision, or the final one. Raises if nothing can write it."""
+        before: StoredRevision | None = None
         while True:
             last = await self.find(found.job, found.queue, pending=True)
             if last is None or last.state in FINAL_STATES or (last != found and not final_only):
                 return
-            if not await self._worker.wait_for_other(found.job):
+            if last == before:
                 raise endless_wait(last)
+            before = None if await self._worker.wait_for_other(found.job) else last
 
 
 class ImmediateCompletions(Completions):
@@ -190,12 +192,14 @@ class ImmediateCompletions(Completions):
         self._worker = worker
 
     async def next(self) -> StoredRevision:
+        others = True
         while not self._ended:
             await self._poll()
-            if not self._ended and not await self._worker.wait_for_other(""):
+            if not self._ended and not others:
                 raise unsupported(
                     "a wait for jobs that are not due", "nothing moves the clock", "submit them without delay"
                 )
+            others = bool(self._ended) or await self._worker.wait_for_other("")
         return await super().next()
 
 

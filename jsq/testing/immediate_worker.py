@@ -19,7 +19,7 @@ from jsq.broker.delivery.delivery import read_delivery
 from jsq.broker.topology.namespace import Namespace
 from jsq.broker.topology.streams import Streams
 from jsq.broker.topology.subjects import Subjects
-from jsq.errors import BadEnvelope, BadName, JobExpired, JobFailed, NewerEnvelope
+from jsq.errors import BadEnvelope, BadName, JobExpired, JobFailed, NewerEnvelope, UsageError
 from jsq.executors import LoopExecutor, ProcessExecutor, ThreadExecutor
 from jsq.lifespan import RunningLifespan
 from jsq.model.job import Job
@@ -51,6 +51,9 @@ WORKER = "immediate"
 
 MAX_ATTEMPTS_AT_ONCE = 1_000
 """Attempts of a job that one call may run: a job that is snoozed without end must not hang a test."""
+
+BLOCKED_SECONDS = 5.0
+"""Seconds without a turn after which the event loop of a block counts as blocked."""
 
 _threads = ThreadExecutor()
 """The threads of all blocks, so that a thousand tests do not leave a thousand idle threads."""
@@ -161,9 +164,19 @@ class ImmediateWorker:
         await self.on_home(self.run_ready(ids))
 
     async def on_home(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run something on the event loop of the block."""
+        """Run something on the event loop of the block. Raises `UsageError` if that loop cannot run it."""
         if asyncio.get_running_loop() is self.home:
             return await work
+        if not self.home.is_running():
+            work.close()
+            raise UsageError("the event loop that has entered the block does not run; use one loop for both")
+        try:
+            turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.home)
+            await asyncio.wait_for(asyncio.wrap_future(turn), BLOCKED_SECONDS)
+        except TimeoutError:
+            work.close()
+            fix = "write with app.immediate() around that call"
+            raise UsageError(f"a synchronous call blocks the event loop of the block; {fix}") from None
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.home))
 
     async def move_clock(self, moment: float) -> None:
@@ -192,7 +205,8 @@ class ImmediateWorker:
         if not found:
             return False
         await asyncio.wait(found, return_when="FIRST_COMPLETED")
-        await asyncio.sleep(0)  # so that the caller of its submit runs what follows it
+        for _ in range(2):
+            await asyncio.sleep(0)  # so that the caller of its submit starts what follows it
         return True
 
     def _drained(self, drain: asyncio.Task[None]) -> None:
@@ -293,22 +307,26 @@ class ImmediateWorker:
                     continue
             context = contextvars.Context()
             context.run(running_jobs.set, (*running_jobs.get(), delivery.id))
-            running.append(self.home.create_task(self._attempt(delivery), context=context))
+            attempt = self._begin(delivery)
+            running.append(self.home.create_task(self._attempt(attempt), context=context))
         if running:
             await asyncio.wait(running)
         for one in running:
             one.result()
 
-    async def _attempt(self, delivery: Delivery) -> None:
+    def _begin(self, delivery: Delivery) -> Attempt:
         attempt = Attempt(delivery, self.resources, TaskRun(self.resources.timings.unwind))
         attempt.plans = self._plans
-        ended: asyncio.Future[None] = self.home.create_future()
-        self._running[delivery.id] = attempt, ended
+        self._running[delivery.id] = attempt, self.home.create_future()
         self._by_queue[delivery.queue] += 1
+        return attempt
+
+    async def _attempt(self, attempt: Attempt) -> None:
+        delivery = attempt.delivery
         try:
             await attempt.run()
         finally:
-            del self._running[delivery.id]
+            _, ended = self._running.pop(delivery.id)
             self._by_queue[delivery.queue] -= 1
             ended.set_result(None)
         place = delivery.reply.split(".")[2], delivery.sequence

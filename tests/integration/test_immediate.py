@@ -15,6 +15,7 @@ from jsq import (
     BadOption,
     BrokerUnavailable,
     Context,
+    Immediate,
     ImmediateUnsupported,
     JobFailed,
     JobNotFound,
@@ -446,6 +447,42 @@ async def test_a_thread_of_the_test_submits_to_the_block(app: App) -> None:
     assert homes == [threading.get_ident()]
 
 
+def test_a_block_of_an_event_loop_that_does_not_run_is_an_error(app: App) -> None:
+    @app.task
+    async def work() -> None: ...
+
+    home, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    immediate = app.immediate()
+    home.run_until_complete(immediate.__aenter__())
+    with pytest.raises(UsageError, match="use one loop for both"):
+        other.run_until_complete(work.submit())
+    home.run_until_complete(immediate.__aexit__(None, None, None))
+    other.close()
+    home.close()
+
+
+async def test_a_blocked_event_loop_is_an_error(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    @app.task
+    async def work() -> None: ...
+
+    monkeypatch.setattr("jsq.testing.immediate_worker.BLOCKED_SECONDS", 0.1)
+    errors: list[Exception] = []
+
+    def submit() -> None:
+        try:
+            work.delay()
+        except UsageError as error:
+            errors.append(error)
+
+    async with app.immediate():
+        thread = threading.Thread(target=submit)
+        thread.start()
+        thread.join(20)
+    await app.close()
+
+    assert "write with app.immediate() around that call" in str(errors)
+
+
 async def test_schedules_fire_when_the_clock_moves(app: App) -> None:
     ran: list[str] = []
 
@@ -487,13 +524,13 @@ async def test_a_block_leaves_nothing_behind(app: App) -> None:
 
 
 @pytest.fixture
-async def session(app: App) -> AsyncIterator[Any]:
+async def session(app: App) -> AsyncIterator[Immediate]:
     """A block as a fixture: it is entered and left in other asyncio tasks than the test, on the same loop."""
     async with app.immediate() as immediate:
         yield immediate
 
 
-async def test_a_fixture_may_hold_the_block(app: App, session: Any) -> None:
+async def test_a_fixture_may_hold_the_block(app: App, session: Immediate) -> None:
     @app.task
     async def work() -> int:
         return 1

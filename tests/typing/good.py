@@ -21,6 +21,7 @@ from jsq import (
     Depends,
     EmbeddedWorker,
     Failure,
+    Immediate,
     JobError,
     JobHandle,
     JobRecord,
@@ -578,3 +579,18 @@ async def run_flows() -> None:
 
 on_commit(add).delay(1, b=2)
 on_commit(report.options(priority="high"), using="other", robust=True).delay([1])
+
+
+# -- immediate mode
+
+
+async def test_fetch() -> None:
+    async with app.immediate(raise_errors=True, start=datetime(2030, 1, 1, tzinfo=UTC)) as immediate:
+        assert_type(immediate, Immediate)
+        job = await fetch.submit("a")
+        assert_type(await immediate.delays(job), list[float])
+        assert_type(await immediate.jobs(), list[JobRecord])
+        assert_type(immediate.submits.assert_submitted(fetch, "a").queue, str)
+    with app.immediate() as synchronous:
+        synchronous.blocking.advance("1h")
+        assert_type(synchronous.blocking.jobs(), list[JobRecord])
