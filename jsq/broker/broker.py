@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from jsq.broker.delivery.holders import Holders
 from jsq.broker.delivery.task_knowers import TaskKnowers
 from jsq.broker.flow.checkpoints import CheckpointStore
+from jsq.broker.flow.due_jobs import DueJobs
 from jsq.broker.flow.key_groups import KeyGroups
 from jsq.broker.flow.pauses import PauseStore
 from jsq.broker.flow.queue_slots import QueueSlotStore
@@ -57,6 +58,7 @@ class Broker:
         self.job_writer = store.writer
         self.checkpoints = CheckpointStore(namespace)
         self.key_groups = KeyGroups(namespace, store)
+        self.due_jobs = DueJobs(namespace, store.records)
         self.cancel = Canceller(namespace, store, self.checkpoints, self.key_groups)
         self.reschedule = Rescheduler(namespace, store)
         self.edit = Editor(namespace, store, self.key_groups)

@@ -163,10 +163,10 @@ class JetStreamApi:
 
     async def put_consumer(self, stream: str, config: JsonObject) -> None:
         """Create or update a consumer."""
-        await self.call(
-            f"CONSUMER.CREATE.{stream}.{config['name']}.{config['filter_subject']}",
-            {"stream_name": stream, "config": config},
-        )
+        name = f"CONSUMER.CREATE.{stream}.{config['name']}"
+        if "filter_subject" in config:
+            name += f".{config['filter_subject']}"
+        await self.call(name, {"stream_name": stream, "config": config})
 
     async def pause_consumer(self, stream: str, name: str, until: datetime | None) -> None:
         """Stop the deliveries of a consumer until a time, or resume them now. Skips a missing consumer."""

@@ -27,7 +27,7 @@ from jsq.lifespan import CHILD_STOP_SECONDS, LifespanUse
 from jsq.model.job import check_queue
 from jsq.settings import QueueSettings, WorkerSettings
 from jsq.worker.dispatcher import Dispatcher, LimitedDispatcher
-from jsq.worker.duties.due_jobs import DueForwarding
+from jsq.worker.duties.due_jobs import DueJobMoves
 from jsq.worker.duties.group_wakeups import GroupWakeups
 from jsq.worker.duties.heartbeat import Heartbeat
 from jsq.worker.duties.housekeeping import Housekeeping
@@ -40,6 +40,7 @@ from jsq.worker.duties.schedule_ticks import ScheduleTicks
 from jsq.worker.duties.stream_watch import StreamWatch
 from jsq.worker.duties.sweeping import sweep_regularly
 from jsq.worker.duties.unknown_tasks import UnknownTasks
+from jsq.worker.duties.wakeup_sources import WakeupSources
 from jsq.worker.duties.watchdog import Watchdog
 from jsq.worker.holders import JobHolders
 from jsq.worker.observer import Observer
@@ -192,7 +193,8 @@ class Worker:
         slots.follow()
         ticks = ScheduleTicks(broker, self.queues, self.app.schedules.values(), heartbeat.removed)
         await ticks.declare()
-        forwarding = DueForwarding(broker, self.queues, self.name)
+        due_jobs = DueJobMoves(broker, self.queues)
+        sources = WakeupSources(broker, self.queues, self.name)
         self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         self._last_beat = lambda: housekeeping.beaten
         duties = [
@@ -201,9 +203,10 @@ class Worker:
             sampling.run(),
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
             ticks.run(),
-            forwarding.run(),
+            due_jobs.run(),
+            sources.run(),
             RecordRenewal(self.dispatcher).run(),
-            self._stream_watch(broker, heartbeat, forwarding, ticks).run(),
+            self._stream_watch(broker, heartbeat, sources, ticks).run(),
             rules.run(),
             unknown.run(),
             self._quiet.run(self.dispatcher, heartbeat.beat),
@@ -222,7 +225,7 @@ class Worker:
         with self._watchdog():
             await self._stopping.wait()
             heartbeat.beat()
-            await asyncio.gather(ticks.close(), self._wind_down())
+            await asyncio.gather(ticks.close(), due_jobs.close(), self._wind_down())
         for duty in running:
             duty.cancel()
         await slots.close()
@@ -249,10 +252,10 @@ class Worker:
         return not self._stopping.is_set() and self.app.known(task) is not None
 
     def _stream_watch(
-        self, broker: Broker, heartbeat: Heartbeat, forwarding: DueForwarding, ticks: ScheduleTicks
+        self, broker: Broker, heartbeat: Heartbeat, sources: WakeupSources, ticks: ScheduleTicks
     ) -> StreamWatch:
         async def restored(names: list[str]) -> None:
-            await forwarding.check_all()
+            await sources.check_all()
             if broker.subjects.streams.bucket("schedules") in names:
                 await ticks.declare()
 

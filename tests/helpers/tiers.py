@@ -22,7 +22,7 @@ The proof tier of each subject, and after the semicolon the part that the defaul
 - `integration/test_schedules.py`: a worker without its lease, a killed server with a memory queue; ticks of
   killed workers.
 - `integration/test_connection.py`: a link that is dead and silent; a link that accepts no more data.
-- `integration/test_due_jobs.py`: the start within a second after restarts; that due jobs are forwarded.
+- `integration/test_due_jobs.py`: the start within a second after restarts; clusters.
 - `integration/test_isolation.py`: a last attempt that cannot run alone; one that waits for the others.
 - `integration/test_backpressure.py`: many clients that wait for room; a hundred submits of one client.
 - `integration/test_record_races.py`: a reschedule and the firing of a retry at once; a late reschedule.

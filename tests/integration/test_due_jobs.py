@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from jsq import App, Client, JobHandle
-from jsq.broker.flow.due_jobs import FORWARD_LEASE, DueJobs
+from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
+from jsq.broker.flow.wakeup_source import ADMIT_LEASE, WakeupSource
+from jsq.broker.topology.configs import DUE_CONSUMER, DUE_LEASE
 from jsq.codec.subject_token import ANY
 from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
@@ -89,7 +91,7 @@ async def test_due_jobs_start_within_a_second_after_restarts_of_the_server(
         assert starts.late() < LATE
 
 
-async def test_a_worker_that_starts_after_the_server_forwards_due_jobs(
+async def test_a_worker_that_starts_after_the_server_moves_due_jobs(
     own_server: EmbeddedServer, namespace: str, until: Until
 ) -> None:
     async with App(own_server.url, namespace=namespace) as app:
@@ -124,85 +126,125 @@ async def test_a_job_of_a_key_starts_though_the_server_skipped_its_wake_up(app: 
         assert (await job.wait(15)).state == "succeeded"
 
 
-async def test_only_one_worker_of_a_queue_forwards_due_jobs_at_a_time(client: Client, until: Until) -> None:
+async def test_only_one_worker_of_a_queue_resumes_its_wakeups_at_a_time(client: Client, until: Until) -> None:
     broker = await client.broker()
     await client.admin.provision()
-    first, second = (DueJobs(broker.namespace, broker.records, "default", by) for by in ("first", "second"))
+    first, second = (WakeupSource(broker.namespace, "default", by) for by in ("first", "second"))
 
     assert [await first.acquire(), await second.acquire(), await first.acquire()] == [True, False, True]
     await until(second.acquire)  # the first has not renewed its lease
     assert not await first.acquire()
 
 
-async def test_a_lease_to_forward_that_outlived_its_ttl_is_taken_over(client: Client) -> None:
+async def test_a_lease_to_resume_that_outlived_its_ttl_is_taken_over(client: Client) -> None:
     broker = await client.broker()
     await client.admin.provision()
-    first, second = (DueJobs(broker.namespace, broker.records, "default", by) for by in ("first", "second"))
+    first, second = (WakeupSource(broker.namespace, "default", by) for by in ("first", "second"))
     assert [await first.acquire(), await second.acquire()] == [True, False]
 
-    broker.wire.clock.offset += FORWARD_LEASE + OUTLIVED_SECONDS + 1
+    broker.wire.clock.offset += ADMIT_LEASE + OUTLIVED_SECONDS + 1
 
     assert await second.acquire()
 
 
-async def test_a_job_that_has_a_message_already_is_not_forwarded(client: Client, until: Until) -> None:
+async def take_due(broker: Broker, until: Until, number: int) -> list[Delivery]:
+    """The due jobs of the queue `default`, at their delivery with this number."""
+    taken: list[Delivery] = []
+
+    def take(delivery: Delivery) -> None:
+        if delivery.number < number:
+            broker.wire.send(delivery.reply, b"-NAK")
+        else:
+            taken.append(delivery)
+
+    address = ConsumerAddress(
+        "default", broker.subjects.streams.scheduled("default"), DUE_CONSUMER, DUE_LEASE
+    )
+    puller = Puller(broker.wire, address, PullHandlers(take, lambda _: 10))
+    await puller.open()
+    await until(lambda: taken)
+    await puller.close()
+    return taken
+
+
+async def test_a_redelivered_due_job_is_not_stored_beside_its_other_message(
+    client: Client, until: Until
+) -> None:
     await client.admin.provision()
     broker = await client.broker()
     ready = broker.subjects.streams.ready("default")
-    config = (await broker.jetstream.stream_info(ready) or {})["config"]
-    await broker.jetstream.update_stream(config | {"sources": None})
-    scheduled, due = broker.subjects.streams.scheduled("default"), broker.subjects.due("default", "*", ANY)
     await client.task("note").options(id="one", delay=0.3).submit()
-    await client.task("note").options(id="two", delay=0.3, priority="high").submit()
-
-    async def are_due() -> bool:
-        return await broker.jetstream.count(scheduled, due) == 2
-
-    await until(are_due)
     await broker.wire.publish(broker.subjects.ready("default", "low", "one"))
 
-    due_jobs = DueJobs(broker.namespace, broker.records, "default", "me")
-    assert await due_jobs.forward() == 0, "a job that has just become due may have been moved"
+    [delivery] = await take_due(broker, until, 2)
 
-    async def one_is_forwarded() -> bool:
-        return await due_jobs.forward() == 1
-
-    await until(one_is_forwarded)
-
-    places = [broker.subjects.ready("default", level, ANY) for level in ("high", "normal", "low")]
-    assert [await broker.jetstream.count(ready, place) for place in places] == [1, 0, 1]
-    assert await broker.jetstream.count(scheduled, due) == 1
+    assert not await broker.due_jobs.move(delivery)
+    await broker.jetstream.purge(ready, broker.subjects.ready("default", "low", "one"))
+    assert await broker.due_jobs.move(delivery)
+    assert await broker.jetstream.count(ready, broker.subjects.ready("default", "normal", "one")) == 1
 
 
-async def test_the_due_message_of_a_job_that_has_run_is_deleted_and_not_forwarded(
-    app: App, until: Until
-) -> None:
+async def test_a_redelivered_due_job_that_has_run_is_not_stored_again(app: App, until: Until) -> None:
     starts = Starts(app)
     job: JobHandle[Any] = await starts.note.submit(0)
     async with two_workers(app):
         await job.wait()
     broker = await app.client.broker()
-    subjects, jetstream = broker.subjects, broker.jetstream
-    ready, places = subjects.streams.ready("default"), subjects.ready("default", "*", ANY)
-    await until(lambda: holds(jetstream.count(ready, places), 0))
-    config = (await jetstream.stream_info(ready) or {})["config"]
-    await jetstream.update_stream(config | {"sources": None})
-    await broker.wire.publish(subjects.due("default", "normal", job.id), b"[[0],{}]")
-    due_jobs, forwarded = DueJobs(broker.namespace, broker.records, "default", "me"), 0
-    scheduled = subjects.streams.scheduled("default")
+    ready, places = broker.subjects.streams.ready("default"), broker.subjects.ready("default", "*", ANY)
+    await until(lambda: holds(broker.jetstream.count(ready, places), 0))
+    await broker.wire.publish(broker.subjects.due("default", "normal", job.id), b"[[0],{}]")
 
-    async def is_deleted() -> bool:
-        nonlocal forwarded
-        forwarded += await due_jobs.forward()
-        return await jetstream.count(scheduled, ">") == 0
+    [delivery] = await take_due(broker, until, 2)
 
-    await until(is_deleted)
+    assert await broker.due_jobs.move(delivery)
+    assert await broker.jetstream.count(ready, places) == 0
 
-    assert (forwarded, await jetstream.count(ready, places)) == (0, 0)
+
+async def test_a_second_message_of_a_due_job_that_has_run_starts_nothing(app: App, until: Until) -> None:
+    starts = Starts(app)
+    job: JobHandle[Any] = await starts.note.options(delay=0.3).submit(0)
+    async with two_workers(app):
+        await job.wait()
+        broker = await app.client.broker()
+        await broker.wire.publish(broker.subjects.due("default", "normal", job.id), b"[[0],{}]")
+        await until(lambda: holds(messages_of(broker), 0))
+
+    assert len(starts.start_times[0]) == 1
+
+
+async def messages_of(broker: Broker) -> int:
+    """The messages in the streams of the queue `default`."""
+    streams = broker.subjects.streams
+    return sum(
+        [
+            await broker.jetstream.count(name, ">")
+            for name in (streams.ready("default"), streams.scheduled("default"))
+        ]
+    )
 
 
 async def holds(count: Awaitable[int], expected: int) -> bool:
     return await count == expected
+
+
+@pytest.mark.proof
+async def test_deleting_a_due_job_on_three_replicas_deletes_no_other(tmp_path: Path, until: Until) -> None:
+    """The server once deleted the due jobs before it as well, while the full queue sourced them."""
+    async with cluster(tmp_path) as servers, App(servers.url, namespace="due") as app:
+        app.queue("default", replicas=3, max_jobs=1)
+        starts = Starts(app)
+        await app.client.admin.provision(app.declared)
+        await starts.note.submit(0)
+        jobs = [await starts.note.options(delay=0.3).submit(number) for number in range(1, 7)]
+        broker = await app.client.broker()
+        streams, due = broker.subjects.streams, broker.subjects.due("default", "*", ANY)
+        await until(lambda: holds(broker.jetstream.count(streams.scheduled("default"), due), 6))
+
+        assert await jobs[-1].cancel()
+        async with two_workers(app):
+            states = [(await job.wait(30)).state for job in jobs]
+
+        assert states == ["succeeded"] * 5 + ["cancelled"]
 
 
 @pytest.mark.proof

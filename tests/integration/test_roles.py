@@ -14,9 +14,8 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 from jsq import App, Client, Context, DuplicateJob, Failure, JobHandle, Login, NotAllowed, RateLimited
-from jsq.broker.flow.due_jobs import DueJobs
+from jsq.broker.flow.wakeup_source import WakeupSource
 from jsq.broker.topology.subjects import Subjects
-from jsq.codec.subject_token import ANY
 from jsq.model.job import JobRecord
 from jsq.model.schedule import read_schedule
 from jsq.settings import QueueSettings, WorkerSettings
@@ -947,33 +946,20 @@ async def test_a_submitter_keeps_waiting_while_a_replica_does_not_have_the_end_o
 # -- due jobs ------------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_that_may_not_update_a_stream_forwards_due_jobs(place: Place, until: Until) -> None:
+async def test_a_worker_of_a_queue_moves_its_due_jobs(place: Place) -> None:
+    async with place.client("jsq") as admin, working(place.login("hands"), "mail"):
+        assert await (await to(admin, "mail", delay=0.3)).result(PROMPT) == "hello you"
+        assert await (await to(admin, "mail", delay=0.3, key="k")).result(PROMPT) == "hello you"
+
+
+async def test_a_worker_may_not_update_a_stream(place: Place) -> None:
     async with place.client("jsq") as admin, place.client("hands") as hands:
-        broker = await admin.broker()
-        names = broker.subjects.streams
-        config = (await broker.jetstream.stream_info(names.ready("mail")) or {})["config"]
-        await broker.jetstream.update_stream(config | {"sources": None})
-        await to(admin, "mail", delay=0.3)
-        place_of_due = broker.subjects.due("mail", "*", ANY)
-
-        async def is_due() -> bool:
-            return await broker.jetstream.count(names.scheduled("mail"), place_of_due) == 1
-
-        await until(is_due)
-        worker = await hands.broker()
-        due = DueJobs(worker.namespace, worker.records, "mail", "hands")
+        await (await admin.broker()).streams.ensure_groups("mail")
+        source = WakeupSource((await hands.broker()).namespace, "mail", "hands")
 
         with pytest.raises(NotAllowed):
-            await due.resume(names.ready("mail"))
-        assert await due.silences() == {}
-        assert await due.acquire()
-
-        async def is_forwarded() -> bool:
-            return await due.forward() == 1
-
-        await until(is_forwarded)
-        assert await broker.jetstream.count(names.ready("mail"), "jsq.q.mail.normal.*") == 1
-        assert await broker.jetstream.count(names.scheduled("mail"), ">") == 0
+            await source.resume()
+        assert await source.acquire()
 
 
 # -- streams that vanish -------------------------------------------------------------------------------------

@@ -133,17 +133,20 @@ def test_a_memory_queue_stores_messages_in_memory_and_records_on_disk() -> None:
     }
 
 
-def test_due_jobs_move_to_their_own_queue_and_priority() -> None:
-    config = ready_config(NAMES, "mail", CAREFUL, declared=True)
-
-    assert config["sources"] == [
-        {
-            "name": "SHOP_SCHEDULED_mail",
-            "subject_transforms": [
-                {"src": "shop.due.mail.*.*", "dest": "shop.q.mail.{{wildcard(1)}}.{{wildcard(2)}}"}
-            ],
-        }
+def test_no_work_queue_is_sourced_by_another_stream() -> None:
+    """The server deletes messages of a replicated work queue that a sourcing stream has not stored yet."""
+    streams = [
+        ready_config(NAMES, "mail", CAREFUL, declared=True),
+        scheduled_config(NAMES, "mail", CAREFUL),
+        groups_config(NAMES, "mail", CAREFUL),
+        group_state_config(NAMES, "mail", CAREFUL),
+        records_config(NAMES, 3),
+        events_config(NAMES, 3, 30),
     ]
+    retention = {config["name"]: config["retention"] for config in streams}
+    sourced = [source["name"] for config in streams for source in config.get("sources") or ()]
+
+    assert {retention[name] for name in sourced} == {"limits"}
 
 
 def test_a_job_id_stays_claimed_until_the_record_has_expired() -> None:
@@ -240,7 +243,7 @@ def test_an_equal_configuration_has_no_differences() -> None:
 
 
 def test_fields_that_the_server_adds_are_no_difference() -> None:
-    config = ready_config(NAMES, "mail", CAREFUL, declared=True)
+    config = group_state_config(NAMES, "mail", CAREFUL)
     source = config["sources"][0] | {"opt_start_seq": 0}
     have = config | {
         "sources": [source],
@@ -292,12 +295,7 @@ def test_configuration_values_are_shown_as_short_text() -> None:
 
 
 def test_sources_in_another_notation_are_no_difference() -> None:
-    for config in (
-        ready_config(NAMES, "mail", CAREFUL, declared=True),
-        groups_config(NAMES, "mail", CAREFUL),
-        group_state_config(NAMES, "mail", CAREFUL),
-        events_config(NAMES, 1, 30),
-    ):
+    for config in (group_state_config(NAMES, "mail", CAREFUL), events_config(NAMES, 1, 30)):
         rewritten = rewritten_sources(config)
 
         assert rewritten["sources"] != config["sources"]
@@ -306,7 +304,11 @@ def test_sources_in_another_notation_are_no_difference() -> None:
 
 
 def test_another_source_is_a_difference() -> None:
-    config = ready_config(NAMES, "mail", CAREFUL, declared=True)
+    config, ready = (
+        group_state_config(NAMES, "mail", CAREFUL),
+        ready_config(NAMES, "mail", CAREFUL, declared=True),
+    )
 
     assert config_differences(config, config | {"sources": None})
-    assert config_differences(config, ready_config(NAMES, "other", CAREFUL, declared=True))
+    assert config_differences(config, group_state_config(NAMES, "other", CAREFUL))
+    assert config_differences(ready, ready | {"sources": config["sources"]})

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jsq.broker.topology.configs import TICKS_CONSUMER, WAKEUPS, shared_configs
+from jsq.broker.topology.configs import DUE_CONSUMER, TICKS_CONSUMER, WAKEUPS, shared_configs
 from jsq.broker.topology.inventory import inventory_advisories
 from jsq.broker.topology.subjects import CANCELLED, PROGRESS, RESULT, Subjects, flow_key
 from jsq.codec.subject_token import ANY
@@ -207,6 +207,7 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
         reader_permissions(subjects, queue)
         + admission_permissions(subjects, queue)
         + tick_permissions(subjects, queue)
+        + due_permissions(subjects, queue)
         + limit_permissions(subjects, queue)
         + SubjectPermissions(
             requests=(
@@ -221,7 +222,7 @@ def worker_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
                 last_message_request(subjects.streams.records, subjects.checkpoint(queue, ANY, ">")),
                 subjects.dead(queue, "*", ANY),
                 subjects.key("workers", "*"),
-                subjects.key("workers", f"forward.{queue}"),
+                subjects.key("workers", f"wakeups.{queue}"),
                 keys,
                 last_message_request(subjects.streams.bucket("ids"), keys),
                 subjects.holders(queue),
@@ -249,6 +250,15 @@ def worker_subscriptions(subjects: Subjects, queue: str) -> tuple[str, ...]:
         subjects.refresh(queue),
         subjects.holders(queue),
         *inventory_advisories(shared, own),
+    )
+
+
+def due_permissions(subjects: Subjects, queue: str) -> SubjectPermissions:
+    """The permissions to receive due jobs; a worker may store jobs in its queues and key groups anyway."""
+    scheduled = subjects.streams.scheduled(queue)
+    return SubjectPermissions(
+        requests=(f"$JS.ACK.{scheduled}.{DUE_CONSUMER}.>",),
+        streamed_requests=(f"$JS.API.CONSUMER.MSG.NEXT.{scheduled}.{DUE_CONSUMER}",),
     )
 
 

@@ -50,11 +50,15 @@ A worker handles a wake-up within milliseconds, and handling it twice is safe.
 """
 
 TICKS_CONSUMER = "ticks"
+DUE_CONSUMER = "due"
 TICK_LEASE = 10.0
 """Seconds after which the server delivers a tick to another worker, if the first worker has died."""
 
-FIRST, SECOND = Token("{{wildcard(1)}}"), Token("{{wildcard(2)}}")
-"""In the destination of a subject transform: the tokens that the first and the second `*` matched."""
+DUE_LEASE = 5.0
+"""The same for a due job, which a worker moves to its queue within milliseconds."""
+
+FIRST = Token("{{wildcard(1)}}")
+"""In the destination of a subject transform: the token that the first `*` matched."""
 
 Config = dict[str, Any]
 """The configuration of a stream or consumer, as the JSON of the server's API."""
@@ -176,14 +180,7 @@ def ready_config(subjects: Subjects, queue: str, settings: QueueSettings, *, dec
         "allow_atomic": True,
         "allow_batched": True,
         "duplicate_window": NS // 10,
-        "sources": [
-            {
-                "name": subjects.streams.scheduled(queue),
-                "subject_transforms": [
-                    {"src": subjects.due(queue, "*", ANY), "dest": subjects.ready(queue, FIRST, SECOND)}
-                ],
-            }
-        ],
+        "sources": None,  # see `jsq.broker.flow.due_jobs`
         "metadata": owner_metadata(subjects)
         | {
             QUEUE_SETTINGS: settings.as_json(),
@@ -213,17 +210,7 @@ def groups_config(subjects: Subjects, queue: str, settings: QueueSettings) -> Co
         "allow_atomic": True,
         "allow_batched": True,
         "duplicate_window": NS // 10,
-        "sources": [
-            {
-                "name": subjects.streams.scheduled(queue),
-                "subject_transforms": [
-                    {
-                        "src": subjects.groups.due(queue, "*", ANY),
-                        "dest": subjects.groups.job(queue, FIRST, SECOND),
-                    }
-                ],
-            }
-        ],
+        "sources": None,
         "metadata": owner_metadata(subjects),
     }
 
@@ -297,6 +284,19 @@ def tick_consumer(subjects: Subjects, queue: str) -> Config:
     }
 
 
+def due_consumer(subjects: Subjects, queue: str) -> Config:
+    """The consumer on the SCHEDULED stream of a queue that delivers its due jobs."""
+    return {
+        "durable_name": DUE_CONSUMER,
+        "name": DUE_CONSUMER,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "filter_subjects": [subjects.due(queue, "*", ANY), subjects.groups.due(queue, "*", ANY)],
+        "ack_wait": round(DUE_LEASE * NS),
+        "max_waiting": MAX_WAITING,
+    }
+
+
 def shared_configs(subjects: Subjects, replicas: int) -> tuple[Config, ...]:
     """The streams and buckets that all queues of a namespace share."""
     return (
@@ -310,9 +310,10 @@ def shared_configs(subjects: Subjects, replicas: int) -> tuple[Config, ...]:
 
 
 def consumer_configs(subjects: Subjects, queue: str, settings: QueueSettings) -> Iterator[tuple[str, Config]]:
-    """The consumers of a queue, each with its stream: one per priority, and the consumer of ticks."""
+    """The consumers of a queue, each with its stream: one per priority, and those of due jobs and ticks."""
     for level in PRIORITIES:
         yield subjects.streams.ready(queue), queue_consumer(subjects, queue, level, settings)
+    yield subjects.streams.scheduled(queue), due_consumer(subjects, queue)
     yield subjects.streams.scheduled(queue), tick_consumer(subjects, queue)
 
 

@@ -1,169 +1,105 @@
-"""Forwards the due jobs of a worker's queues while the server does not, for example after a restart."""
+"""Workers move the due jobs of their queues to where they wait: one worker gets each message."""
 
 import asyncio
 import contextlib
 import logging
-import math
-import random
-import time
 from collections.abc import Iterable
 
-from jsq.broker import Broker
-from jsq.broker.flow.due_jobs import FORWARD_LEASE, OVERDUE_SECONDS, DueJobs
-from jsq.broker.topology.presence import HEARTBEAT_SECONDS
-from jsq.errors import BrokerError, CannotChange, NotAllowed
+from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
+from jsq.broker.topology.configs import DUE_CONSUMER, DUE_LEASE
+from jsq.errors import BrokerError, NotAllowed
 
 log = logging.getLogger("jsq.worker")
 
-SILENT_SECONDS = 1.3
-"""Seconds without a heartbeat after which the source of a stream is resumed. Heartbeats come each second."""
+MAX_MOVES = 100
+"""Due jobs of one queue that a worker moves at the same time."""
 
-UNHEARD_SECONDS = 2.5
-"""The same for the regular check, which has no particular cause."""
-
-RESUME_SECONDS = 5.0
-"""Seconds between two attempts to resume the source of a stream."""
-
-ROUND_SECONDS = 0.3
-"""Seconds between two rounds of the worker that holds the lease."""
-
-STANDBY_SECONDS = 1.0
-"""Seconds between two rounds of a worker that waits for another to do the work."""
+RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4)
+"""Seconds until a job that had no room is offered again: after one, two, three, or more deliveries."""
 
 
-class DueForwarding:
-    """The forwarding of a worker's queues: each is checked after a reconnect and at each heartbeat.
+class DueJobMoves:
+    """The moves of a worker's queues."""
 
-    Of all workers of a queue, one forwards its due jobs.
-    """
-
-    def __init__(self, broker: Broker, queues: Iterable[str], by: str) -> None:
-        self._wire = broker.wire
-        self._key_groups = broker.key_groups
-        self._checks = {queue: asyncio.Event() for queue in queues}
-        self._due = {queue: DueJobs(broker.namespace, broker.records, queue, by) for queue in self._checks}
+    def __init__(self, broker: Broker, queues: Iterable[str]) -> None:
+        self._broker = broker
+        self._due = broker.due_jobs
+        self._moving: dict[str, set[asyncio.Task[None]]] = {queue: set() for queue in queues}
+        self._full: set[str] = set()
+        self._closed = False
+        self._pullers = {
+            queue: Puller(
+                broker.wire,
+                ConsumerAddress(queue, broker.subjects.streams.scheduled(queue), DUE_CONSUMER, DUE_LEASE),
+                PullHandlers(self._take, self._room),
+            )
+            for queue in self._moving
+        }
 
     async def run(self) -> None:
-        """Check until cancelled."""
-        forget = self._wire.on_reconnect(self.check_all)
+        """Move due jobs until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for puller in self._pullers.values():
+                await puller.open()
+                group.create_task(puller.watch())
+            for puller in self._pullers.values():
+                try:
+                    await puller.check()
+                except NotAllowed as error:
+                    log.warning("due jobs not pulled", extra={"queue": puller.queue, "why": str(error)})
+
+    async def close(self) -> None:
+        """Stop pulling, and finish the current moves; another worker gets the others."""
+        self._closed = True
+        for puller in self._pullers.values():
+            await puller.close()
+        moving = [task for tasks in self._moving.values() for task in tasks]
+        if moving:
+            _, left = await asyncio.wait(moving, timeout=DUE_LEASE)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    def _room(self, puller: Puller) -> int:
+        if self._closed or puller.queue in self._full:
+            return 0
+        return MAX_MOVES - len(self._moving[puller.queue])
+
+    def _take(self, delivery: Delivery) -> None:
+        task = asyncio.get_running_loop().create_task(self._move(delivery))
+        moving = self._moving[delivery.queue]
+        moving.add(task)
+        task.add_done_callback(moving.discard)
+
+    async def _move(self, delivery: Delivery) -> None:
+        """Move a job, then settle its message; or leave it to the next delivery."""
+        about = {"queue": delivery.queue, "job": delivery.id}
         try:
-            await self.check_all()  # the server may have started just before the worker
-            async with asyncio.TaskGroup() as group:
-                for queue in self._checks:
-                    group.create_task(self._run(queue, group))
-        finally:
-            forget()
-
-    async def check_all(self) -> None:
-        """Check each queue now: its source may have been interrupted."""
-        for check in self._checks.values():
-            check.set()
-
-    async def _run(self, queue: str, group: asyncio.TaskGroup) -> None:
-        check, due = self._checks[queue], self._due[queue]
-        interrupted, following = False, group.create_task(asyncio.sleep(0))
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HEARTBEAT_SECONDS * random.uniform(0.5, 1.0)):
-                    await check.wait()
-            interrupted = interrupted or check.is_set()
-            check.clear()
-            try:
-                silence = 0.0 if interrupted else max((await due.silences()).values(), default=0.0)
-                if interrupted or silence > UNHEARD_SECONDS or due.interrupted:
-                    interrupted = True
-                    following.cancel()
-                    await SourceWatch(queue, due).run()
-                    following = group.create_task(self._complete(queue))
-                elif following.done():
-                    due.confirm()
-                interrupted = False
-            except NotAllowed as error:
-                log.info("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
-                return
-            except BrokerError as error:
-                log.debug("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
-                if interrupted:
-                    check.set()  # its streams have no leader yet
-                    await asyncio.sleep(ROUND_SECONDS)
-            except Exception:
-                log.exception("due jobs not forwarded", extra={"queue": queue})
-
-    async def _complete(self, queue: str) -> None:
-        """Do what the server skipped just before it resumed a source, unless another worker does it."""
-        due, end = self._due[queue], time.monotonic() + 2 * FORWARD_LEASE
-        try:
-            while not await due.acquire():
-                if time.monotonic() > end:
-                    due.confirm()
-                    return  # another worker lives, renews the lease, and does it
-                await asyncio.sleep(STANDBY_SECONDS * random.uniform(0.5, 1.0))
-            keys = await due.unconfirmed_keys()
-            for token in keys:
-                await self._key_groups.admit(queue, token)
-            await asyncio.sleep(OVERDUE_SECONDS)
-            jobs = await due.forward()
-            due.confirm()
-        except NotAllowed as error:
-            log.info("due jobs not forwarded", extra={"queue": queue, "why": str(error)})
-        except BrokerError:
-            self._checks[queue].set()
+            moved = await self._due.move(delivery)
+        except BrokerError as error:
+            log.debug("due job not moved", extra={**about, "why": str(error)})
         except Exception:
-            log.exception("due jobs not forwarded", extra={"queue": queue})
+            log.exception("due job not moved", extra=about)
         else:
-            log.debug("skipped jobs forwarded", extra={"queue": queue, "keys": len(keys), "jobs": jobs})
+            if moved:
+                self._settle(delivery, b"+ACK")
+            else:
+                delay = RETRY_SECONDS[min(delivery.number, len(RETRY_SECONDS)) - 1]
+                self._settle(delivery, b'-NAK {"delay": %d}' % (delay * 10**9))
+                self._pause(delivery.queue, delay)
+        self._pullers[delivery.queue].request()
 
+    def _pause(self, queue: str, seconds: float) -> None:
+        """Request no due jobs of a queue for a while: it may be full."""
+        if queue not in self._full:
+            self._full.add(queue)
+            asyncio.get_running_loop().call_later(seconds, self._resume, queue)
 
-class SourceWatch:
-    """One watch over the sources of a queue: forwards due jobs, and resumes sources, until all work.
+    def _resume(self, queue: str) -> None:
+        self._full.discard(queue)
+        self._pullers[queue].request()
 
-    A source works if a message of it arrived between two rounds.
-    """
-
-    def __init__(self, queue: str, due: DueJobs) -> None:
-        self._queue = queue
-        self._due = due
-        self._began = time.monotonic()
-        self._checked = self._began
-        self._silences: dict[str, float] = {}
-        self._working: set[str] = set()
-        self._resumed: dict[str, float] = {}
-        self._may_resume = True
-
-    async def run(self) -> None:
-        """Forward and resume until all sources work. Raises `NotAllowed`, `BrokerError`."""
-        forwarded = 0
-        while await self._silent():
-            holds = await self._due.acquire()
-            if holds:
-                await self._resume()
-                forwarded += await self._due.forward()
-            await asyncio.sleep((ROUND_SECONDS if holds else STANDBY_SECONDS) * random.uniform(0.5, 1.0))
-        if forwarded:
-            log.info("due jobs forwarded", extra={"queue": self._queue, "jobs": forwarded})
-
-    async def _silent(self) -> bool:
-        """Whether a source has sent no message yet."""
-        found, now = await self._due.silences(), time.monotonic()
-        for stream, silence in found.items():
-            before = self._silences.get(stream, math.inf)
-            if before != math.inf and silence < before + (now - self._checked) - 0.1:
-                self._working.add(stream)
-        self._silences, self._checked = found, now
-        return not found.keys() <= self._working
-
-    async def _resume(self) -> None:
-        """Resume the sources that have missed a heartbeat."""
-        now = time.monotonic()
-        for stream in self._silences.keys() - self._working if self._may_resume else ():
-            silence = min(self._silences[stream], now - self._began)
-            if silence < SILENT_SECONDS or now - self._resumed.get(stream, -math.inf) < RESUME_SECONDS:
-                continue
-            self._resumed[stream] = now
-            try:
-                await self._due.resume(stream)
-            except (NotAllowed, CannotChange) as error:
-                self._may_resume = False
-                log.debug("source not resumed", extra={"stream": stream, "why": str(error)})
-                return
-            log.info("source resumed", extra={"stream": stream})
+    def _settle(self, delivery: Delivery, word: bytes) -> None:
+        with contextlib.suppress(BrokerError):
+            if not delivery.lease.lapsed():
+                self._broker.wire.send(delivery.reply, word)
