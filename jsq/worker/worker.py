@@ -195,10 +195,8 @@ class Worker:
         await ticks.declare()
         due_jobs = DueJobMoves(broker, self.queues)
         sources = WakeupSources(broker, self.queues, self.name)
-        self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
-        self._last_beat = lambda: housekeeping.beaten
         duties = [
-            self.housekeeping.run(),
+            self._start_housekeeping().run(),
             heartbeat.run(),
             sampling.run(),
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
@@ -231,6 +229,11 @@ class Worker:
         await slots.close()
         await unknown.close()
         await self._leave(broker, wakeups, subscriptions)
+
+    def _start_housekeeping(self) -> Housekeeping:
+        self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
+        self._last_beat = lambda: housekeeping.beaten
+        return housekeeping
 
     async def _subscribe(self, broker: Broker, heartbeat: Heartbeat) -> list[Unsubscribe]:
         """Subscribe to cancels, pauses, removals, and questions of other workers."""

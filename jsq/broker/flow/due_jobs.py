@@ -4,9 +4,9 @@ The server publishes a scheduled job to a subject of due jobs when it is due. Wo
 a consumer and store them in the READY or GROUPS stream.
 
 The server could do this itself, because a stream can source another one. But a sourced work queue with
-several replicas loses messages (nats-server 2.15.1). If a message is deleted that the sourcing stream has not
-acknowledged yet, the server deletes the unacknowledged messages before it too. So while a queue was full,
-each cancel of a due job lost other due jobs. A source also stands still for ten seconds after a restart.
+several replicas may lose messages (nats-server 2.15.1). If a message is deleted that the sourcing stream has
+not acknowledged yet, the server deletes the unacknowledged messages before it too. So each cancel of a due
+job of a full queue deleted other due jobs. A source is also silent for ten seconds after a restart.
 """
 
 from jsq.broker.delivery.delivery import Delivery

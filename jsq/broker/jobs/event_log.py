@@ -8,7 +8,7 @@ The log sources the bucket, and the server resumes a source by itself. It does s
 of a single server (12 restarts), and within 0.3 s after a kill of all three servers of a cluster. If only the
 leader of the log has died, it takes 5 to 10 s.
 
-Workers resume the sources of a queue (`jsq.broker.flow.due_jobs`), but not the source of the log. No job
+Workers resume the source of wake-ups (`jsq.broker.flow.wakeup_source`), but not the source of the log. No job
 waits for the log, it catches up by itself, and `follow` and `history` read the bucket meanwhile. Only a
 record that is deleted within these seconds is missing in the log.
 """

@@ -295,7 +295,7 @@ class JobReader:
         return (
             (subjects.streams.ready(queue), subjects.ready(queue, "*", id), "queued"),
             (scheduled, subjects.scheduled(queue, id), "scheduled"),
-            # Due, but not yet sourced by the READY stream: after a restart of the server that takes seconds.
+            # Due, but no worker has moved it to the READY stream yet.
             (scheduled, subjects.due(queue, "*", id), "queued"),
         )
 

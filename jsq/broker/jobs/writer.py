@@ -246,7 +246,7 @@ class JobWriter:
         if keyed and await self._streams.has_groups(queue):
             await purge(scheduled, subjects.groups.due(queue, "*", id))
             await purge(subjects.streams.groups(queue), subjects.groups.job(queue, "*", id))
-        # A due message stays for a moment after the READY stream has sourced it.
+        # A due message stays for a moment after a worker has stored it in the READY stream.
         await purge(scheduled, subjects.due(queue, "*", id))
         await purge(ready, subjects.ready(queue, "*", id))
 

@@ -14,7 +14,7 @@ log = logging.getLogger("jsq.worker")
 MAX_MOVES = 100
 """Due jobs of one queue that a worker moves at the same time."""
 
-RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4)
+REDELIVERY_SECONDS = (0.05, 0.1, 0.2, 0.4)
 """Seconds until a job that had no room is offered again: after one, two, three, or more deliveries."""
 
 
@@ -84,7 +84,7 @@ class DueJobMoves:
             if moved:
                 self._settle(delivery, b"+ACK")
             else:
-                delay = RETRY_SECONDS[min(delivery.number, len(RETRY_SECONDS)) - 1]
+                delay = REDELIVERY_SECONDS[min(delivery.number, len(OFFER_SECONDS)) - 1]
                 self._settle(delivery, b'-NAK {"delay": %d}' % (delay * 10**9))
                 self._pause(delivery.queue, delay)
         self._pullers[delivery.queue].request()
