@@ -84,7 +84,7 @@ class DueJobMoves:
             if moved:
                 self._settle(delivery, b"+ACK")
             else:
-                delay = REDELIVERY_SECONDS[min(delivery.number, len(OFFER_SECONDS)) - 1]
+                delay = REDELIVERY_SECONDS[min(delivery.number, len(REDELIVERY_SECONDS)) - 1]
                 self._settle(delivery, b'-NAK {"delay": %d}' % (delay * 10**9))
                 self._pause(delivery.queue, delay)
         self._pullers[delivery.queue].request()
