@@ -286,7 +286,9 @@ async def test_a_reschedule_survives_a_killed_server(
         await asyncio.to_thread(own_server.restart)
         assert ahead(await moving) <= 0
         broker = await app.client.broker()
-        await until(lambda: broker.reads.fetch(broker.subjects.streams.ready("default"), "jsq.q.>"), WAIT)
+        await until(
+            lambda: broker.reads.fetch(broker.subjects.streams.scheduled("default"), "jsq.due.>"), WAIT
+        )
         record = await job.status()
         assert (record.state, record.due) == ("queued", None)
 
