@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Iterable
 
@@ -67,9 +68,12 @@ class DueJobMoves:
 
     def _take(self, delivery: Delivery) -> None:
         task = asyncio.get_running_loop().create_task(self._move(delivery))
-        moving = self._moving[delivery.queue]
-        moving.add(task)
-        task.add_done_callback(moving.discard)
+        self._moving[delivery.queue].add(task)
+        task.add_done_callback(functools.partial(self._moved, delivery.queue))
+
+    def _moved(self, queue: str, task: asyncio.Task[None]) -> None:
+        self._moving[queue].discard(task)
+        self._pullers[queue].request()
 
     async def _move(self, delivery: Delivery) -> None:
         """Move a job, then settle its message; or leave it to the next delivery."""
@@ -87,7 +91,6 @@ class DueJobMoves:
                 delay = REDELIVERY_SECONDS[min(delivery.number, len(REDELIVERY_SECONDS)) - 1]
                 self._settle(delivery, b'-NAK {"delay": %d}' % (delay * 10**9))
                 self._pause(delivery.queue, delay)
-        self._pullers[delivery.queue].request()
 
     def _pause(self, queue: str, seconds: float) -> None:
         """Request no due jobs of a queue for a while: it may be full."""
