@@ -16,16 +16,16 @@ from jsq.broker import Broker
 from jsq.broker.jobs.messages import TARGET
 from jsq.broker.schedules import ScheduleEntry
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
-from jsq.codec.subject_token import Token
+from jsq.codec.subject_token import ANY, Token
 from jsq.errors import JobNotFound, ScheduleNotFound, UsageError, WrongState
 from jsq.model.durations import Duration, seconds
 from jsq.model.job_filter import DELAYED_STATES, read_criteria
-from jsq.testing.worker import DRAIN_POLL_SECONDS, JsqWorker, has_due_jobs
+from jsq.testing.worker import DRAIN_POLL_SECONDS, JsqWorker, holds_due
 from jsq.transport.replies import own_headers, sequence_of
 from jsq.transport.retrying import publish_with_retry
 
 MOVE_SECONDS = 5.0
-"""Seconds within which the server moves a due job to its queue; usually a fraction of a second."""
+"""Seconds within which the server publishes a job that is due; usually a fraction of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +92,24 @@ class JsqClock:
             await broker.schedules.put(schedule)
 
     async def _settle(self, broker: Broker) -> None:
-        """Wait until the due jobs are on their queues; with a worker, until it has run them."""
+        """With a worker, wait until it has run the due jobs. Without one, wait until they are due."""
         worker = self._running()
         if worker is not None and worker.is_running:
             await worker.wait_idle()
         async with asyncio.timeout(MOVE_SECONDS):
             for queue in await broker.queues.names():
-                while await has_due_jobs(broker, queue):  # noqa: ASYNC110 -- the server moves them
+                scheduled = broker.subjects.scheduled(queue, ANY)
+                while await holds_due(broker, queue, scheduled):  # noqa: ASYNC110 -- the server publishes them
                     await asyncio.sleep(DRAIN_POLL_SECONDS)
 
 
 async def move_due(broker: Broker, id: str, queue: str) -> None:
-    """Move a due job to its queue, or to its key group: the server takes up to a second for that."""
+    """Move a due job to its queue, or to its key group: the server takes up to a second to publish it."""
     subjects = broker.subjects
     stream, subject = subjects.streams.scheduled(queue), subjects.scheduled(queue, id)
     message = await broker.reads.last(stream, subject, consistent=True)
     if message is None or not await broker.jetstream.delete_message(stream, sequence_of(message)):
-        return  # the server moves it
+        return  # the server has published it
     _, kind, _, group, token = message.headers[TARGET].split(".")
     place = subjects.ready if kind == "due" else subjects.groups.job
     headers = own_headers(message.headers)

@@ -25,6 +25,9 @@ from jsq.testing.immediate_streams import (
 )
 from jsq.transport.replies import HEADERS_END, HEADERS_START, NoResponders, Reply, read_headers
 
+WAITING_KINDS = {"due": "q", "group-due": "group"}
+"""The second token of the subject of a due job, and that of the subject where the job waits."""
+
 Place = tuple[str, int]
 """A message: the name of its stream, and its sequence."""
 
@@ -232,12 +235,23 @@ class MemoryStorage:
                 stored = message.reply
                 subject = target + message.subject[len(prefix) :]
                 self.emit(Reply(subject, "", stored.payload, stored.raw))
-        if not self._copy_to_others(stream, message):
+        self._copy_to_others(stream, message)
+        if not self._move_due_job(stream, message):
             self._make_deliverable(message)
 
-    def _copy_to_others(self, stream: MemoryStream, message: MemoryMessage) -> bool:
-        """Copy a message to the streams that source it; whether that took it out of its stream."""
-        copied = False
+    def _move_due_job(self, stream: MemoryStream, message: MemoryMessage) -> bool:
+        """Move a due job to its queue or key group, as a worker does; False for another message."""
+        prefix, kind, rest = message.subject.split(".", 2)
+        target = self.stream_of(subject := f"{prefix}.{WAITING_KINDS.get(kind, kind)}.{rest}")
+        if kind not in WAITING_KINDS or target is None:
+            return False
+        stream.remove(message.sequence)
+        moved = Outgoing(subject, message.payload, kept_lines(message.lines), {})
+        self._pass_on(target, self._add(target, moved))
+        return True
+
+    def _copy_to_others(self, stream: MemoryStream, message: MemoryMessage) -> None:
+        """Copy a message to the streams that source it."""
         for other in list(self.streams.values()):
             for source in other.config.get("sources") or ():
                 if source["name"] != stream.name:
@@ -245,12 +259,8 @@ class MemoryStorage:
                 for transform in source.get("subject_transforms") or ():
                     subject = transformed_subject(transform["src"], transform["dest"], message.subject)
                     if subject is not None:
-                        copied = True
                         copy = Outgoing(subject, message.payload, kept_lines(message.lines), {})
                         self._pass_on(other, self._add(other, copy))
-        if copied and stream.is_work_queue:
-            stream.remove(message.sequence)
-        return copied and stream.is_work_queue
 
     def _make_deliverable(self, message: MemoryMessage) -> None:
         place, kind = (message.stream, message.sequence), message.subject.split(".", 2)[1]

@@ -67,7 +67,6 @@ class MemoryStream:
         """Use a configuration from now on."""
         self.config = config
         self.name: str = config["name"]
-        self.is_work_queue = config.get("retention") == "workqueue"
         self._history = int(config.get("max_msgs_per_subject") or -1)
         self._most = int(config.get("max_msgs") or -1)
         self._max_age = float(config.get("max_age") or 0) / NS or math.inf

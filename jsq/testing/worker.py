@@ -7,19 +7,17 @@ from typing import Any, NoReturn
 
 from jsq.app import App
 from jsq.broker import Broker
-from jsq.broker.flow.due_jobs import has_started
-from jsq.broker.jobs.messages import id_of, message_priority, scheduled_time
+from jsq.broker.jobs.messages import scheduled_time
 from jsq.broker.topology.configs import TICKS_CONSUMER
 from jsq.client.blocking import BlockingMethod, BlockingWrapper
 from jsq.client.handle import BlockingJobHandle, JobHandle
-from jsq.codec import envelope
 from jsq.codec.subject_token import ANY
 from jsq.errors import JobNotFound, UsageError
 from jsq.model.durations import Duration, seconds
 from jsq.model.job import Job, JobRecord
 from jsq.model.outcome import Outcome
 from jsq.settings import WorkerSettings
-from jsq.transport.replies import NoResponders, sequence_of
+from jsq.transport.replies import NoResponders
 from jsq.worker.observer import Observer
 from jsq.worker.timings import WorkerTimings
 from jsq.worker.worker import Worker
@@ -330,34 +328,12 @@ async def is_idle(worker: MortalWorker) -> bool:
         return (
             False  # jobs have ended since the last check: others may follow, so the server is not asked yet
         )
-    for queue in worker.queues:
-        await delete_started(broker, queue)
     if not await worker.housekeeping.nothing_left():
         return False
     for queue in worker.queues:
         if await has_due_ticks(broker, queue) or await has_due_jobs(broker, queue):
             return False
     return not dispatcher.attempts
-
-
-async def delete_started(broker: Broker, queue: str) -> None:
-    """Delete the due messages of jobs that have started since: the server does that up to a second later."""
-    stream = broker.subjects.streams.scheduled(queue)
-    with contextlib.suppress(NoResponders):
-        for message in await broker.reads.fetch(stream, broker.subjects.due(queue, "*", ANY)):
-            job = envelope.decode(
-                message.headers,
-                message.payload,
-                id=id_of(message),
-                queue=queue,
-                priority=message_priority(message),
-            )
-            record = await broker.records.last(job.id, job.queue, consistent=True)
-            retried = record is not None and record.state == "retrying"
-            if record is not None and (
-                has_started(record) or (retried and record.revision.attempt >= job.attempt)
-            ):
-                await broker.jetstream.delete_message(stream, sequence_of(message))
 
 
 async def has_due_ticks(broker: Broker, queue: str) -> bool:
@@ -370,7 +346,7 @@ async def has_due_ticks(broker: Broker, queue: str) -> bool:
 
 
 async def has_due_jobs(broker: Broker, queue: str) -> bool:
-    """Whether a job is due, and the server has not moved it to its queue yet."""
+    """Whether a job is due, and no worker has moved it to its queue yet."""
     stream = broker.subjects.streams.scheduled(queue)
     if await broker.jetstream.count(stream, broker.subjects.due(queue, "*", ANY)):
         return True
