@@ -90,7 +90,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._quiet = Quiet()
         self._startup = startup = Startup(self.name, self._stopping)
-        self._last_beat: Callable[[], float] = lambda: startup.beaten
+        self._last_beat: Callable[[], float] = lambda: getattr(self, "housekeeping", startup).beaten
         self._hurry = asyncio.Event()
         self._connected: Callable[[], bool] = bool
         self._complete: Callable[[], bool] = lambda: True
@@ -195,8 +195,9 @@ class Worker:
         await ticks.declare()
         due_jobs = DueJobMoves(broker, self.queues)
         sources = WakeupSources(broker, self.queues, self.name)
+        self.housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
         duties = [
-            self._start_housekeeping().run(),
+            self.housekeeping.run(),
             heartbeat.run(),
             sampling.run(),
             sweep_regularly(broker, self.name, self.settings.sweep, self.observer.swept),
@@ -229,11 +230,6 @@ class Worker:
         await slots.close()
         await unknown.close()
         await self._leave(broker, wakeups, subscriptions)
-
-    def _start_housekeeping(self) -> Housekeeping:
-        self.housekeeping = housekeeping = Housekeeping(self.dispatcher, self.queues, self._stopping.set)
-        self._last_beat = lambda: housekeeping.beaten
-        return housekeeping
 
     async def _subscribe(self, broker: Broker, heartbeat: Heartbeat) -> list[Unsubscribe]:
         """Subscribe to cancels, pauses, removals, and questions of other workers."""
