@@ -165,3 +165,11 @@ async def buy_and_die(ctx: Context, file: str) -> None:
 @app.task(executor="process", retries=0)
 def climb_too_high(ctx: Context) -> None:
     ctx.blocking.checkpoint("x" * 70_000)
+
+
+def wait_once(ctx: Context, began: str) -> int:
+    """Create a file, and wait in the first attempt; returns the number of the attempt."""
+    Path(began).touch()
+    if ctx.attempt == 1:
+        time.sleep(60)
+    return ctx.attempt
