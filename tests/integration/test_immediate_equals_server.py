@@ -514,7 +514,7 @@ async def an_exit_of_the_task(lab: Lab) -> Any:
 async def an_exception_with_notes_and_a_strange_text(lab: Lab) -> Any:
     class Strange(Exception):
         def __str__(self) -> str:
-            return "\udcff \x00 \n line"
+            return "\u2603 \x00 \n line"
 
     @lab.task(retries=0)
     async def fail() -> None:
@@ -1379,7 +1379,7 @@ async def lists_of_jobs(lab: Lab) -> Any:
 @case
 async def a_job_that_does_not_exist(lab: Lab) -> Any:
     job = lab.client.jobs.handle("missing")
-    return [await lab.error(one) for one in (job.status(), job.result(1), job.cancel(), job.retry())]
+    return [await lab.error(one) for one in (job.status(), job.result(20), job.cancel(), job.retry())]
 
 
 # -- workflows ---------------------------------------------------------------------------------------------
