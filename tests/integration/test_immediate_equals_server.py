@@ -492,7 +492,7 @@ async def the_signal_rate_limited(lab: Lab) -> Any:
 
 @case
 async def a_retry_window(lab: Lab) -> Any:
-    @lab.task(retries=None, retry_for=3.0, backoff=[0.2, 5.0])
+    @lab.task(retries=None, retry_for=10.0, backoff=[0.2, 20.0])
     async def fail() -> None:
         raise ValueError("still broken")
 
@@ -576,7 +576,7 @@ async def a_deadline_while_the_job_runs(lab: Lab) -> Any:
 
 @case
 async def a_deadline_before_the_next_attempt(lab: Lab) -> Any:
-    @lab.task(deadline=2.0, backoff=[5.0])
+    @lab.task(deadline=10.0, backoff=[20.0])
     async def fail() -> None:
         raise ValueError("broken")
 
@@ -873,8 +873,8 @@ async def a_time(lab: Lab) -> Any:
         return number
 
     now = datetime.now(UTC)
-    jobs = [await work.options(at=now + timedelta(seconds=wait)).submit(wait) for wait in (2.5, 1.0)]
-    await lab.due(3.0)
+    jobs = [await work.options(at=now + timedelta(seconds=wait)).submit(wait) for wait in (3.0, 2.0)]
+    await lab.due(4.0)
     return [await lab.outcome(job) for job in jobs], lab.notes
 
 
