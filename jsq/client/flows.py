@@ -228,6 +228,7 @@ class GraphBuilder:
         self.name = name
         self.nodes: list[Node] = []
         self._templates: dict[object, int] = {}
+        self._seen: dict[tuple[int, int], tuple[int, Step[Any]]] = {}
         self._jobs: list[Job] = []
         self._joins: dict[tuple[int, ...], int] = {}
 
@@ -283,7 +284,9 @@ class GraphBuilder:
 
     def _template(self, step: Step[Any], references: Sequence[Reference]) -> int:
         """The index of a step's job without id and arguments. Raises `BadOption`."""
-        options = step.step_options
+        options, known = step.step_options, (id(step.target), id(step.step_options))
+        if known in self._seen:
+            return self._seen[known][0]
         for name in REFUSED_OPTIONS:
             value = getattr(options, name)
             if value not in (None, False):
@@ -298,6 +301,7 @@ class GraphBuilder:
         if key not in self._templates:
             self._templates[key] = len(self._jobs)
             self._jobs.append(job)
+        self._seen[known] = self._templates[key], step
         return self._templates[key]
 
 

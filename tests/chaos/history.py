@@ -72,6 +72,15 @@ class Edited:
 
 
 @dataclass(frozen=True)
+class SubmittedFlow:
+    """An acknowledged workflow: the nodes that each node waits for, and the node that fails, -1 for none."""
+
+    job: str
+    waits: tuple[tuple[int, ...], ...]
+    fails: int = -1
+
+
+@dataclass(frozen=True)
 class Bulk:
     """The outcome of an atomic submit for the client."""
 
@@ -113,6 +122,10 @@ class History:
     edited: list[Edited] = field(default_factory=list)
     again: dict[str, bool] = field(default_factory=dict)
     """The jobs for which a second run was requested, and whether one of the calls was acknowledged."""
+    flows: list[SubmittedFlow] = field(default_factory=list)
+    """The acknowledged workflows."""
+    maybe_flows: list[SubmittedFlow] = field(default_factory=list)
+    """The workflows whose submits were not acknowledged: they may exist."""
     bulks: list[Bulk] = field(default_factory=list)
     pauses: list[Pause] = field(default_factory=list)
     injected_faults: list[InjectedFault] = field(default_factory=list)

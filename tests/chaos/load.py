@@ -14,6 +14,7 @@ from tests.chaos.flow import Flow, Order
 from tests.chaos.history import History, Submitted
 from tests.chaos.hooks import REFUSED, HookError
 from tests.chaos.tasks import HOOKED
+from tests.chaos.workflows import chord
 
 MAX_CONCURRENT = 200
 BULK_SIZE = 20
@@ -54,6 +55,8 @@ class Load:
             client, draw = self._chance.choice(self._clients), self._chance.random()
             if draw < 0.01:
                 await self._noted(self._submit_many(client))
+            elif draw < 0.03:
+                await self._noted(self._submit_workflow(client))
             elif draw < 0.3:
                 await self._noted(self._flow.act(client))
             elif draw < 0.95 or not self._recent:
@@ -155,6 +158,20 @@ class Load:
                     self._refused("", error)
         except BrokerError as error:
             self._refused("", error)
+
+    async def _submit_workflow(self, client: Client) -> None:
+        """Submit a workflow, again under its id while the outcome is unknown."""
+        flow, made = chord(client, self._chance)
+        for _ in range(10):
+            try:
+                await client.workflows.submit(flow)
+            except BrokerError as error:
+                self._refused(made.job, error)
+            else:
+                self._history.flows.append(made)
+                self._acknowledged_as(made.job)
+                return
+        self._history.maybe_flows.append(made)
 
     async def _cancel(self, client: Client, id: str) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Faulty workers: without fencing, key groups, the concurrency limit of a queue, or the check of the expiry.
+"""Faulty workers: without fencing, key groups, concurrency limits, checks of the expiry, or sound joins.
 
 The checker must detect each of them in a chaos run; a checker that accepts them proves nothing.
 """
@@ -10,7 +10,11 @@ import jsq.broker.jobs.records
 import jsq.worker.stages.expiry
 from jsq.broker.delivery.delivery import Lease
 from jsq.model.key_group import GroupLimits, GroupState, WaitingJob
+from jsq.model.revision import Revision
+from jsq.model.workflow import JoinState
 from jsq.worker.queue_gate import QueueGate
+from jsq.worker.stages.base import Requeue
+from jsq.worker.stages.workflow import NodeStage
 from jsq.worker.state import AttemptState
 
 
@@ -54,10 +58,32 @@ def ignore_queue_slots() -> None:
     QueueGate.credit = property(lambda gate: 2)  # type: ignore[assignment, method-assign]  # replaced on purpose
 
 
+def count_joins() -> None:
+    """Count the ends of the members of a join, and note each end twice, as after a crash."""
+
+    def counted(state: JoinState, bits: int, *, skips: bool) -> JoinState:
+        count = state.bits.bit_length() + bits.bit_count()
+        return JoinState((1 << count) - 1, state.skips or skips)
+
+    def is_full(state: JoinState, members: int) -> bool:
+        return state.bits.bit_length() >= members
+
+    finish = NodeStage.finish
+
+    async def finish_twice(stage: NodeStage, attempt: AttemptState, event: Revision) -> Requeue | None:
+        await finish(stage, attempt, event)
+        return await finish(stage, attempt, event)
+
+    JoinState.with_members = counted  # type: ignore[assignment, method-assign]  # replaced on purpose
+    JoinState.is_full = is_full  # type: ignore[assignment, method-assign]  # replaced on purpose
+    NodeStage.finish = finish_twice  # type: ignore[assignment, method-assign]  # replaced on purpose
+
+
 MUTANTS: Mapping[str, Callable[[], None]] = {
     "fencing": switch_fencing_off,
     "groups": ignore_group_limits,
     "expiry": ignore_expiry,
     "slots": ignore_queue_slots,
+    "joins": count_joins,
 }
 """The functions that make the workers of this process faulty, by the name of the fault."""

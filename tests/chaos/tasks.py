@@ -191,6 +191,15 @@ async def doomed(ctx: Context) -> None:
     raise Reject("never")
 
 
+@app.task(keep_result=KEEP)
+async def link(ctx: Context, before: object = None) -> str:
+    """A node of a workflow, which takes the result of the node before it."""
+    effects.note("begin", ctx)
+    await asyncio.sleep(0.01)
+    effects.note("end", ctx)
+    return ctx.id
+
+
 @app.task
 async def poison(ctx: Context) -> None:
     """Kill the worker that runs it."""

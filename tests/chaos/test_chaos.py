@@ -50,3 +50,10 @@ async def test_the_checker_detects_workers_that_ignore_key_groups_limits_and_exp
     assert violations["I19 one job of a key runs at a time"]
     assert violations["I22 expired jobs never start"]
     assert violations["I28 no concurrency limit is exceeded"]
+
+
+@pytest.mark.proof
+async def test_the_checker_detects_joins_that_count() -> None:
+    found = await run(20, seed=5, rate=60, only=["worker halted"], mutants=["joins"], quiet=5)
+
+    assert check(found.history)["I14 each join fires once"]

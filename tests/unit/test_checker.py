@@ -20,6 +20,7 @@ from tests.chaos.history import (
     Pause,
     Rescheduled,
     Submitted,
+    SubmittedFlow,
 )
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -207,6 +208,14 @@ BAD: dict[str, list[Callable[[], History]]] = {
         lambda: crashed(starts=3, crashes=2),
         lambda: crashed(starts=2, crashes=3),
     ],
+    "I14": [
+        lambda: flowing(ran("w-0", 2, 3), ran("w-1", 4, 5)),  # it has not ended
+        lambda: flowing(ran("w-0", 2, 5), ran("w-1", 4, 6), ran("w", 1, 9)),  # a node started early
+        lambda: flowing(ran("w-0", 2, 3), ran("w", 1, 9)),  # a node is missing
+        lambda: flowing(
+            ran("w-0", 2, 3), ran("w-1", 4, 5), ran("w-2", 6, 7), ran("w", 1, 9)
+        ),  # a strange one
+    ],
     "I15": [lambda: replace(good(), unexpected_errors=["KeyError: 'x'"])],
     "I16": [lambda: replace(good(), missing=["j1"])],
     "I17": [
@@ -319,6 +328,11 @@ def narrow(*runs: tuple[float, float, int], **fields: object) -> History:
     history = history_of([], *(ran(f"n{number}", 2, 3) for number in range(len(runs))))
     effects.sort(key=lambda effect: effect.at)
     return replace(history, effects=effects, concurrency={"work": 2}, slot_lease=4.0, **fields)  # type: ignore[arg-type]
+
+
+def flowing(*jobs: list[StoredRevision]) -> History:
+    """A history of the workflow `w` whose node 1 waits for node 0."""
+    return replace(history_of([], *jobs), flows=[SubmittedFlow("w", ((), (0,)))])
 
 
 def violated(history: History) -> list[str]:

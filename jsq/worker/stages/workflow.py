@@ -141,7 +141,9 @@ class WorkflowStage(Stage):
             await park(attempt, event)
             if flow is None:
                 flow, new = await workflows.definitions.create(job)
-            await workflows.advance(flow, new=new, while_=attempt.has_lease)
+            last = await attempt.resources.broker.records.last(job.id, job.queue)
+            if last is None or last.state not in FINAL_STATES:  # it may be cancelled meanwhile
+                await workflows.advance(flow, new=new, while_=attempt.has_lease)
         elif flow is not None:
             await workflows.halt(flow, running=event.state == "cancelled")
         return None
