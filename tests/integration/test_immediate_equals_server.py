@@ -7,8 +7,10 @@ case runs in immediate mode, in a test of its own.
 import asyncio
 import contextlib
 import contextvars
+import fcntl
 import logging
 import os
+import pickle
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -179,8 +181,20 @@ async def run_on_server(
 
 
 @pytest.fixture(scope="module")
-def on_server(server: EmbeddedServer) -> Iterator[dict[str, Any]]:
-    """The observations of all cases with a server."""
+def on_server(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The observations of all cases with a server. One test process makes them for all."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return observe_on_server(server)
+    file = tmp_path_factory.getbasetemp().parent / "immediate_equals_server.pickle"
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            file.write_bytes(pickle.dumps(observe_on_server(server)))
+        return dict(pickle.loads(file.read_bytes()))
+
+
+def observe_on_server(server: EmbeddedServer) -> dict[str, Any]:
+    """Run all cases with a server."""
     names = [f"imm{os.getpid()}", f"imm{os.getpid()}h"]
 
     async def run() -> dict[str, Any]:
@@ -195,12 +209,12 @@ def on_server(server: EmbeddedServer) -> Iterator[dict[str, Any]]:
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
-        yield asyncio.run(run())
+        return asyncio.run(run())
     finally:
         logger.removeHandler(log)
         logger.setLevel(level)
-    for name in names:
-        delete_streams(server.url, name)
+        for name in names:
+            delete_streams(server.url, name)
 
 
 async def check(name: str, one: Case, app: App, on_server: dict[str, Any]) -> None:
