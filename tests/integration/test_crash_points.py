@@ -43,29 +43,31 @@ async def test_a_worker_killed_at_any_point_of_a_workflow_fires_each_join_once(
             step = site.app.client.task("fail" if fails else "succeed")
             one, two = site.app.client.task("succeed"), site.app.client.task("retry")
             flow = chain(group(one.si(), step.si()), two.si(), group(one.si(), one.si()))
-            job = await site.app.submit(flow.options(id="flow"))
+            job = await site.app.submit(flow)
             died = await site.die_at(point, "work")
             await site.finish(job.id, until)
             broker = await site.app.client.broker()
             nodes = [await broker.records.history(node_id(job.id, number)) for number in range(5)]
-            await check_flow(site, nodes, died=died, fails=fails)
+            await check_flow(site, job.id, nodes, died=died, fails=fails)
         return site
 
     await at_each_point(killed_at, first=first, every=3 if not fails else 2)
 
 
-async def check_flow(site: Site, nodes: list[list[StoredRevision]], *, died: bool, fails: bool) -> None:
+async def check_flow(
+    site: Site, id: str, nodes: list[list[StoredRevision]], *, died: bool, fails: bool
+) -> None:
     """Check that each node of a workflow of five ended once, and started after those that it waits for."""
     broker = await site.app.client.broker()
-    workflow = [one.state for one in await broker.records.history("flow")]
+    workflow = [one.state for one in await broker.records.history(id)]
     assert all(after in TRANSITIONS[before] for before, after in pairwise(workflow)), workflow
     assert workflow[-1] == ("failed" if fails else "succeeded")
-    runs = [site.runs(node_id("flow", number)) for number in range(5)]
+    runs = [site.runs(node_id(id, number)) for number in range(5)]
     if fails:
         assert (nodes[1][-1].state, [one[-1].state for one in nodes[2:]]) == ("failed", ["cancelled"] * 3)
         assert runs[2:] == [0, 0, 0]
         letters = {letter.id for letter in await site.app.client.dead_letters.list()}
-        assert letters == {"flow", node_id("flow", 1)}
+        assert letters == {id, node_id(id, 1)}
         return
     assert [one[-1].state for one in nodes] == ["succeeded"] * 5
     assert sum(runs) <= 6 + died
