@@ -225,11 +225,11 @@ def leased_until(history: History, begin: Effect) -> float:
     renewals.
 
     A lease is renewed after a third of its duration, so it lasts at least half of it from the start of a
-    fault.
+    fault. A run that begins in the middle of a fault may begin just before the end of the lease.
     """
     half = history.slot_lease / 2
     ends = (
-        max(fault.began, begin.at) + half
+        max(fault.began + half, begin.at)
         for fault in history.injected_faults
         if fault.pid in (0, begin.pid)
         if fault.ended > begin.at and fault.ended - fault.began > half

@@ -383,6 +383,8 @@ def test_the_flow_invariants_accept_everything_that_jsq_allows() -> None:
     assert "I28" not in violated(narrow((1, 5, 7), (2, 0, 8), (3, 6, 7), kills=[(8, AT + 2.5)]))
     halted = [InjectedFault("worker halted", AT + 0.5, AT + 8, 8)]
     assert "I28" not in violated(narrow((1, 9, 7), (0.4, 9, 8), (3, 6, 7), injected_faults=halted))
+    stopped = [InjectedFault("leader halted", AT + 0.5, AT + 8, 0)]
+    assert "I28" not in violated(narrow((2.2, 9, 7), (2.6, 9, 8), (3, 6, 7), injected_faults=stopped))
     assert violated(bulk("unknown")) == violated(bulk("acknowledged", "a", "b")) == []
 
 
