@@ -46,6 +46,8 @@ class DeclaredTarget(SubmitTarget):
         self.pack = signature.pack  # type: ignore[method-assign]  # saves a call in each submit
         if isinstance(declaration.unique, tuple):
             self._check_key(declaration.unique)
+        elif isinstance(declaration.unique, str):
+            self._check_text_key(declaration.unique)
 
     def declare(self, declaration: Declaration) -> None:
         """Use a declaration. Submitters with other options use its name and its queue too."""
@@ -101,6 +103,13 @@ class DeclaredTarget(SubmitTarget):
             if name not in known:
                 rule = f"must name arguments of {self.name}; they are {', '.join(known) or 'none'}"
                 raise BadOption("unique", list(names), rule)
+
+    def _check_text_key(self, text: str) -> None:
+        if text in self._signature.shape.parameters:
+            rule = (
+                f"must be [{text!r}] for a key of that argument: a text is one key for all jobs of the task"
+            )
+            raise BadOption("unique", text, rule)
 
 
 def check_batch_options(written: Mapping[str, Any]) -> None:

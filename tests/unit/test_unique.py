@@ -180,6 +180,14 @@ def test_a_unique_key_can_be_made_of_named_arguments() -> None:
     assert key("ann") != key("ann", 6)
 
 
+def test_a_text_as_the_key_must_not_be_the_name_of_an_argument() -> None:
+    app = App()
+
+    app.task(name="sweep", unique="nightly")(lambda to: None)
+    with pytest.raises(BadOption, match=r"unique must be \['to'\] for a key of that argument: .* got 'to'"):
+        app.task(name="pay", unique="to")(lambda to: None)
+
+
 @pytest.mark.parametrize("made", ["k", b"k", 5, ("a", 1), {"a": 1}])
 def test_a_unique_key_can_be_made_by_a_function_of_the_arguments(made: Any) -> None:
     task = App().task(name="pay", unique=lambda to, cent: made if to == "ann" else to)(lambda to, cent: None)
