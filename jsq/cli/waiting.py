@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import sys
 from collections.abc import AsyncIterator, Container, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jsq.cli.escaping import safe
@@ -12,8 +13,9 @@ from jsq.cli.job_view import progress_text
 from jsq.cli.printing import cut, print_message
 from jsq.client.client import Client
 from jsq.client.handle import JobHandle
-from jsq.errors import JsqError, count_noun
+from jsq.errors import JsqError, ResultTimeout, count_noun
 from jsq.model.job import JobRecord
+from jsq.model.job_filter import DELAYED_STATES
 from jsq.model.pause import WHOLE_QUEUE
 from jsq.model.worker_info import declared_options, knows_task, serves_queue, texts
 
@@ -27,13 +29,19 @@ CLEAR_LINE = "\r\x1b[K"
 
 @contextlib.asynccontextmanager
 async def waiting_shown(client: Client, id: str, queue: str = "*") -> AsyncIterator[None]:
-    """While the block waits for a job, show its progress, and report if no worker can run it."""
+    """While the block waits for a job, show its progress, and report why the job does not start."""
     handle = client.jobs.handle(id, queue)
-    watchers = [asyncio.create_task(report_no_worker(client, handle))]
+    report = asyncio.create_task(report_later(client, handle))
+    watchers = [report]
     if sys.stderr.isatty():
         watchers.append(asyncio.create_task(show_progress(handle)))
     try:
         yield
+    except ResultTimeout:
+        if not report.done():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(report_reason(client, handle), HINT_SECONDS)
+        raise
     finally:
         for watcher in watchers:
             watcher.cancel()
@@ -51,16 +59,32 @@ async def show_progress(handle: JobHandle[object]) -> None:
         print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
 
 
-async def report_no_worker(client: Client, handle: JobHandle[object]) -> None:
-    """Report why a job does not start, if so. A login that may not read the reasons gets no report."""
+async def report_later(client: Client, handle: JobHandle[object]) -> None:
+    """After a moment, report why a job does not start, if so."""
     await asyncio.sleep(HINT_SECONDS)
+    await report_reason(client, handle)
+
+
+async def report_reason(client: Client, handle: JobHandle[object]) -> None:
+    """Report why a job does not start, if so. A login that may not read the reasons gets no report."""
     with contextlib.suppress(JsqError):
         job = await handle.status()
+        reason = ""
         if job.state == "queued" or job.reason == "unknown_task":
             workers = await client.admin.workers()
             reason = no_worker_reason(job, workers) or await limit_reason(client, job, workers)
-            if reason:
-                print_message(f"jsq: waiting: {reason}")
+        elif job.state in DELAYED_STATES:
+            reason = due_reason(job)
+        if reason:
+            print_message(f"jsq: waiting: {reason}")
+
+
+def due_reason(job: JobRecord) -> str:
+    """When a delayed job is due, and the error of its last attempt; empty if it is due in a moment."""
+    if job.due is None or job.due < datetime.now(UTC) + timedelta(seconds=HINT_SECONDS):
+        return ""
+    error = f"attempt {job.attempt} failed ({job.error}); " if job.state == "retrying" else ""
+    return f"{error}the job is due at {job.due.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def no_worker_reason(job: JobRecord, workers: list[dict[str, Any]]) -> str:

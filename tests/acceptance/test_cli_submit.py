@@ -11,6 +11,7 @@ import pytest
 
 from jsq import App, Client, Context
 from tests.acceptance.conftest import Command
+from tests.helpers.conditions import Until
 
 Working = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -199,7 +200,30 @@ async def test_a_wait_that_times_out_exits_with_124(jsq: Command) -> None:
     ended = await jsq("submit", "echo", "--wait", "--wait-timeout", "100ms")
 
     assert (ended.code, ended.out) == (124, "")
-    assert "it continues" in ended.err
+    [reason, error] = ended.err.splitlines()
+    assert reason == "jsq: waiting: no live worker serves queue default"
+    assert error.endswith("did not end within 0.1 s; it continues")
+
+
+async def test_a_wait_that_times_out_shows_when_the_job_is_due(
+    jsq: Command, tasks: App, client: Client, working: Working, until: Until
+) -> None:
+    @tasks.task(retries=1, backoff=[3600])
+    async def decline() -> None:
+        raise ValueError("no money")
+
+    async with working():
+        job = await decline.submit()
+        await until(lambda: is_retrying(client, job.id))
+        retried = await jsq("job", "result", job.id, "--timeout", "100ms")
+    delayed = await jsq("submit", "echo", "--delay", "1h", "--wait", "--wait-timeout", "100ms")
+
+    assert "waiting: attempt 1 failed (ValueError: no money); the job is due at " in retried.err
+    assert delayed.err.startswith("jsq: waiting: the job is due at ")
+
+
+async def is_retrying(client: Client, id: str) -> bool:
+    return (await client.jobs.get(id)).state == "retrying"
 
 
 async def test_a_held_unique_key_returns_its_job_or_exits_with_6(jsq: Command) -> None:
