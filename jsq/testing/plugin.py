@@ -39,8 +39,7 @@ def jsq_server() -> Iterator[Any]:
 @pytest.fixture
 def jsq_app_path(request: pytest.FixtureRequest) -> Any:
     """The App that `jsq_app` binds, or its path; override this fixture to choose another one."""
-    marker = request.node.get_closest_marker("jsq")
-    return (marker and marker.kwargs.get("app")) or request.config.getini("jsq_app")
+    return marked_options(request).get("app") or request.config.getini("jsq_app")
 
 
 @pytest.fixture
@@ -100,5 +99,18 @@ def jsq_clock(jsq_binding: Any) -> Any:
 
 def marked_queues(request: pytest.FixtureRequest) -> list[str] | None:
     """The queues that the marker of the test names."""
+    queues: list[str] | None = marked_options(request).get("queues")
+    return queues
+
+
+def marked_options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The options in the marker of the test. Raises `UsageError` for another option."""
     marker = request.node.get_closest_marker("jsq")
-    return marker.kwargs.get("queues") if marker else None
+    if marker is None:
+        return {}
+    if marker.args or marker.kwargs.keys() - {"app", "queues"}:
+        from jsq.errors import UsageError
+
+        given = ", ".join([*map(repr, marker.args), *(f"{name}=" for name in marker.kwargs)])
+        raise UsageError(f"pytest.mark.jsq takes app= and queues= only, got {given}")
+    return dict(marker.kwargs)

@@ -178,9 +178,15 @@ class JsqWorker:
         self, job: JobHandle[Any] | BlockingJobHandle[Any], timeout: Duration = DRAIN_SECONDS
     ) -> None:
         """Wait until an attempt of a job runs in this worker. Raises `TimeoutError`."""
-        async with asyncio.timeout(seconds("timeout", timeout)):
-            while not self._runs(job.id):  # noqa: ASYNC110 -- the worker reports no single start
-                await asyncio.sleep(DRAIN_POLL_SECONDS)
+        limit = seconds("timeout", timeout)
+        try:
+            async with asyncio.timeout(limit):
+                while not self._runs(job.id):  # noqa: ASYNC110 -- the worker reports no single start
+                    await asyncio.sleep(DRAIN_POLL_SECONDS)
+        except TimeoutError:
+            state = (await self.app.client.jobs.get(job.id)).state
+            text = f"job {job.id} did not start in this worker within {limit:g} s; it is {state}"
+            raise TimeoutError(text) from None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -38,6 +38,18 @@ async def test_a_job_in_a_thread_runs_again_after_the_death_of_its_worker(
     assert (job.state, job.crashes, job.result) == ("succeeded", 1, 2)
 
 
+async def test_a_job_that_does_not_start_ends_the_wait_with_its_state(app: App, worker: JsqWorker) -> None:
+    @app.task
+    async def later() -> None: ...
+
+    async with worker.running():
+        job = await later.options(delay="1h").submit()
+        with pytest.raises(
+            TimeoutError, match=f"job {job.id} did not start .* within 0.1 s; it is scheduled"
+        ):
+            await worker.until_started(job, 0.1)
+
+
 async def test_a_job_in_a_child_process_runs_again_after_the_death_of_its_worker(
     app: App, worker: JsqWorker, tmp_path: Path, until: Until
 ) -> None:

@@ -365,11 +365,15 @@ def test_none(jsq_app):
 ])
 def test_wrong(jsq_app, name):
     pass
+
+@pytest.mark.jsq(queue="mail")
+def test_option(jsq_app):
+    pass
 """
 
     found = run_project(pytester, shop=SHOP, test_shop=tests)
 
-    found.assert_outcomes(errors=5)
+    found.assert_outcomes(errors=6)
     found.stdout.fnmatch_lines(
         [
             "*UsageError: jsq_app needs an App: set jsq_app = shop.tasks:app*",
@@ -377,6 +381,7 @@ def test_wrong(jsq_app, name):
             "*UsageError: jsq_app must name an App or a Client, got list*",
             "*UsageError: module shop has no nothing*",
             "*UsageError: no module is named nowhere*",
+            "*UsageError: pytest.mark.jsq takes app= and queues= only, got queue=*",
         ]
     )
 
