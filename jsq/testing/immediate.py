@@ -27,9 +27,6 @@ from jsq.testing.submits import Submits
 MOST_FOLLOWING = 1_000
 """Delayed jobs that `run_due` runs at most, besides those that waited when it was called."""
 
-MOST_FOLLOWING = 1_000
-"""Delayed jobs that `run_due` runs at most, besides those that waited when it was called."""
-
 _in_block: "weakref.WeakSet[App]" = weakref.WeakSet()
 """The Apps that are in a block now."""
 

@@ -12,6 +12,7 @@ import pytest
 
 from jsq import App, Client, JobHandle
 from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
+from jsq.broker.flow.due_jobs import MoveResult
 from jsq.broker.flow.wakeup_source import ADMIT_LEASE, WakeupSource
 from jsq.broker.topology.configs import DUE_CONSUMER, DUE_LEASE
 from jsq.codec.subject_token import ANY
@@ -19,6 +20,7 @@ from jsq.server import EmbeddedServer
 from jsq.settings import WorkerSettings
 from jsq.transport.server_clock import OUTLIVED_SECONDS
 from jsq.worker import Worker
+from jsq.worker.duties import due_jobs
 from tests.helpers.cluster import cluster
 from tests.helpers.conditions import Until
 from tests.helpers.jobs import final_states
@@ -178,9 +180,9 @@ async def test_a_redelivered_due_job_is_not_stored_beside_its_other_message(
 
     [delivery] = await take_due(broker, until, 2)
 
-    assert not await broker.due_jobs.move(delivery)
+    assert await broker.due_jobs.move(delivery) is MoveResult.WAITS_ALREADY
     await broker.jetstream.purge(ready, broker.subjects.ready("default", "low", "one"))
-    assert await broker.due_jobs.move(delivery)
+    assert await broker.due_jobs.move(delivery) is MoveResult.MOVED
     assert await broker.jetstream.count(ready, broker.subjects.ready("default", "normal", "one")) == 1
 
 
@@ -196,7 +198,7 @@ async def test_a_redelivered_due_job_that_has_run_is_not_stored_again(app: App, 
 
     [delivery] = await take_due(broker, until, 2)
 
-    assert await broker.due_jobs.move(delivery)
+    assert await broker.due_jobs.move(delivery) is MoveResult.MOVED
     assert await broker.jetstream.count(ready, places) == 0
 
 
@@ -210,6 +212,34 @@ async def test_a_second_message_of_a_due_job_that_has_run_starts_nothing(app: Ap
         await until(lambda: holds(messages_of(broker), 0))
 
     assert len(starts.start_times[0]) == 1
+
+
+async def test_due_jobs_that_wait_already_hold_no_other_due_job_up(
+    app: App, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that die between the store and the acknowledgement leave jobs with two messages."""
+    monkeypatch.setattr(due_jobs, "MAX_MOVES", 2)
+    starts = Starts(app)
+    broker = await app.client.broker()
+    await app.client.admin.provision()
+    await app.client.queues.pause("default")
+    for number in range(10):
+        await starts.note.options(id=f"twice {number}", delay=0.1).submit(number)
+    taken: list[Delivery] = []
+    streams = broker.subjects.streams
+    address = ConsumerAddress("default", streams.scheduled("default"), DUE_CONSUMER, DUE_LEASE)
+    puller = Puller(broker.wire, address, PullHandlers(taken.append, lambda _: 10 - len(taken)))
+    await puller.open()
+    await until(lambda: len(taken) == 10)
+    await puller.close()
+    for delivery in taken:
+        assert await broker.due_jobs.move(delivery) is MoveResult.MOVED
+        broker.wire.send(delivery.reply, b"-NAK")
+    await starts.note.options(id="other", delay=3, priority="high").submit(99)
+
+    async with running_worker(Worker(app)):
+        place = broker.subjects.ready("default", "high", "other")
+        await until(lambda: holds(broker.jetstream.count(streams.ready("default"), place), 1), 8)
 
 
 async def messages_of(broker: Broker) -> int:

@@ -9,6 +9,8 @@ not acknowledged yet, the server deletes the unacknowledged messages before it t
 job of a full queue deleted other due jobs. A source is also silent for ten seconds after a restart.
 """
 
+import enum
+
 from jsq.broker.delivery.delivery import Delivery
 from jsq.broker.jobs.records import RecordStore, expectation_headers
 from jsq.broker.topology.namespace import Namespace
@@ -20,6 +22,18 @@ from jsq.transport.replies import WrongSequence, own_headers
 from jsq.transport.retrying import publish_with_retry
 
 
+class MoveResult(enum.Enum):
+    """How the move of a due job ended.
+
+    `MOVED`: the job needs the message of the SCHEDULED stream no more. `NO_ROOM`: the stream is full where
+    the job waits next. `WAITS_ALREADY`: that stream has a message of the job, which has not started.
+    """
+
+    MOVED = enum.auto()
+    NO_ROOM = enum.auto()
+    WAITS_ALREADY = enum.auto()
+
+
 class DueJobs:
     """The due jobs of a namespace."""
 
@@ -28,10 +42,11 @@ class DueJobs:
         self._subjects = namespace.subjects
         self._records = records
 
-    async def move(self, due: Delivery) -> bool:
-        """Store a due job in the stream where it waits now; False if that stream has no room for it.
+    async def move(self, due: Delivery) -> MoveResult:
+        """Store a due job in the stream where it waits now.
 
-        True if the job needs no message: the one of an earlier delivery was stored, and the job has started.
+        A job that has started needs no message: that of an earlier delivery was stored, so the job is moved.
+
         Two messages of a job do no harm, because its record lets one of them run. So the first delivery
         expects nothing of the queue, which may still hold the message of the job's last attempt.
 
@@ -44,13 +59,15 @@ class DueJobs:
         target, headers = stem.removesuffix("."), own_headers(due.headers)
         if due.number > 1:
             if await self._has_started(due):
-                return True
+                return MoveResult.MOVED
             headers |= expectation_headers(0, f"{target}*.{token}")
         try:
             await publish_with_retry(self._wire, f"{target}{group}.{token}", due.payload, headers)
-        except (WrongSequence, QueueFull, BrokerFull):
-            return False
-        return True
+        except WrongSequence:
+            return MoveResult.WAITS_ALREADY
+        except (QueueFull, BrokerFull):
+            return MoveResult.NO_ROOM
+        return MoveResult.MOVED
 
     async def _has_started(self, due: Delivery) -> bool:
         """Whether a job runs or has ended. While it waits to be due, its record shows neither."""

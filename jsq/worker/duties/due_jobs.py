@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 
 from jsq.broker import Broker, ConsumerAddress, Delivery, Puller, PullHandlers
+from jsq.broker.flow.due_jobs import MoveResult
 from jsq.broker.topology.configs import DUE_CONSUMER, DUE_LEASE
 from jsq.errors import BrokerError, NotAllowed
 
@@ -17,6 +18,12 @@ MAX_MOVES = 100
 
 REDELIVERY_SECONDS = (0.05, 0.1, 0.2, 0.4)
 """Seconds until a job that had no room is offered again: after one, two, three, or more deliveries."""
+
+WAITING_SECONDS = (*REDELIVERY_SECONDS, 1.0, 2.0, DUE_LEASE)
+"""The same for a job that waits already, because a worker died between its store and its acknowledgement.
+
+It may wait for hours. If many such jobs were offered often, the workers would move no other job.
+"""
 
 
 class DueJobMoves:
@@ -79,18 +86,24 @@ class DueJobMoves:
         """Move a job, then settle its message; or leave it to the next delivery."""
         about = {"queue": delivery.queue, "job": delivery.id}
         try:
-            moved = await self._due.move(delivery)
+            result = await self._due.move(delivery)
         except BrokerError as error:
             log.debug("due job not moved", extra={**about, "why": str(error)})
         except Exception:
             log.exception("due job not moved", extra=about)
         else:
-            if moved:
-                self._settle(delivery, b"+ACK")
-            else:
-                delay = REDELIVERY_SECONDS[min(delivery.number, len(REDELIVERY_SECONDS)) - 1]
-                self._settle(delivery, b'-NAK {"delay": %d}' % (delay * 10**9))
-                self._pause(delivery.queue, delay)
+            self._end(delivery, result)
+
+    def _end(self, delivery: Delivery, result: MoveResult) -> None:
+        """Acknowledge a job that has moved; have the server offer another one again, after a while."""
+        if result is MoveResult.MOVED:
+            self._settle(delivery, b"+ACK")
+            return
+        waits = WAITING_SECONDS if result is MoveResult.WAITS_ALREADY else REDELIVERY_SECONDS
+        delay = waits[min(delivery.number, len(waits)) - 1]
+        self._settle(delivery, b'-NAK {"delay": %d}' % (delay * 10**9))
+        if result is MoveResult.NO_ROOM:
+            self._pause(delivery.queue, delay)
 
     def _pause(self, queue: str, seconds: float) -> None:
         """Request no due jobs of a queue for a while: it may be full."""
