@@ -178,8 +178,14 @@ def format_value(value: object) -> str:
     text = str(value)
     if text.isalnum():
         return text
-    text = printable(text)
-    return json.dumps(text, ensure_ascii=False) if " " in text or '"' in text or not text else text
+    if text and " " not in text and '"' not in text:
+        return printable(text)
+    quoted = json.dumps(text, ensure_ascii=False)  # JSON escapes line feeds too: with `printable`, twice
+    return quoted if quoted.isprintable() else "".join(map(escape_unprintable, quoted))
+
+
+def escape_unprintable(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def printable(text: str) -> str:

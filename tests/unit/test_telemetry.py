@@ -50,6 +50,14 @@ def test_a_text_line_shows_the_extras_of_the_record() -> None:
     assert line == '1970-01-01T00:00:00.000Z INFO job retrying job=a1 delay=1.5 error="ValueError: no way"'
 
 
+def test_a_quoted_value_is_json_and_escaped_once() -> None:
+    error = 'first "line"\nsecond\x1b[2K \u202e\x9b end'
+    line = TextLines().format(record("job failed", error=error))
+
+    assert line.isprintable()
+    assert json.loads(line.split(" error=", 1)[1]) == error
+
+
 @pytest.mark.parametrize("nasty", ["\x1b[31mred", "a\nfake line", "a\rb", "\u202eevil", "\x00"])
 def test_a_log_line_contains_no_control_characters(nasty: str) -> None:
     line = TextLines().format(record(nasty, error=nasty))
