@@ -12,6 +12,7 @@ from jsq.model.repair import Inconsistency
 from jsq.model.revision import Revision
 from jsq.server import EmbeddedServer
 from tests.helpers.conditions import Until
+from tests.helpers.jobs import moving_due_jobs
 from tests.helpers.workers import Working, worker_processes
 
 
@@ -79,7 +80,7 @@ async def test_a_job_that_crashes_workers_continues_in_quarantine(
     await client.admin.provision(risky.declared)
     job = await risky.tasks["work"].submit()
     await crashed(job, 2)
-    async with working():
+    async with working(), moving_due_jobs(client, "apart"):
         await until(lambda: all_moved(client, 1))
         record = await job.status()
         assert (record.state, record.queue, record.quarantine) == ("retrying", "risky", "apart")
@@ -122,7 +123,7 @@ async def test_a_retry_stays_in_quarantine(
     await client.admin.provision(risky.declared)
     job = await risky.tasks["work"].submit("again")
     await crashed(job, 2)
-    async with working():
+    async with working(), moving_due_jobs(client, "apart"):
         await until(lambda: all_moved(client, 1))
         async with working(queues=["apart"]):
             assert await job.result(60) == [4, True]
@@ -142,7 +143,7 @@ async def test_a_job_that_crashes_workers_of_the_quarantine_becomes_a_dead_lette
     await client.admin.provision(risky.declared)
     job = await risky.tasks["work"].submit()
     await crashed(job, 2)
-    async with working():
+    async with working(), moving_due_jobs(client, "apart"):
         await until(lambda: all_moved(client, 1))
     await crashed(job, 2)
     async with working(queues=["apart"]):
@@ -166,7 +167,7 @@ async def test_a_job_that_waits_in_quarantine_can_be_cancelled(
     await client.admin.provision(risky.declared)
     one, other = [await risky.tasks["work"].submit() for _ in range(2)]
     await asyncio.gather(crashed(one, 2), crashed(other, 2))
-    async with working():
+    async with working(), moving_due_jobs(client, "apart"):
         await until(lambda: all_moved(client, 2))
     await one.cancel()
     await until(lambda: all_moved(client, 1))
@@ -202,7 +203,7 @@ async def test_a_sweep_of_a_quarantine_repairs_only_the_inconsistencies_in_it(
     await client.admin.provision(risky.declared)
     one, other = [await risky.tasks["work"].submit() for _ in range(2)]
     await asyncio.gather(crashed(one, 2), crashed(other, 2))
-    async with working():
+    async with working(), moving_due_jobs(client, "apart"):
         await until(lambda: all_moved(client, 2))
     await until(lambda: all_received(client))
     assert await client.admin.sweep(age=0) == []

@@ -225,14 +225,17 @@ async def test_a_job_that_moves_while_messages_are_located_is_listed(
     moves = [ready if requeued else later]
 
     async def move() -> None:
-        subject = subjects.ready("default", "normal", job.id)
+        subject, due = subjects.ready("default", "normal", job.id), subjects.due("default", "normal", job.id)
         if not requeued:
             await job.promote()
-            await until(lambda: broker.reads.last(ready, subject, consistent=True))
+            await until(lambda: broker.reads.last(later, due, consistent=True))
+            message = await broker.reads.last(later, due, consistent=True)
+            assert message is not None
+            await broker.wire.publish(subject, message.payload, own_headers(message.headers))
+            await broker.jetstream.delete_message(later, sequence_of(message))
             return
         message = await broker.reads.last(ready, subject, consistent=True)
         assert message is not None
-        due = subjects.due("default", "normal", job.id)
         await broker.job_writer.requeue_message(due, message.payload, own_headers(message.headers), HOUR)
         await broker.jetstream.delete_message(ready, sequence_of(message))
 
