@@ -358,3 +358,40 @@ async def test_an_edit_killed_at_any_point_loses_and_repeats_no_job(
 
     sites = await at_each_point(killed_at, least=4)
     assert sites[0].runs("mine") == len(sites)  # they share the file
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_due_job_that_no_worker_has_moved_can_be_edited(
+    app: App, client: Client, working: Working, until: Until, key: str | None, full: bool
+) -> None:
+    ran: list[int] = []
+
+    @app.task(retries=0)
+    async def note(n: int) -> None:
+        ran.append(n)
+
+    app.queue("default", max_jobs=1)
+    await client.admin.provision(app.declared)
+    if full:
+        await note.submit(0)
+    job = await note.options(delay=0.2, key=key).submit(1)
+
+    async def is_due() -> bool:
+        broker = await client.broker()
+        subjects = broker.subjects
+        due = (
+            subjects.due("default", "*", job.id)
+            if key is None
+            else subjects.groups.due("default", "*", job.id)
+        )
+        return await broker.jetstream.count(subjects.streams.scheduled("default"), due) == 1
+
+    await until(is_due)
+
+    edited = await job.edit([2], tags=["edited"])
+    assert (edited.arguments, edited.tags, edited.state) == ({"n": 2}, ("edited",), "queued")
+    async with working():
+        await job.result(WAIT)
+        await until(lambda: nothing_waits(client))
+    assert sorted(ran) == ([0, 2] if full else [2])

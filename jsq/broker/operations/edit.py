@@ -27,6 +27,7 @@ from jsq.broker.operations.reschedule import with_absolute_deadline
 from jsq.broker.operations.schedule_replacement import ScheduleReplacement
 from jsq.broker.topology.namespace import Namespace
 from jsq.codec import envelope, revisions
+from jsq.codec.subject_token import STEM
 from jsq.errors import BadArguments, BadOption, JobNotFound, NotAllowed, QueueFull, WrongState
 from jsq.model.edit import JobEdit, is_edited
 from jsq.model.job import Job
@@ -162,15 +163,17 @@ class Editor:
                 return
         if old is not None and job.key and not job.quarantine and job.current_queue == queue:
             return  # the old message has the job's place; the worker that receives it stores the new one
-        expect = sequence_of(old) if old is not None and job.current_queue == queue and not scheduled else 0
+        waits = old is not None and old.headers["Nats-Subject"].startswith(self._ready_prefix(queue))
+        expect = sequence_of(old) if old is not None and job.current_queue == queue and waits else 0
         if due is not None or not await self._enqueue(job, expect):
             await self._job_writer.ensure_scheduled(job, due)
         if old is not None:
-            stream = streams.scheduled(queue) if scheduled else streams.ready(queue)
+            is_due = old.headers["Nats-Subject"].startswith(self._due_prefix(queue))
+            stream = streams.ready(queue) if waits else streams.scheduled(queue)
             with contextlib.suppress(NotAllowed):  # a worker settles it instead
                 if job.key and not found.revision.quarantine:
                     await self._key_groups.remove(queue, job.key, job.id)
-                if scheduled or old.headers["Nats-Subject"].startswith(self._ready_prefix(queue)):
+                if scheduled or is_due or waits:
                     await self._namespace.jetstream.delete_message(stream, sequence_of(old))
 
     async def _enqueue(self, job: Job, expect: int) -> bool:
@@ -197,12 +200,21 @@ class Editor:
         """The prefix of the subjects of a queue's messages; those of its key groups have another one."""
         return self._namespace.subjects.of_groups(queue).ready_prefix
 
+    def _due_prefix(self, queue: str) -> str:
+        """The prefix of the subjects of a queue's due jobs that no worker has moved yet."""
+        return self._namespace.subjects.due(queue, "", STEM).removesuffix(".")
+
     async def _message(self, found: StoredRevision) -> Reply | None:
-        """The message of a job on its queue, in the SCHEDULED stream, or in its key group."""
+        """The message of a job on its queue, in the SCHEDULED stream, or in its key group.
+
+        A due job stays in the SCHEDULED stream until a worker moves it.
+        """
         subjects, queue, id = self._namespace.subjects, found.current_queue, found.job
         ready = subjects.streams.ready(queue), subjects.ready(queue, "*", id)
-        scheduled = subjects.streams.scheduled(queue), subjects.scheduled(queue, id)
-        for stream, subject in (ready, scheduled, ("", ""), ready):
+        later = subjects.streams.scheduled(queue)
+        scheduled, due = (later, subjects.scheduled(queue, id)), (later, subjects.due(queue, "*", id))
+        of_group = later, subjects.groups.due(queue, "*", id)
+        for stream, subject in (ready, scheduled, due, of_group, ("", ""), ready):
             with contextlib.suppress(NoResponders):
                 message = (
                     await self._namespace.reads.last(stream, subject, consistent=True)
