@@ -1691,6 +1691,134 @@ async def a_job_that_submits_a_unique_job_twice(lab: Lab) -> Any:
     return found
 
 
+# -- features together -------------------------------------------------------------------------------------
+
+
+@case
+async def a_unique_job_with_a_delay_and_retries(lab: Lab) -> Any:
+    @lab.task(retries=2, backoff=[0.2], unique=["a"])
+    async def work(ctx: Context, a: int) -> int:
+        lab.note(ctx.attempt)
+        if ctx.attempt < 3:
+            raise ValueError("not yet")
+        return a
+
+    first = await work.options(delay=60).submit(1)
+    second = await work.submit(1)
+    await lab.due(60, first)
+    found = await lab.outcome(first)
+    third = await work.submit(1)
+    return second.duplicate, found, third.duplicate, await lab.outcome(third), lab.notes
+
+
+@case
+async def a_fallback_of_a_delayed_job_with_a_key(lab: Lab) -> Any:
+    @lab.task
+    async def cheap(ctx: Context, a: int) -> Any:
+        return a, sorted(ctx.headers), ctx.queue, list(ctx.job.tags), ctx.job.key
+
+    @lab.task(retries=0, fallback=cheap)
+    async def costly(a: int) -> None:
+        raise ValueError("too costly")
+
+    options = {"headers": {"h": "1"}, "tags": ["x"], "key": "own", "expires": 300}
+    job = await costly.options(delay=30, **options).submit(3)
+    await lab.due(30, job)
+    found = await lab.outcome(job)
+    other = lab.client.jobs.handle((await job.status()).fallback)
+    return found, await lab.outcome(other), await other.result()
+
+
+@case
+async def a_callback_that_fails(lab: Lab) -> Any:
+    @lab.task(retries=0)
+    async def note_failure(failure: Failure) -> None:
+        lab.note("called")
+        raise RuntimeError("the callback is broken")
+
+    @lab.task(retries=0, on_failure=note_failure, on_dead=note_failure)
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    async def dead_tasks() -> list[str]:
+        dead = await lab.client.dead_letters.list()
+        return sorted(one.task for one in dead if one.task.startswith(lab.name))
+
+    async def all_are_dead() -> bool:
+        return len(await dead_tasks()) == 3
+
+    found = await lab.outcome(await fail.submit())
+    await lab.until(all_are_dead)
+    return found, lab.notes, await dead_tasks()
+
+
+@case
+async def signals_of_a_batch(lab: Lab) -> Any:
+    @lab.batch_task(size=5, wait=5.0, retries=1, backoff="none")
+    async def index(items: list[BatchItem[int]]) -> list[Any]:
+        ends = (None, Reject("never"), Retry("again"), ValueError("odd"), KeyError("missing"))
+        return [item.value if item.attempt > 1 else ends[item.value] for item in items]
+
+    jobs = await index.submit_many([[0], [1], [2], [3], [4]])
+    return [await lab.outcome(job) for job in jobs]
+
+
+@case
+async def exceptions_that_are_no_errors(lab: Lab) -> Any:
+    class Own(BaseException):
+        pass
+
+    kinds = (asyncio.CancelledError, SystemExit, GeneratorExit, Own, StopAsyncIteration, MemoryError)
+
+    @lab.task(retries=0)
+    async def work(number: int) -> None:
+        raise kinds[number]("raised by the task")
+
+    @lab.task(retries=0)
+    def work_in_thread(number: int) -> None:
+        raise kinds[number]("raised by the task")
+
+    jobs = [await task.submit(number) for task in (work, work_in_thread) for number in range(len(kinds))]
+    return [{**await lab.outcome(job), "traceback": ""} for job in jobs]
+
+
+@case
+async def submits_of_a_thread_that_a_task_starts(lab: Lab) -> Any:
+    @lab.task
+    def child(a: int) -> int:
+        return a + 1
+
+    @lab.task(retries=0)
+    def parent() -> list[int]:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(child.delay(1).result(10)))
+        thread.start()
+        thread.join()
+        return [*found, child.delay(5).result(10)]
+
+    return await lab.outcome(await parent.submit())
+
+
+@case
+async def dependencies_that_fail(lab: Lab) -> Any:
+    async def broken() -> int:
+        raise ValueError("in the provider")
+
+    async def broken_at_the_end() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("in the clean-up")
+
+    @lab.task(retries=1, backoff="none")
+    async def first(x: Annotated[int, Depends(broken)] = INJECTED) -> int:
+        return x
+
+    @lab.task(retries=1, backoff="none")
+    async def second(x: Annotated[int, Depends(broken_at_the_end)] = INJECTED) -> int:
+        return x
+
+    return [await lab.outcome(await task.submit()) for task in (first, second)]
+
+
 # -- hooks of the App --------------------------------------------------------------------------------------
 
 
@@ -1785,6 +1913,26 @@ async def a_middleware_of_the_task(lab: Lab) -> Any:
 
     job = await work.submit(4)
     return await lab.outcome(job), await job.result(), lab.notes
+
+
+@hooked_case
+async def signals_that_a_middleware_raises(lab: Lab) -> Any:
+    class Raising(Middleware):
+        async def around(self, ctx: Context, call: Any) -> Any:
+            signal = {"retry": Retry("later"), "snooze": Snooze(0.1), "reject": Reject("never")}[
+                ctx.job.tags[0]
+            ]
+            if ctx.id in lab.notes:
+                return await call()
+            lab.note(ctx.id)
+            raise signal
+
+    @lab.task(middleware=[Raising()], retries=1, backoff="none")
+    async def work() -> int:
+        return 1
+
+    jobs = [await work.options(tags=[tag]).submit() for tag in ("retry", "snooze", "reject")]
+    return [await lab.outcome(job) for job in jobs]
 
 
 # -- the comparison ----------------------------------------------------------------------------------------
