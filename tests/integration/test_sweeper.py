@@ -13,6 +13,7 @@ import pytest
 from jsq import App, Client, Context, JobFailed, Reject, Retry
 from jsq.broker.maintenance.repairs import Repairs
 from jsq.broker.maintenance.sweeper import LEASE_SECONDS, SWEEP_KEY, Sweeper
+from jsq.broker.topology.configs import DUE_CONSUMER
 from jsq.broker.topology.leased_key import LeasedKey
 from jsq.codec import envelope, revisions
 from jsq.errors import BrokerUnavailable
@@ -168,29 +169,28 @@ async def test_an_undeliverable_message_on_a_full_queue_is_replaced_in_its_place
         assert [await job.result(60) for job in jobs] == [1, 1]
 
 
-async def test_a_sweep_puts_due_jobs_on_their_queue_unless_it_is_full(
+async def test_a_sweep_puts_due_jobs_on_their_queue_if_no_worker_can_get_them(
     app: App, client: Client, working: Working, runs: Counter[str], until: Until
 ) -> None:
     app.queue("default", max_jobs=1)
     await client.admin.provision(app.declared)
     broker = await client.broker()
-    ready = await broker.jetstream.stream_info(broker.subjects.streams.ready(READY))
-    assert ready is not None
-    apart = ready["config"] | {"sources": []}  # the queue receives no scheduled messages any more
-    await broker.wire.api(f"STREAM.UPDATE.{apart['name']}", apart)
-    first = await client.task("count").submit()
+    streams = broker.subjects.streams
     job = await client.task("count").options(delay=0.3).submit()
 
     async def due() -> bool:
-        stream, subject = broker.subjects.streams.scheduled(READY), broker.subjects.due(READY, "*", job.id)
-        return await broker.reads.last(stream, subject) is not None
+        subject = broker.subjects.due(READY, "*", job.id)
+        return await broker.reads.last(streams.scheduled(READY), subject) is not None
 
     await until(due)
-    assert await client.admin.sweep(age=0) == []
+    assert await client.admin.sweep(age=0) == []  # it waits for a worker
+    await broker.wire.api(f"CONSUMER.DELETE.{streams.scheduled(READY)}.{DUE_CONSUMER}")
+    first = await client.task("count").submit()
+    assert await client.admin.sweep(age=0) == []  # the queue is full
     await first.cancel()
 
     assert repair_summary(await client.admin.sweep(age=0)) == [(Inconsistency.UNDELIVERABLE, job.id, True)]
-    assert await broker.reads.last(apart["name"], broker.subjects.ready(READY, "normal", job.id)) is not None
+    assert await broker.reads.last(streams.ready(READY), broker.subjects.ready(READY, "normal", job.id))
     async with working():
         assert await job.result(60) == 1
     assert await on_queue(client) == []

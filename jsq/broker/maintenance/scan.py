@@ -85,10 +85,15 @@ class Scanner:
             read_stored_message(queue, later, reply, undeliverable=False)
             for reply in await self._scan_reads.next_slice(later, subjects.scheduled(queue, ANY), scan)
         ]
-        # The server moves a due message to the queue at once, unless the queue is full.
-        stuck = not may_be_full(stream)
+        # Workers move due messages to the queue, unless the queue is full. Without a worker they wait.
+        bound, has_room = await self._scan_reads.due_delivered_up_to(queue), not may_be_full(stream)
         messages += [
-            read_stored_message(queue, later, reply, undeliverable=stuck)
+            read_stored_message(
+                queue,
+                later,
+                reply,
+                undeliverable=has_room and (bound is None or sequence_of(reply) <= bound),
+            )
             for reply in await self._scan_reads.next_slice(later, subjects.due(queue, "*", ANY), scan)
         ]
         return await self._judge_messages(

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from jsq.broker.jobs.messages import id_of
 from jsq.broker.jobs.records import read_revision
+from jsq.broker.topology.configs import DUE_CONSUMER
 from jsq.broker.topology.namespace import Namespace
 from jsq.model.job import PRIORITIES, Priority
 from jsq.model.repair import is_older
@@ -75,9 +77,14 @@ class ScanReads:
         for level in PRIORITIES:
             known = await self._jetstream.consumer_info(self._subjects.streams.ready(queue), level)
             if known is not None:
-                floor = "ack_floor" if known["num_ack_pending"] else "delivered"
-                bounds[level] = int(known[floor]["stream_seq"])
+                bounds[level] = nothing_left_up_to(known)
         return bounds
+
+    async def due_delivered_up_to(self, queue: str) -> int | None:
+        """The same for the due jobs of a queue; None if they have no consumer."""
+        stream = self._subjects.streams.scheduled(queue)
+        known = await self._jetstream.consumer_info(stream, DUE_CONSUMER)
+        return None if known is None else nothing_left_up_to(known)
 
     async def last_records(self, queue: str, ids: Sequence[str]) -> dict[str, StoredRevision]:
         """The last revisions of many records of a queue."""
@@ -150,3 +157,9 @@ class ScanReads:
         scan.scanned += len(found)
         scan.read_bytes += sum(len(reply.payload) for reply in found)
         return found
+
+
+def nothing_left_up_to(consumer: Mapping[str, Any]) -> int:
+    """The sequence up to which a consumer has no message left to deliver."""
+    floor = "ack_floor" if consumer["num_ack_pending"] else "delivered"
+    return int(consumer[floor]["stream_seq"])
