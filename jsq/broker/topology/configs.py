@@ -293,6 +293,7 @@ def due_consumer(subjects: Subjects, queue: str) -> Config:
         "deliver_policy": "all",
         "filter_subjects": [subjects.due(queue, "*", ANY), subjects.groups.due(queue, "*", ANY)],
         "ack_wait": round(DUE_LEASE * NS),
+        "max_ack_pending": -1,
         "max_waiting": MAX_WAITING,
     }
 
