@@ -16,7 +16,9 @@ class QueueMetrics:
         self._depth = gauge("depth", "Jobs that wait for a worker.", "priority")
         self._waiting_for_key = gauge("waiting_for_key", "Jobs that wait in the group of their key.")
         self._running = gauge("running", "Jobs that workers hold.")
-        self._scheduled = gauge("scheduled", "Jobs that are not due yet, or that no worker has moved to the queue.")
+        self._scheduled = gauge(
+            "scheduled", "Jobs that are not due yet, or that no worker has moved to the queue."
+        )
         self._oldest = gauge("oldest_job_age_seconds", "Seconds that the oldest waiting job has waited.")
         self._arrivals = gauge("arrivals_per_second", "Jobs that arrived each second, over a minute.")
         self._departures = gauge(

@@ -32,8 +32,8 @@ class QueueStats:
     """A queue's numbers of jobs.
 
     `waiting` is by priority. `running` counts the deliveries that workers hold, `waiting_for_key` the jobs
-    that wait for a slot of their key group. `scheduled` counts the jobs that are not due yet, and the due jobs
-    that no worker has moved to the queue: it has no worker, or no room.
+    that wait for a slot of their key group. `scheduled` counts the jobs that are not due yet, and the due
+    jobs that no worker has moved to the queue: it has no worker, or no room.
 
     `oldest_job_age` is how many seconds ago the oldest waiting job was stored or due; None if none waits.
     `arrivals_per_second` and `departures_per_second` are the rates of the last minute, measured by a worker
