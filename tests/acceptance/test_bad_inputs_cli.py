@@ -184,7 +184,7 @@ async def test_hostile_texts_are_escaped_in_the_log_and_on_a_terminal(jsq: Comma
         while "job failed" not in (line := (await process.stderr.readline()).decode()):
             assert line.rstrip("\n").isprintable()
     assert line.rstrip("\n").isprintable()
-    assert r"\x1b[31m" in line
+    assert r"\u001b[31m" in line
     shown = await jsq.on_terminal("job", "get", job.id, environment={"NO_COLOR": "1"})
     assert all(line.isprintable() for line in shown.out.replace("\r\n", "\n").splitlines())
     assert r"\u202e<script>" in shown.out

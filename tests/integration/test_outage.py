@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator, Callable
 from typing import Any
 
 import pytest
@@ -69,6 +69,13 @@ class Site:
     def worker(self) -> contextlib.AbstractAsyncContextManager[None]:
         timings = WorkerTimings(unwind=0.2)
         return running_worker(Worker(self.app, settings=WorkerSettings(concurrency=20), timings=timings))
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    """A server with its streams on the disk, which restarts as fast as that of a user."""
+    with EmbeddedServer() as server:
+        yield server
 
 
 @pytest.fixture
