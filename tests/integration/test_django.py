@@ -98,7 +98,7 @@ if BACKEND_SUITES:
 
     def test_the_example_of_the_page_runs(server: EmbeddedServer, namespace: str, tmp_path: Path) -> None:
         manage = write_project(tmp_path)
-        settings, example = [
+        settings, example, *_ = [
             block.text for block in page_blocks(GUIDE / "django-tasks.md") if block.word == "other"
         ]
         tasks, _, calls = example.partition("\n\nresult = ")
