@@ -70,7 +70,7 @@ async def check_flow(
         assert letters == {id, node_id(id, 1)}
         return
     assert [one[-1].state for one in nodes] == ["succeeded"] * 5
-    assert sum(runs) <= 6 + died
+    assert sum(runs) <= 6 + 2 * died  # the worker may have run both members of a group
     starts = [next(one.sequence for one in history if one.state == "running") for history in nodes]
     assert starts[2] > max(nodes[0][-1].sequence, nodes[1][-1].sequence)
     assert min(starts[3:]) > nodes[2][-1].sequence
